@@ -1,0 +1,114 @@
+"""Attention over rows packed into one flat sequence: each row attends only to itself.
+
+Importing this module registers the implementation "packed" with transformers. The model is called with one flat batch
+`[1, tokens]` and `cu_seq_lens_q` (int32, `[rows + 1]`: where each row begins and the last one ends) and
+`max_length_q` among its keyword arguments; transformers hands them down to `attend`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+
+from tasks.errors import UserError
+
+NAME = "packed"
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each packed row.
+
+    Args:
+        query: `[1, heads, tokens, head_dim]`; key and value the same with the model's number of key-value heads.
+        sliding_window: tokens a position sees, itself included; None: all before it.
+    Returns:
+        `[1, tokens, heads, head_dim]`, and no attention weights.
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise RuntimeError(f"{type(module).__name__} did not pass the packed rows' boundaries on to its attention")
+    if dropout:
+        raise UserError("this base model asks for attention dropout, which packed training does not support")
+    if query.is_cuda:
+        return _attend_varlen(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
+    return _attend_rows(query, key, value, scaling, sliding_window, cu_seq_lens_q), None
+
+
+def _attend_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+    boundaries: torch.Tensor,
+    longest: int,
+) -> torch.Tensor:
+    """torch's own FlashAttention kernel for rows of different lengths."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    out = varlen_attn(
+        q, k, v, boundaries, boundaries, longest, longest, scale=scaling, window_size=window, enable_gqa=True
+    )
+    return out.unsqueeze(0)
+
+
+def _attend_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+    boundaries: torch.Tensor,
+) -> torch.Tensor:
+    """The same, row by row: exact on every device."""
+    lengths = boundaries.diff().tolist()
+    rows = []
+    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
+        mask = _window_mask(q.shape[2], sliding_window, q.device)
+        rows.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        )
+    return torch.cat(rows, dim=2).transpose(1, 2)
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """`[length, length]`, true where a position is seen; None when the window is no narrower than the row."""
+    if window is None or window >= length:
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def check_supported(config: PretrainedConfig) -> None:
+    """Refuse an architecture whose layers would mix packed rows or whose attention this module does not compute.
+
+    Raises:
+        UserError: naming what is not supported.
+    """
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        raise UserError(f"model type {text.model_type} has {', '.join(sorted(other))} layers, which cannot be packed yet")
+    if getattr(text, "attn_logit_softcapping", None):
+        raise UserError(f"model type {text.model_type} caps its attention logits, which is not supported yet")
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the row boundaries say it all

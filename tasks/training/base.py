@@ -1,0 +1,120 @@
+"""The base model in the asked precision with a fresh adapter on it, checked to be what was asked for."""
+
+import os
+from pathlib import Path
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
+
+from tasks.config import TrainingConfig
+from tasks.errors import UserError
+from tasks.training import attention
+from tasks.training.lora import fuse
+
+_DENSE_SHARE = 0.25  # of the free memory that dequantized weights may take on a CPU
+
+
+def load(folder: Path, config: TrainingConfig, device: torch.device) -> PeftModel:
+    """The base of `folder` on `device`, quantized as `config` says, with LoRA layers ready to train.
+
+    Raises:
+        UserError: the architecture or a target module is not supported, or a setting needs a GPU.
+    """
+    if device.type == "cpu" and (config.compute_dtype == "float16" or config.optimizer == "paged_adamw_8bit"):
+        raise UserError("training.compute_dtype float16 and training.optimizer paged_adamw_8bit need a GPU")
+    dtype = getattr(torch, config.compute_dtype)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quant_type,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=config.double_quant,
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=attention.NAME,
+        device_map={"": device},
+        local_files_only=True,
+        **({"quantization_config": quantization} if config.quantization == "4bit" else {}),
+    )
+    attention.check_supported(base.config)
+    model = add_adapter(base, config)
+    if config.quantization == "4bit":
+        check_quantized(model)
+    never_repack(model)
+    fuse(model, dtype, keep_dense=device.type == "cpu" and _fits_dense(model, dtype))
+    return model
+
+
+def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
+    """LoRA on the targeted layers; its weights are float32 and its initialization follows `config.seed`."""
+    linear = _linear_names(base)
+    asked = config.target_modules
+    if asked != ["all-linear"]:
+        if unknown := [name for name in asked if name not in linear]:
+            raise UserError(
+                f"training.target_modules: no linear layer is named {', '.join(unknown)}; this base has "
+                f"{', '.join(sorted(linear))} (or all-linear)"
+            )
+    set_seed(config.seed)
+    return get_peft_model(  # type: ignore[return-value]
+        base,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=sorted(linear if asked == ["all-linear"] else asked),
+            use_rslora=config.rslora,
+            use_dora=config.dora,
+        ),
+    )
+
+
+def _linear_names(base: PreTrainedModel) -> set[str]:
+    """Last parts of the names of all linear layers but the head."""
+    head = base.get_output_embeddings()
+    return {
+        name.rsplit(".", 1)[-1]
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def check_quantized(model: PeftModel) -> None:
+    """Fail unless every adapted layer really holds 4-bit weights.
+
+    Raises:
+        RuntimeError: naming a layer that does not.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            layer = module.get_base_layer()
+            if not isinstance(layer, Linear4bit) or getattr(layer.weight, "quant_state", None) is None:
+                raise RuntimeError(f"4-bit was asked for, but {name} is a {type(layer).__name__} without 4-bit weights")
+
+
+def never_repack(model: torch.nn.Module) -> None:
+    """Switch off bitsandbytes' re-packing of 4-bit weights on CPUs with AVX-512-BF16.
+
+    The first forward in eval mode would re-pack them for inference, and training the same weights afterwards drops
+    the gradient that passes through the base, with no more than a warning.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _fits_dense(model: PeftModel, dtype: torch.dtype) -> bool:
+    """Whether the dequantized values of all adapted layers fit comfortably beside everything else.
+
+    They are the very values the 4-bit weights stand for: memory for speed, nothing else changes.
+    """
+    values = sum(
+        module.in_features * module.out_features for module in model.modules() if isinstance(module, BaseTunerLayer)
+    )
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return values * dtype.itemsize < _DENSE_SHARE * free

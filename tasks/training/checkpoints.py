@@ -1,0 +1,58 @@
+"""Checkpoints that are whole or not there: written aside, sealed with a manifest, renamed into place."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+MINUTES = 5.0  # between two checkpoints
+now = time.monotonic
+KEPT = 2
+_MANIFEST = "manifest.json"
+
+
+def seal(written: Path, final: Path) -> None:
+    """Publish the finished checkpoint folder `written` as `final` and drop all but the last `KEPT`."""
+    digests = {file.name: _digest(file) for file in sorted(written.iterdir())}
+    (written / _MANIFEST).write_text(json.dumps(digests, indent=1))
+    for file in written.iterdir():
+        _sync(file)
+    if final.exists():
+        shutil.rmtree(final)
+    written.rename(final)
+    _sync(final.parent)
+    for old in _newest_first(final.parent)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def last_valid(folder: Path) -> Path | None:
+    """The newest checkpoint whose every file is as it was written; None when there is none."""
+    return next((path for path in _newest_first(folder) if _valid(path)), None)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit())
+    return sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-")))
+
+
+def _valid(path: Path) -> bool:
+    try:
+        digests = json.loads((path / _MANIFEST).read_text())
+        return all(_digest(path / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

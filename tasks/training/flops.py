@@ -1,0 +1,26 @@
+"""How much arithmetic a trained token is, and how much of it a GPU can do."""
+
+import time
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import nn
+
+
+def per_token(model: nn.Module) -> int:
+    """Floating-point operations of one trained token: products of the frozen layers, forward and for the activation
+    gradient. The head counts in full; adapters, attention and recomputation do not (the usual QLoRA convention)."""
+    return sum(4 * m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear | Linear4bit))
+
+
+def measured_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> float:
+    """Operations per second of a large bfloat16 matrix product on this device."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        a @ b
+    torch.cuda.synchronize(device)
+    return 2 * size**3 * repeats / (time.perf_counter() - began)

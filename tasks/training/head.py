@@ -1,0 +1,98 @@
+"""The model's forward pass in training: packed rows in, summed loss out, logits only where something is learnt.
+
+With completion-only loss most positions carry no label, so gathering the hidden states before the head saves most of
+its work. The head is frozen, so its input gradient is computed together with the loss, chunk by chunk, and no
+`[tokens, vocabulary]` tensor outlives its chunk.
+"""
+
+import types
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+_LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of one chunk's float32 logits: near the cache, or a small share
+
+
+def train_on_packs(model: PreTrainedModel) -> None:
+    """Replace `model.forward` by one that takes a micro-batch's fields and returns the summed loss (float32, `[]`).
+
+    The original forward is gone: this is for a process that trains and ends.
+    """
+    config = model.config.get_text_config()
+    scale, softcap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+    backbone = model.base_model
+
+    def forward(
+        self: PreTrainedModel,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        boundaries: torch.Tensor,
+        longest: int,
+        keep: torch.Tensor,
+        targets: torch.Tensor,
+        **_: Any,
+    ) -> torch.Tensor:
+        hidden = backbone(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            cu_seq_lens_q=boundaries,
+            cu_seq_lens_k=boundaries,
+            max_length_q=longest,
+            max_length_k=longest,
+        ).last_hidden_state[0]
+        head = self.get_output_embeddings()
+        return _HeadLoss.apply(hidden[keep], head.weight, head.bias, targets, scale, softcap)
+
+    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+
+
+def _logit_scale(config: Any) -> float:
+    """What an architecture multiplies its logits by (Cohere, Granite, Falcon-H1)."""
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if (value := getattr(config, name, None)) is not None:
+            return float(value)
+    return 1.0 / getattr(config, "logits_scaling", None) if getattr(config, "logits_scaling", None) else 1.0
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Summed cross-entropy of a frozen head, with the gradient for its input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        rows = max(1, _LOGIT_BYTES[hidden.device.type] // (4 * weight.shape[0]))
+        for x, target, out in zip(hidden.split(rows), targets.split(rows), gradient.split(rows), strict=True):
+            logits = torch.nn.functional.linear(x, weight, bias).float()
+            if scale != 1.0:
+                logits.mul_(scale)
+            if softcap is not None:
+                capped = torch.tanh(logits / softcap)
+                logits = capped * softcap
+            normal = logits.logsumexp(1, keepdim=True)
+            loss += normal.sum() - logits.gather(1, target[:, None]).sum()
+            probability = logits.sub_(normal).exp_()
+            probability.scatter_add_(1, target[:, None], probability.new_full((len(target), 1), -1.0))
+            if softcap is not None:
+                probability.mul_(1 - capped.square())
+            if scale != 1.0:
+                probability.mul_(scale)
+            torch.mm(probability.to(weight.dtype), weight, out=out)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        # multiplied in float32: one over a step's tokens, rounded to bfloat16, would scale every gradient by it
+        return (gradient * grad_output.float()).to(gradient.dtype), None, None, None, None, None

@@ -1,0 +1,93 @@
+"""Rows of one optimizer step become flat micro-batches without padding.
+
+A row is never cut. `labels` arrive unshifted (-100: not learnt); a micro-batch holds, for the positions whose next
+token is learnt, where they are and what that token is, so that the head runs on those alone.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training example: `input_ids` and `labels` are int64 `[length]` on the CPU."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def learnt(self) -> int:
+        """Tokens that carry loss; the first token has nothing before it to be predicted from."""
+        return int((self.labels[1:] != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What the collator hands to the trainer; not a tensor, so that no library moves or pads it."""
+
+    rows: list[Row]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.input_ids) for row in self.rows)
+
+    @property
+    def learnt(self) -> int:
+        return sum(row.learnt for row in self.rows)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows end to end: `input_ids`, `position_ids` `[1, tokens]`; `boundaries` int32 `[rows + 1]`;
+    `keep` and `targets` int64 `[learnt]`; `longest`: tokens of the longest row."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    boundaries: torch.Tensor
+    keep: torch.Tensor
+    targets: torch.Tensor
+    longest: int
+
+
+def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, StepRows]:
+    """Dataset rows with `input_ids` and `labels` to one step's rows."""
+    return {"rows": StepRows([Row(*(torch.tensor(e[key]) for key in ("input_ids", "labels"))) for e in examples])}
+
+
+def pack(rows: Iterable[Row], budget: int) -> list[list[Row]]:
+    """Best fit, longest first: groups of whole rows with at most `budget` tokens; a longer row is its own group."""
+    groups: list[list[Row]] = []
+    sizes: list[int] = []
+    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
+        length = len(row.input_ids)
+        fitting = [i for i, size in enumerate(sizes) if size + length <= budget]
+        if fitting:
+            best = max(fitting, key=sizes.__getitem__)
+            groups[best].append(row)
+            sizes[best] += length
+        else:
+            groups.append([row])
+            sizes.append(length)
+    return groups
+
+
+def flatten(rows: Sequence[Row], device: torch.device) -> MicroBatch:
+    """One micro-batch on `device`."""
+    lengths = torch.tensor([len(row.input_ids) for row in rows])
+    following = torch.cat([torch.cat([row.labels[1:], row.labels.new_full((1,), IGNORED)]) for row in rows])
+    keep = (following != IGNORED).nonzero().squeeze(1)
+    tensors = (
+        torch.cat([row.input_ids for row in rows])[None],
+        torch.cat([torch.arange(length) for length in lengths.tolist()])[None],
+        torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32),
+        keep,
+        following[keep],
+    )
+    if device.type == "cuda":  # pinned, so that the copies do not wait for the kernels queued before them
+        tensors = tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)  # type: ignore[assignment]
+    return MicroBatch(*tensors, longest=int(lengths.max()))

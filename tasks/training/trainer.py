@@ -1,0 +1,340 @@
+"""TRL's SFTTrainer with a step of its own: packed micro-batches, one exact loss, out-of-memory survived.
+
+A step is `batch_size` rows over all processes whatever fits on the device: the rows are packed into micro-batches of at
+most `micro_batch_tokens`, whose losses are summed and divided by the learnt tokens of the whole step. So that number
+changes speed and memory and never the result beyond rounding.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from tasks.config import TrainingConfig
+from tasks.errors import UserError
+from tasks.training import checkpoints
+from tasks.training.head import train_on_packs
+from tasks.training.log import StepLog
+from tasks.training.packing import StepRows, collate, flatten, pack
+
+_LOG_FILE = "step_log.parquet"
+
+
+class TrainingFailed(RuntimeError):
+    """Training would go on without learning; the checkpoints before this step are good."""
+
+
+class Interrupted(BaseException):
+    """SIGTERM arrived while a step was being computed. Not an Exception: nothing on the way may swallow it."""
+
+
+@dataclass
+class _Unsettled:
+    """A step whose numbers are still on the device."""
+
+    step: int
+    tokens: int
+    learnt: int
+    learning_rate: float
+    loss: torch.Tensor
+    grad_norm: torch.Tensor | None = None
+
+
+class PackedTrainer(SFTTrainer):
+    """Trains LoRA layers on packed rows.
+
+    Args:
+        model: a base with an adapter, from `base.load`.
+        rows: data set with `input_ids` and `labels` (unshifted, -100: not learnt), lists of ints.
+        config: the training configuration.
+        checkpoint_folder: where checkpoints live.
+        say: receives progress lines.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        rows: Dataset,
+        config: TrainingConfig,
+        checkpoint_folder: Path,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        master = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=arguments(config, len(rows), checkpoint_folder),
+            train_dataset=rows,
+            data_collator=collate,
+            processing_class=_no_tokenizer(),
+        )
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:  # SFTTrainer rounds a 4-bit base's adapter to bfloat16; ours stays float32
+                parameter.data = master[name]
+        self.processing_class = None  # the rows are tokens already; nothing to save beside the weights
+        self.micro_batch_tokens = config.micro_batch_tokens
+        self.halvings = 0
+        self.step_log = StepLog(self.args.max_steps, say)
+        self.stop_requested = False
+        self._say = say
+        self._run_folder: str | None = None
+        self._unsettled: _Unsettled | None = None
+        self._computing = False
+        self._random_state = _random_state()
+        train_on_packs(model.get_base_model())
+        if config.compile and self.args.device.type == "cuda":
+            _compile_layers(model)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_StepEnd(self))
+
+    # --- one step -------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, StepRows], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Gradients of one step; the loss is the mean over the learnt tokens of all processes' rows."""
+        rows = inputs["rows"]
+        model.train()
+        learnt = torch.tensor([rows.learnt, rows.tokens], device=self.args.device)
+        learnt, tokens = self.accelerator.reduce(learnt, "sum").tolist() if self._world > 1 else learnt.tolist()
+        self._random_state = _random_state()
+        self._computing = True
+        if self.stop_requested:
+            raise Interrupted
+        while True:
+            try:
+                loss = self._accumulate(model, rows, learnt)
+                break
+            except torch.OutOfMemoryError:
+                self._halve(model, rows)
+        self._computing = False
+        self._unsettled = _Unsettled(self.state.global_step + 1, tokens, learnt, self._get_learning_rate(), loss)
+        return loss
+
+    def _accumulate(self, model: torch.nn.Module, rows: StepRows, learnt: int) -> torch.Tensor:
+        """Forward and backward over the step's micro-batches; DDP exchanges gradients with the last one."""
+        total = torch.zeros((), device=self.args.device)
+        groups = pack(rows.rows, self.micro_batch_tokens)
+        for number, group in enumerate(groups, 1):
+            batch = flatten(group, self.args.device)
+            with nullcontext() if number == len(groups) else self.accelerator.no_sync(model):
+                # DDP averages over the processes, so the sum over them needs their number as a factor
+                loss = model(**vars(batch)) * (self._world / max(learnt, 1))
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            if number == 1:
+                self._settle()  # the step before, now that the device has work queued
+        return total
+
+    def _halve(self, model: torch.nn.Module, rows: StepRows) -> None:
+        """Make room after running out of memory: the same step again with half the tokens at once."""
+        if self._world > 1:
+            raise RuntimeError("the GPU ran out of memory: lower training.micro_batch_tokens")
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        largest = max(sum(len(row.input_ids) for row in group) for group in pack(rows.rows, self.micro_batch_tokens))
+        longest = max(len(row.input_ids) for row in rows.rows)
+        if largest == longest and longest > self.micro_batch_tokens // 2:
+            raise UserError(
+                f"a single row of {longest} tokens does not fit into the device's memory: set "
+                "training.gradient_checkpointing, or lower tokenization.max_length"
+            )
+        self.micro_batch_tokens = min(self.micro_batch_tokens, largest) // 2
+        self.halvings += 1
+        _set_random_state(self._random_state)
+        self._say(
+            f"out of memory in step {self.state.global_step + 1}: trying it again with at most "
+            f"{self.micro_batch_tokens:,} tokens at once (same rows per step, same result)"
+        )
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        assert self._unsettled is not None
+        self._unsettled.grad_norm = norm
+        return norm
+
+    def _settle(self) -> None:
+        """Read the last step's numbers, log them, and fail if it taught nothing.
+
+        One step late, so that the device need not wait for the reading; always before a checkpoint is written.
+        """
+        last, self._unsettled = self._unsettled, None
+        if last is None or last.grad_norm is None:
+            return
+        loss, norm = float(last.loss), float(last.grad_norm)
+        skipped = self.args.fp16 and not math.isfinite(norm)  # the gradient scaler leaves such a step out by design
+        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
+            raise TrainingFailed(
+                f"step {last.step}: loss {loss:.4g}, gradient norm {norm:.4g}. Training diverged; lower "
+                "training.learning_rate. The last good checkpoint is kept."
+            )
+        if norm == 0:
+            raise TrainingFailed(
+                f"step {last.step}: the gradient is zero, so nothing is learnt (loss {loss:.4g}). "
+                "The last good checkpoint is kept."
+            )
+        self.step_log.add(last.step, last.tokens, last.learnt, loss, last.learning_rate, norm)
+
+    @property
+    def _world(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    def utilisation(self) -> float | None:
+        """Share of the GPU's matmul rate, measured here, that the frozen layers' products reach; None on a CPU."""
+        from tasks.training.flops import measured_rate, per_token
+
+        if self.args.device.type != "cuda":
+            return None
+        speed = float(self.step_log.totals()["tokens_per_second"])
+        return speed * per_token(self.model) / measured_rate(self.args.device)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train from the last valid checkpoint, or from the beginning.
+
+        Raises:
+            Interrupted: `request_stop` was called; a checkpoint of the last finished step was written.
+            TrainingFailed: a step's loss or gradient was not a number, or its gradient zero.
+        """
+        resume = checkpoints.last_valid(Path(self.args.output_dir))
+        if resume is not None:
+            step = int(resume.name.rpartition("-")[2])
+            self.step_log.restore(resume / _LOG_FILE, step)
+            self._say(f"resuming from the checkpoint of step {step}")
+        try:
+            self.train(resume_from_checkpoint=str(resume) if resume else None)
+            self._settle()
+        except Interrupted:
+            self._computing = False
+            self.model.zero_grad(set_to_none=True)
+            _set_random_state(self._random_state)
+            self._settle()
+            if self.state.global_step:
+                self._save_checkpoint(self.model, None)
+            raise
+
+    def request_stop(self, *_: Any) -> None:
+        """Signal handler: give up the step being computed, or stop before the next one."""
+        self.stop_requested = True
+        if self._computing:
+            self._computing = False
+            raise Interrupted
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._settle()
+        final = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        self._run_folder = str(Path(self.args.output_dir, f".writing-{os.getpid()}"))
+        try:
+            super()._save_checkpoint(model, trial)
+            written = Path(self._run_folder, final.name)
+        finally:
+            self._run_folder = None
+        if self.args.should_save:
+            self.step_log.save(written / _LOG_FILE)
+            checkpoints.seal(written, final)
+            written.parent.rmdir()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._run_folder or super()._get_output_dir(trial)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: a model card is the publishing stage's."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted per step; see `log.py` for the totals."""
+        return 0
+
+
+class _StepEnd(TrainerCallback):
+    """Checkpoints by the clock; the end of a step is also where a requested stop takes effect."""
+
+    def __init__(self, trainer: PackedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.step_log.begin()
+        self.saved = checkpoints.now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if checkpoints.now() - self.saved >= 60 * checkpoints.MINUTES and state.global_step < state.max_steps:
+            self.saved = checkpoints.now()
+            control.should_save = True
+
+
+def arguments(config: TrainingConfig, rows: int, checkpoint_folder: Path) -> SFTConfig:
+    """`config` in TRL's words, and everything that prints, reports or saves by itself switched off."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if config.batch_size % world:
+        raise UserError(f"training.batch_size {config.batch_size} is not divisible by {world} processes")
+    steps = config.max_steps or math.ceil(config.epochs * math.ceil(rows / config.batch_size))
+    return SFTConfig(
+        output_dir=str(checkpoint_folder),
+        per_device_train_batch_size=config.batch_size // world,
+        gradient_accumulation_steps=1,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
+        warmup_steps=math.ceil(config.warmup_share * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim={"adamw": "adamw_torch_fused"}.get(config.optimizer, config.optimizer),
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=False,  # the model is in its compute dtype already; autocast would only add casts
+        fp16=config.compute_dtype == "float16",
+        seed=config.seed,
+        data_seed=config.seed,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+def device() -> torch.device:
+    """Where this process trains: its own GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def _no_tokenizer() -> PreTrainedTokenizerFast:
+    """SFTTrainer insists on a tokenizer, though the rows are tokens already."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"-": 0}, unk_token="-")), pad_token="-")
+
+
+def _compile_layers(model: PeftModel) -> None:
+    """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
+    kinds = {name for name in (getattr(model.get_base_model(), "_no_split_modules", None) or [])}
+    for module in model.modules():
+        if type(module).__name__ in kinds:
+            module.compile(dynamic=True)
+
+
+def _random_state() -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _set_random_state(state: list[torch.Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1:]:
+        torch.cuda.set_rng_state_all(state[1:])

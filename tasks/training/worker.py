@@ -1,0 +1,99 @@
+"""The training child: tokens in, adapter out.
+
+    python -m tasks.training.worker JOB.json PARENT_PID
+
+The job names `tokens` (a Parquet file), `model` (folder of the base), `config` (a dumped TrainingConfig), `output` (an
+existing empty folder) and `checkpoints` (a folder; what an earlier attempt of the same job left there is continued).
+Written to the output: `adapter/`, `training_log.parquet`, `training.json`.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tasks.child import main
+
+STOPPED_EXIT = 143  # as if SIGTERM had ended it; a checkpoint was written
+
+
+def train(job: dict[str, Any]) -> None:
+    """Run one job; see the module's text.
+
+    Raises:
+        UserError: configuration or data cannot be trained.
+        TrainingFailed: a step taught nothing.
+    """
+    silence()
+    from tasks.config import TrainingConfig
+    from tasks.training import base, log
+    from tasks.training.data import read_rows
+    from tasks.training.trainer import Interrupted, PackedTrainer, device
+
+    config = TrainingConfig.model_validate(job["config"])
+    rows = read_rows(Path(job["tokens"]))
+    print(f"loading the base model ({config.quantization}, {config.compute_dtype})")
+    model = base.load(Path(job["model"]), config, device())
+    trainer = PackedTrainer(model, rows, config, Path(job["checkpoints"]))
+    signal.signal(signal.SIGTERM, trainer.request_stop)
+    print(f"training on {log.device_name()}: {len(rows):,} rows, {trainer.args.max_steps:,} steps")
+    try:
+        trainer.run()
+    except Interrupted:
+        print(f"stopped on request after step {trainer.state.global_step}; the next attempt continues from there")
+        sys.exit(STOPPED_EXIT)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if trainer.is_world_process_zero():
+        write(trainer, Path(job["output"]))
+
+
+def write(trainer: Any, output: Path) -> None:
+    """The finished run's three outputs."""
+    from tasks.training import log
+
+    trainer.model.save_pretrained(output / "adapter", safe_serialization=True)
+    (output / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    settings = output / "adapter" / "adapter_config.json"
+    adapter = json.loads(settings.read_text())
+    adapter["target_modules"] = sorted(adapter["target_modules"])  # a set: its order changes from run to run
+    settings.write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
+    trainer.step_log.save(output / "training_log.parquet")
+    totals = {
+        **trainer.step_log.totals(),
+        "device": log.device_name(),
+        "padding_share": 0.0,  # rows are packed whole and nothing is padded
+        "out_of_memory_halvings": trainer.halvings,
+        "micro_batch_tokens": trainer.micro_batch_tokens,
+        "model_flop_utilisation": trainer.utilisation(),
+    }
+    log.write_totals(output / "training.json", totals)
+
+
+def silence() -> None:
+    """No progress bars, no telemetry, no network; warnings of libraries go, their errors stay."""
+    os.environ.update(
+        HF_HUB_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+        TRANSFORMERS_VERBOSITY="error",
+        TRL_EXPERIMENTAL_SILENCE="1",
+        TOKENIZERS_PARALLELISM="false",
+        BITSANDBYTES_NOWELCOME="1",
+    )
+    warnings.filterwarnings("ignore")
+    logging.basicConfig(level=logging.ERROR)
+    for name in ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    main(train)
