@@ -1,0 +1,67 @@
+"""One retrain, from rows to a published adapter. Each line of the flow is a stage; a stage that is done is not done again."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
+
+from flows.logs import quiet_user_errors
+from flows.summary import markdown, summarize
+from tasks.config import (
+    DataConfig,
+    EvaluationConfig,
+    FormattingConfig,
+    ModelConfig,
+    PublishingConfig,
+    TokenizationConfig,
+    TrainingConfig,
+)
+from tasks.download.task import download, pin
+from tasks.evaluation.report import write_report
+from tasks.evaluation.task import evaluate
+from tasks.formatting.task import format_prompts
+from tasks.publishing.task import publish
+from tasks.store.budget import check_losses
+from tasks.tokenization.task import tokenize
+from tasks.training.task import train
+
+quiet_user_errors()
+
+
+@flow(name="retrain", persist_result=True, result_serializer="json")
+def retrain(
+    data: DataConfig,
+    model: ModelConfig = ModelConfig(),
+    formatting: FormattingConfig = FormattingConfig(),
+    tokenization: TokenizationConfig = TokenizationConfig(),
+    training: TrainingConfig = TrainingConfig(),
+    evaluation: EvaluationConfig = EvaluationConfig(),
+    publishing: PublishingConfig = PublishingConfig(),
+) -> dict[str, Any]:
+    """Fine-tune a LoRA adapter on instruction data, compare it with its base, publish it.
+
+    Args:
+        data: Where the rows come from and which are held out.
+        model: The base model.
+        formatting: How a row becomes a prompt and an answer.
+        tokenization: How text becomes tokens, and what happens to long rows.
+        training: Quantization, LoRA and optimization.
+        evaluation: How base and tuned model are compared.
+        publishing: Where the adapter goes.
+    """
+    data, model = pin(data, model)
+    source = download(data, model)
+    prompts = format_prompts(source.rows, source.model, formatting)
+    tokens = tokenize(prompts, source.model, tokenization)
+    check_losses([source.rows, prompts, tokens], data.max_lost_share)
+    adapter = train(tokens, source.model, training)
+    scores = evaluate(adapter, tokens, prompts, source.model, evaluation)
+    version = publish(adapter, scores, source.model, publishing)
+
+    stages = dict(download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version)
+    report = write_report(stages)
+    summary = summarize(stages, report)
+    create_markdown_artifact(markdown(summary), key=f"retrain-{publishing.name}".replace(".", "-").replace("_", "-"))
+    get_run_logger().info(f"report: {report}")
+    return summary

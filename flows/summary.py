@@ -1,0 +1,57 @@
+"""What a run leaves behind for people and programs: one JSON-able summary."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.store.artifact import ArtifactRef, written_here
+
+Stage = dict[str, ArtifactRef]
+
+
+def summarize(stages: Stage, report: Path) -> dict[str, Any]:
+    """For each stage its key, whether it ran, seconds, rows and path; scores; the published version."""
+    manifests = {name: ref.manifest for name, ref in stages.items()}
+    published = manifests["publish"]["info"]
+    return {
+        "stages": {
+            name: {
+                "key": manifest["key"],
+                "outcome": "ran" if manifest["key"] in written_here else "reused",
+                "seconds": manifest["seconds"] if manifest["key"] in written_here else 0.0,
+                "rows": stages[name].rows,
+                "path": str(stages[name].path),
+            }
+            for name, manifest in manifests.items()
+        },
+        "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published["scores"]},
+        "published": {
+            "name": published["name"],
+            "version": published["version"],
+            "path": str(stages["publish"].path),
+            "digest": stages["publish"].digest,
+        },
+        "report": str(report),
+    }
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The summary as the Prefect UI shows it."""
+    published = summary["published"]
+    lines = [
+        f"## {published['name']} {published['version']}",
+        "",
+        "| metric | base | tuned | difference | interval |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {name} | {s['base']:.4f} | {s['tuned']:.4f} | {s['difference']:+.4f} | {s['low']:+.4f} to {s['high']:+.4f} |"
+            for name, s in summary["scores"].items()
+        ),
+        "",
+        "| stage | outcome | seconds | rows |",
+        "|---|---|---:|---:|",
+        *(f"| {name} | {s['outcome']} | {s['seconds']:.1f} | {s['rows']:,} |" for name, s in summary["stages"].items()),
+        "",
+        f"Adapter: `{published['path']}`  ",
+        f"Report: `{summary['report']}`",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,212 @@
+"""Every field a run can have: the YAML file, the command-line flags and the form in the Prefect UI are this file.
+
+One frozen model per stage. Cheap rules are written as bounds and choices, because the Prefect API refuses those when a
+run is triggered; rules across fields are validators and are refused when the configuration is read.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ARTICLE_PROMPT = """
+Below is an instruction that describes a task. Write a response that appropriately completes the request.
+
+### Instruct: Summarize the below conversation.
+
+{% if dialogue %}{{ dialogue }}
+
+{% endif %}### Output:
+"""
+
+
+class Group(BaseModel):
+    """A group of fields. Unknown names are refused, values cannot change after the run began."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Group):
+    """Where the rows come from and which of them are held out."""
+
+    path: str = Field(
+        "",
+        description="Rows to train on: a .jsonl, .json, .csv or .parquet file, a folder of them, or a glob pattern. "
+        "A relative path starts at the working directory.",
+    )
+    test_path: str = Field("", description="Held-out rows in a file, folder or glob of their own. Empty: split `path`.")
+    hub_id: str = Field("", description="A data set on the Hugging Face Hub (owner/name) instead of files.")
+    hub_subset: str = Field("", description="Configuration (subset) of the Hub data set. Empty: its default.")
+    hub_revision: str = Field("", description="Branch, tag or commit of the Hub data set; pinned to a commit at the run.")
+    train_split: str = Field("train", description="Name of the training split in the source.", min_length=1)
+    test_split: str = Field("test", description="Name of the held-out split in the source.", min_length=1)
+    id_column: str = Field(
+        "id", description="Column that names a row. A source without it gets ids made from the row's content."
+    )
+    group_column: str = Field(
+        "",
+        description="Rows with the same value here always fall into the same split. Empty: the row id decides.",
+    )
+    test_share: float = Field(
+        0.2,
+        description="Share of the rows held out when the source has no held-out split (a fraction of 1). A row's side "
+        "follows from a hash of its id or group, so it never changes as the data grows.",
+        gt=0,
+        lt=1,
+    )
+    max_train_rows: int = Field(0, description="Use at most this many training rows (0: all).", ge=0)
+    max_lost_share: float = Field(
+        0.05,
+        description="The run fails when more than this share of the rows (a fraction of 1) is unusable or too long.",
+        ge=0,
+        le=1,
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.path) == bool(self.hub_id):
+            raise ValueError("give either data.path (files) or data.hub_id (a Hub data set), one of the two")
+        if self.test_path and self.hub_id:
+            raise ValueError("data.test_path goes with data.path; a Hub data set names its held-out split in data.test_split")
+        return self
+
+
+class ModelConfig(Group):
+    """The base model; it is only read, never changed."""
+
+    base: str = Field(
+        "smollm2-135m-instruct",
+        description="A model id on the Hub (owner/name, safetensors only), a local folder, or the bundled example model "
+        "smollm2-135m-instruct.",
+        min_length=1,
+    )
+    revision: str = Field("", description="Branch, tag or commit of a Hub model; pinned to a commit at the run.")
+
+
+class FormattingConfig(Group):
+    """How a row becomes a prompt and the answer to learn."""
+
+    style: Literal["template", "chat"] = Field(
+        "template",
+        description="template: the Jinja2 texts below. chat: the model's own chat template over a column of messages.",
+    )
+    prompt: str = Field(
+        ARTICLE_PROMPT,
+        description="Jinja2 template of the prompt (sandboxed); every column of the row is a variable.",
+        min_length=1,
+    )
+    completion: str = Field("{{ summary }}", description="Jinja2 template of the answer to learn.", min_length=1)
+    ending: str = Field(
+        "\n\n### End", description="Text learnt after the answer; a generated answer is cut where it begins."
+    )
+    input_column: str = Field(
+        "dialogue",
+        description="Column whose text may be shortened when a row is too long; instruction and answer stay whole.",
+    )
+    references: list[str] = Field(
+        [],
+        description="Columns with human answers to score against (text, or lists of texts); the best one counts. "
+        "Empty: the completion.",
+    )
+    messages_column: str = Field("messages", description="Column with the conversation (style: chat).", min_length=1)
+
+
+class TokenizationConfig(Group):
+    """How prompts become token ids and what happens to a row that is too long."""
+
+    max_length: int = Field(
+        2048, description="Longest row in tokens; the model's own limit applies when it is lower.", ge=16, le=1_048_576
+    )
+    too_long: Literal["truncate_prompt", "truncate_completion", "drop"] = Field(
+        "truncate_prompt",
+        description="truncate_prompt: shorten the input column, keep the rest whole. truncate_completion: cut the "
+        "answer's end as well. drop: leave the row out. Every such row is listed in the ledger.",
+    )
+    cut: Literal["middle", "left", "right"] = Field(
+        "middle", description="Which part of the input column is taken out by truncate_prompt."
+    )
+
+
+class TrainingConfig(Group):
+    """Quantization, LoRA and optimization."""
+
+    quantization: Literal["4bit", "none"] = Field(
+        "4bit", description="4bit: QLoRA on a base in 4 bits through bitsandbytes. none: plain LoRA on the base as it is."
+    )
+    quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit number format (bnb_4bit_quant_type).")
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="Number format of the computation (bnb_4bit_compute_dtype)."
+    )
+    double_quant: bool = Field(False, description="Quantize the quantization constants too (bnb_4bit_use_double_quant).")
+    lora_r: int = Field(16, description="Rank of the LoRA matrices.", ge=1, le=1024)
+    lora_alpha: int = Field(32, description="Scale of the LoRA update: alpha / r, with rslora alpha / sqrt(r).", ge=1, le=4096)
+    lora_dropout: float = Field(0.0, description="Dropout on the LoRA input (probability).", ge=0, lt=1)
+    target_modules: list[str] = Field(
+        ["all-linear"],
+        description="Names of the layers to adapt, or all-linear for every linear layer but the head.",
+        min_length=1,
+    )
+    rslora: bool = Field(False, description="Rank-stabilized scaling, alpha / sqrt(r).")
+    dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA); slower.")
+    learning_rate: float = Field(2e-4, description="Peak learning rate.", gt=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    warmup_share: float = Field(0.05, description="Share of the steps over which the rate rises (a fraction of 1).", ge=0, lt=1)
+    weight_decay: float = Field(0.0, description="AdamW weight decay.", ge=0, le=1)
+    max_grad_norm: float = Field(1.0, description="Gradient norm above which gradients are scaled down.", gt=0)
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = Field(
+        "adamw", description="adamw: torch's fused AdamW. paged_adamw_8bit: bitsandbytes, less memory, GPU only."
+    )
+    batch_size: int = Field(
+        8,
+        description="Rows per optimizer step, over all processes. They are packed into flat sequences of at most "
+        "micro_batch_tokens, so this decides the result and micro_batch_tokens only speed and memory.",
+        ge=1,
+        le=65_536,
+    )
+    epochs: float = Field(1.0, description="Passes over the training rows, when max_steps is 0.", gt=0, le=1000)
+    max_steps: int = Field(0, description="Optimizer steps; 0: as many as `epochs` needs.", ge=0)
+    micro_batch_tokens: int = Field(
+        8192,
+        description="Tokens in one forward pass. Halved by itself, at the same rows per step, when the GPU runs out of "
+        "memory.",
+        ge=16,
+        le=1_048_576,
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: about a fifth of the memory, a third slower."
+    )
+    compile: bool = Field(False, description="torch.compile every decoder layer (GPU): faster after a minute of start-up.")
+    seed: int = Field(0, description="Seed of row order, adapter initialization and dropout.", ge=0, lt=2**32)
+
+
+class EvaluationConfig(Group):
+    """How base and tuned model are compared on the held-out rows."""
+
+    max_rows: int = Field(0, description="Score at most this many held-out rows, chosen by hash of their id (0: all).", ge=0)
+    max_new_tokens: int = Field(128, description="Longest generated answer in tokens.", ge=1, le=8192)
+    batch_tokens: int = Field(
+        8192, description="Prompt tokens generated from at once; lower it when memory runs out.", ge=16, le=1_048_576
+    )
+    confidence: float = Field(0.95, description="Level of the bootstrap interval on tuned minus base.", gt=0.5, lt=1)
+    seed: int = Field(0, description="Seed of the bootstrap.", ge=0, lt=2**32)
+
+
+class PublishingConfig(Group):
+    """Where a finished adapter goes."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
+        "adapter", description="Name of the adapter in the registry: lower-case letters, digits, . _ -"
+    )
+    registry: str = Field("", description="Folder of numbered versions. Empty: `registry` inside the store.")
+    hub_repo: str = Field("", description="Hub repository (owner/name) to upload the version to. Empty: none.")
+    hub_private: bool = Field(True, description="Create that repository as private.")
+
+
+GROUPS: dict[str, type[Group]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "formatting": FormattingConfig,
+    "tokenization": TokenizationConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+    "publishing": PublishingConfig,
+}

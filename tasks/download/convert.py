@@ -1,0 +1,26 @@
+"""A child process that turns a GGUF file into a plain bf16 folder."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.child import main
+
+
+def convert(job: dict[str, Any]) -> None:
+    """Job: gguf (file), folder (to fill)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    gguf = Path(job["gguf"])
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    # save_pretrained refuses a model that still has its GGUF quantizer
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(job["folder"])
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(job["folder"])
+
+
+if __name__ == "__main__":
+    main(convert)

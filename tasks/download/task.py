@@ -1,0 +1,92 @@
+"""Stage 1: rows and base model onto this machine."""
+
+import re
+from pathlib import Path
+
+from prefect import task
+from prefect.logging import get_run_logger
+from pydantic import BaseModel, ConfigDict
+
+from tasks.config import DataConfig, ModelConfig
+from tasks.download.models import BUNDLED, bundled_file, fetch_model
+from tasks.download.rows import write_rows
+from tasks.download.sources import find_files
+from tasks.errors import UserError
+from tasks.store.artifact import ArtifactRef, content_digest, produce
+from tasks.store.caching import cached
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Source(BaseModel):
+    """What a run starts from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: ArtifactRef
+    model: BaseModelRef
+
+    def verify(self) -> None:
+        self.rows.verify()
+        self.model.verify()
+
+
+def pin(data: DataConfig, model: ModelConfig) -> tuple[DataConfig, ModelConfig]:
+    """Hub branches and tags become commits, so that a key names content; what is local stays as it is.
+
+    Raises:
+        UserError: the Hub cannot be asked or does not know the name.
+    """
+    if data.hub_id and not COMMIT.fullmatch(data.hub_revision):
+        data = data.model_copy(update={"hub_revision": _commit("dataset", data.hub_id, data.hub_revision)})
+    local = model.base == BUNDLED or Path(model.base).expanduser().is_dir()
+    if not local and model.base.count("/") == 1 and not COMMIT.fullmatch(model.revision):
+        model = model.model_copy(update={"revision": _commit("model", model.base, model.revision)})
+    return data, model
+
+
+def _commit(kind: str, name: str, revision: str) -> str:
+    from huggingface_hub import HfApi
+
+    info = HfApi().repo_info(name, repo_type=kind, revision=revision or None)
+    if not info.sha:
+        raise UserError(f"The Hub gives no commit for the {kind} {name}.")
+    return info.sha
+
+
+def rows_identity(data: DataConfig) -> Identity:
+    """The rows depend on the files' content, not on where they lie."""
+    inputs = {}
+    for field in ("path", "test_path") if data.path else ():
+        if pattern := getattr(data, field):
+            for number, file in enumerate(find_files(pattern, f"data.{field}")):
+                inputs[f"{field} {number} {file.name}"] = content_digest(file)
+    return Identity(
+        stage="download",
+        inputs=inputs,
+        config=data.model_dump(exclude={"path", "max_lost_share"}) | {"test_path": bool(data.test_path)},
+        code=("tasks.download.rows", "tasks.download.sources", "tasks.store.ledger"),
+        libraries=("pyarrow", *(["datasets"] if data.hub_id else [])),
+    )
+
+
+def identity(data: DataConfig, model: ModelConfig) -> Identity:
+    """Key of the pair; each part has an identity of its own in the store, so a new model does not read the rows again."""
+    base = content_digest(bundled_file()) if model.base == BUNDLED else f"{model.base}@{model.revision}"
+    return Identity(
+        stage="download",
+        inputs={"rows": rows_identity(data).key, "model": base},
+        code=("tasks.download.models", "tasks.download.convert", "tasks.store.model"),
+    )
+
+
+@task(name="download", **cached(identity))
+def download(data: DataConfig, model: ModelConfig) -> Source:
+    """Rows → rows.parquet with a `split` column; base model → a folder of safetensors."""
+    log = get_run_logger().info
+    rows = produce(rows_identity(data), lambda folder: write_rows(data, folder), log)
+    info = rows.info
+    log(f"{info['train']:,} training and {info['test']:,} held-out rows, {info['lost']:,} lost")
+    return Source(rows=rows, model=fetch_model(model, log))

@@ -1,0 +1,30 @@
+"""ROUGE-1/2/L/Lsum of each answer against its references, the best reference counting.
+
+A module for `evaluate.load(FOLDER)`, shipped here so that nothing is fetched. Scores are F-measures in [0, 1] from the
+`rouge_score` package (Lin 2004, https://aclanthology.org/W04-1013), with stemming.
+"""
+
+import datasets
+import evaluate
+from rouge_score import rouge_scorer
+
+NAMES = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+
+
+class Rouge(evaluate.Metric):
+    """`compute(predictions=[text], references=[[text, …]])` → for each name a list with one score a row."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__ or "",
+            citation="",
+            inputs_description=self.__class__.__doc__ or "",
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.List(datasets.Value("string"))}
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, list[float]]:
+        scorer = rouge_scorer.RougeScorer(NAMES, use_stemmer=True)
+        rows = [scorer.score_multi(targets, answer) for answer, targets in zip(predictions, references, strict=True)]
+        return {name: [row[name].fmeasure for row in rows] for name in NAMES}

@@ -1,0 +1,63 @@
+"""Stage 5: base and tuned answer the held-out rows, side by side."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from tasks.child import run_child
+from tasks.config import EvaluationConfig
+from tasks.store.artifact import ArtifactRef, produce
+from tasks.store.caching import cached
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+
+QUANTIZATION = ("quantization", "quant_type", "compute_dtype", "double_quant")
+
+
+def identity(
+    adapter: ArtifactRef, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: EvaluationConfig
+) -> Identity:
+    return Identity(
+        stage="evaluate",
+        inputs={
+            "adapter": adapter.part("adapter"),
+            "tokens": tokens.digest,
+            "prompts": prompts.digest,
+            "model": model.digest,
+        },
+        config=config.model_dump() | {"ending": prompts.info["ending"]},
+        code=("tasks.evaluation.worker", "tasks.evaluation.generate", "tasks.evaluation.compare", "tasks.evaluation.metrics"),
+        libraries=("torch", "transformers", "peft", "bitsandbytes", "evaluate", "rouge_score"),
+    )
+
+
+@task(name="evaluate", **cached(identity))
+def evaluate(
+    adapter: ArtifactRef, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: EvaluationConfig
+) -> ArtifactRef:
+    """Held-out rows → predictions.parquet and scores.parquet."""
+    from tasks.formatting.schema import PROMPTS
+    from tasks.tokenization.schema import TOKENS
+
+    log = get_run_logger().info
+
+    def write(folder: Path) -> dict[str, Any]:
+        training = adapter.manifest["identity"]["config"]
+        job = {
+            "tokens": str(tokens.path / TOKENS),
+            "prompts": str(prompts.path / PROMPTS),
+            "ending": prompts.info["ending"],
+            "eos": tokens.info["eos"],
+            "model": model.folder,
+            "adapter": str(adapter.path / "adapter"),
+            "training": {name: training[name] for name in QUANTIZATION},
+            "config": config.model_dump(),
+            "output": str(folder),
+        }
+        run_child("tasks.evaluation.worker", job, log)
+        return json.loads((folder / "evaluation.json").read_text())
+
+    return produce(identity(adapter, tokens, prompts, model, config), write, log)

@@ -1,0 +1,130 @@
+"""A child process that answers the held-out rows twice and scores both."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks.child import main
+from tasks.errors import UserError
+from tasks.evaluation.schema import METRICS, PREDICTION_SCHEMA, PREDICTIONS, SCORE_SCHEMA, SCORES
+
+NOT_LEARNT = -100
+
+
+def evaluate(job: dict[str, Any]) -> None:
+    """Job: tokens, prompts (files), ending, eos, model, adapter (folders), training, config (fields), output (folder)."""
+    from transformers.utils import logging
+
+    from tasks.evaluation import generate
+
+    logging.set_verbosity_error()
+    config = job["config"]
+    rows = held_out(Path(job["tokens"]), Path(job["prompts"]), config["max_rows"])
+    began = time.monotonic()
+    model = generate.load(Path(job["model"]), Path(job["adapter"]), job["training"])
+    tokenizer = generate.tokenizer_of(Path(job["model"]))
+    print(f"base and adapter loaded in {time.monotonic() - began:.0f} s; {len(rows):,} held-out rows")
+    prompts = [row["prompt_ids"] for row in rows]
+    stop = generate.stop_ids(Path(job["model"]), job["eos"])
+    options = (stop, config["max_new_tokens"], config["batch_tokens"])
+    seconds = {}
+    for who in ("base", "tuned"):
+        began = time.monotonic()
+        report = lambda line, who=who: print(f"{who}: {line}")  # noqa: E731
+        if who == "base":
+            with model.disable_adapter():
+                ids = generate.answer(model, prompts, *options, report)
+        else:
+            ids = generate.answer(model, prompts, *options, report)
+        seconds[who] = round(time.monotonic() - began, 2)
+        for row, answer in zip(rows, ids, strict=True):
+            row[who] = until_ending(tokenizer.decode(answer, skip_special_tokens=True), job["ending"])
+    for row in rows:
+        row["prompt"] = tokenizer.decode(row.pop("prompt_ids"))
+    scores = score(rows, config)
+    output = Path(job["output"])
+    pq.write_table(pa.Table.from_pylist(rows, PREDICTION_SCHEMA), output / PREDICTIONS)
+    pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), output / SCORES)
+    (output / "evaluation.json").write_text(
+        json.dumps({"rows": len(rows), "scores": scores, "generation_seconds": seconds, "confidence": config["confidence"]})
+    )
+
+
+def held_out(tokens: Path, prompts: Path, max_rows: int) -> list[dict[str, Any]]:
+    """The held-out rows with their prompt as token ids; with max_rows the same ones in every run.
+
+    Raises:
+        UserError: no held-out row is left.
+    """
+    test = pc.field("split") == "test"
+    ids = pq.read_table(tokens, filters=test)
+    references = {
+        row["id"]: row["references"] for row in pq.read_table(prompts, columns=["id", "references"], filters=test).to_pylist()
+    }
+    rows = ids.to_pylist()
+    if not rows:
+        raise UserError("evaluation: no held-out row is left after tokenization; the ledger says why each was lost.")
+    if max_rows:
+        rows = sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:max_rows]
+    return [
+        {
+            "id": row["id"],
+            "prompt_ids": row["input_ids"][: prompt_length(row["labels"])],
+            "references": references[row["id"]],
+        }
+        for row in rows
+    ]
+
+
+def prompt_length(labels: list[int]) -> int:
+    """Tokens before the last answer."""
+    last = len(labels)
+    while last > 0 and labels[last - 1] != NOT_LEARNT:
+        last -= 1
+    return last
+
+
+def until_ending(answer: str, ending: str) -> str:
+    mark = ending.strip()
+    return (answer.split(mark)[0] if mark else answer).strip()
+
+
+def score(rows: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Score both answers of every row (written into the rows) and compare them."""
+    import evaluate as evaluate_library
+
+    from tasks.evaluation.compare import paired_interval
+
+    metric = evaluate_library.load(str(Path(__file__).parent / "metrics" / "rouge"))
+    references = [row["references"] for row in rows]
+    for who in ("base", "tuned"):
+        values = metric.compute(predictions=[row[who] for row in rows], references=references)
+        for name in METRICS:
+            for row, value in zip(rows, values[name], strict=True):
+                row[f"{who}_{name}"] = value
+    scores = []
+    for name in METRICS:
+        base, tuned = ([row[f"{who}_{name}"] for row in rows] for who in ("base", "tuned"))
+        difference, low, high = paired_interval(base, tuned, config["confidence"], config["seed"])
+        scores.append(
+            {
+                "metric": name,
+                "rows": len(rows),
+                "base": sum(base) / len(rows),
+                "tuned": sum(tuned) / len(rows),
+                "difference": difference,
+                "low": low,
+                "high": high,
+            }
+        )
+    return scores
+
+
+if __name__ == "__main__":
+    main(evaluate)

@@ -1,0 +1,16 @@
+"""What formatting hands on: one row a prompt."""
+
+import pyarrow as pa
+
+PROMPTS = "prompts.parquet"
+PROMPT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("prompt", pa.string()),
+        ("completion", pa.string()),  # the text to learn, ending included, end-of-sequence not
+        ("references", pa.list_(pa.string())),  # human answers to score against
+        ("input_start", pa.int32()),  # where the input column stands in the prompt, in characters; null: nowhere
+        ("input_end", pa.int32()),
+    ]
+)

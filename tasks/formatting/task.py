@@ -1,0 +1,41 @@
+"""Stage 2: rows become prompts and answers."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from tasks.config import FormattingConfig
+from tasks.formatting.prompts import write_prompts
+from tasks.store.artifact import ArtifactRef, produce
+from tasks.store.caching import cached
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+
+
+def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -> Identity:
+    """Only a chat template makes the prompts depend on the model."""
+    chat = config.style == "chat"
+    unread = {"messages_column"} if not chat else {"prompt", "completion", "ending", "input_column"}
+    return Identity(
+        stage="format",
+        inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),
+        config=config.model_dump(exclude=unread),
+        code=("tasks.formatting.prompts", "tasks.formatting.templates", "tasks.formatting.schema", "tasks.store.ledger"),
+        libraries=("jinja2", "pyarrow", *(["transformers"] if chat else [])),
+    )
+
+
+@task(name="format prompts", **cached(identity))
+def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -> ArtifactRef:
+    """rows.parquet → prompts.parquet (id, split, prompt, completion, references)."""
+    from tasks.download.schema import ROWS
+
+    log = get_run_logger().info
+    prompts = produce(
+        identity(rows, model, config),
+        lambda folder: write_prompts(rows.path / ROWS, Path(model.folder), config, folder),
+        log,
+    )
+    log(f"{prompts.rows:,} prompts, {prompts.info['lost']:,} rows lost")
+    return prompts

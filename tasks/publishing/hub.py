@@ -1,0 +1,39 @@
+"""Upload a version to the Hub and read back what arrived."""
+
+from pathlib import Path
+
+from tasks.errors import UserError
+from tasks.store.identity import file_digest
+
+
+def upload(version: Path, repo: str, private: bool) -> str:
+    """Upload a version's folder as one commit and compare what the Hub then lists with the files here.
+
+    Returns:
+        the commit.
+    Raises:
+        UserError: the Hub refuses the token or the name.
+        RuntimeError: a file that arrived is not the one that was sent.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub = HfApi()
+    try:
+        hub.create_repo(repo, private=private, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=repo, folder_path=version, commit_message=f"qlora-flow {version.parent.name} {version.name}"
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise UserError(
+                f"publishing.hub_repo: the Hub refuses to write to {repo} ({status}); "
+                "set HF_TOKEN to a token with write access."
+            ) from error
+        raise
+    weights = [p for p in version.iterdir() if p.suffix == ".safetensors"]
+    for entry in hub.get_paths_info(repo, [p.name for p in weights], revision=commit.oid):
+        if entry.lfs is None or entry.lfs.sha256 != file_digest(version / entry.path):
+            raise RuntimeError(f"{repo} lists another {entry.path} than the one that was uploaded")
+    return commit.oid

@@ -1,0 +1,78 @@
+"""Stage 6: the adapter becomes a numbered version that can be loaded and proven."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from tasks.config import PublishingConfig
+from tasks.publishing.card import model_card
+from tasks.publishing.hub import upload
+from tasks.publishing.registry import add_version
+from tasks.store.artifact import ArtifactRef, store_root
+from tasks.store.caching import cached
+from tasks.store.identity import Identity, file_digest
+from tasks.store.model import BaseModelRef
+
+
+def identity(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, config: PublishingConfig) -> Identity:
+    return Identity(
+        stage="publish",
+        inputs={"adapter": adapter.part("adapter"), "scores": scores.digest, "model": model.digest},
+        config=config.model_dump() | {"source": model.source, "revision": model.revision},
+        code=("tasks.publishing",),
+    )
+
+
+@task(name="publish", **cached(identity))
+def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, config: PublishingConfig) -> ArtifactRef:
+    """Adapter and scores → REGISTRY/<name>/v0001, and to the Hub when a repository is named."""
+    log = get_run_logger().info
+    registry = Path(config.registry).expanduser().absolute() if config.registry else store_root() / "registry"
+
+    def write(folder: Path, version: str) -> dict[str, Any]:
+        shutil.copytree(adapter.path / "adapter", folder, dirs_exist_ok=True)
+        name_base(folder / "adapter_config.json", model)
+        card = model_card(
+            name=config.name,
+            version=version,
+            base=model,
+            training=adapter.manifest["identity"]["config"],
+            run=adapter.info,
+            evaluation=scores.info,
+            evaluation_config=scores.manifest["identity"]["config"],
+            digests={
+                "base model": model.digest,
+                "training tokens": adapter.manifest["identity"]["inputs"]["tokens"],
+                "adapter": adapter.part("adapter"),
+                "scores": scores.digest,
+            },
+        )
+        (folder / "README.md").write_text(card)
+        write_sums(folder)
+        return {"name": config.name, "version": version, "scores": scores.info["scores"]}
+
+    who = identity(adapter, scores, model, config)
+    version = add_version(who, registry / config.name, write, log)
+    version.verify()
+    log(f"published {config.name} {version.path.name} in {version.path}")
+    if config.hub_repo:
+        commit = upload(version.path, config.hub_repo, config.hub_private)
+        log(f"uploaded to {config.hub_repo} as commit {commit}")
+    return version
+
+
+def name_base(adapter_config: Path, model: BaseModelRef) -> None:
+    """Name the base by where anybody finds it, not by a folder of this machine; with the commit it had."""
+    config = json.loads(adapter_config.read_text())
+    config["base_model_name_or_path"] = model.source
+    config["revision"] = model.revision or None
+    adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_sums(folder: Path) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    (folder / "SHA256SUMS").write_text("".join(f"{file_digest(p)}  {p.relative_to(folder)}\n" for p in files))

@@ -1,0 +1,227 @@
+"""A finished stage is a folder with a manifest. It appears whole or not at all, and is checked before it is used.
+
+    STORE/artifacts/<stage>-<key>/manifest.json + what the stage wrote (Parquet, adapter files)
+    STORE/locks/<stage>-<key>.lock           held while one process computes the key; free when its holder dies
+    STORE/work/<stage>-<key>/                checkpoints of a stage that is still computing
+
+The store is the folder in QLORA_FLOW_STORE, `.qlora-flow` in the working directory without it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.store.identity import Identity, digest_of, file_digest
+
+MANIFEST = "manifest.json"
+
+
+def store_root() -> Path:
+    """The folder that holds everything the flow keeps."""
+    return Path(os.environ.get("QLORA_FLOW_STORE", ".qlora-flow")).absolute()
+
+
+class DamagedArtifact(RuntimeError):
+    """A folder is missing, incomplete or changed; the message says which file."""
+
+
+class ArtifactRef(BaseModel):
+    """What travels between stages: a name and a digest, never rows.
+
+    Args:
+        name: folder below the store's root, or an absolute path.
+        digest: sha256 over the names and contents of its files.
+        rows: rows in its main table, 0 where it has none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    digest: str
+    rows: int = 0
+
+    @property
+    def path(self) -> Path:
+        return store_root() / self.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.path)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the stage noted beside its files (counts, labels, versions)."""
+        return self.manifest["info"]
+
+    def part(self, folder: str) -> str:
+        """Digest of the files below one of its folders, for what depends on nothing else of it."""
+        return files_digest({n: f for n, f in self.manifest["files"].items() if n.startswith(folder + "/")})
+
+    def verify(self) -> None:
+        """Compare every file with the manifest, and the manifest with this reference.
+
+        Raises:
+            DamagedArtifact: naming the first difference.
+        """
+        if check_folder(self.path)["digest"] != self.digest:
+            raise DamagedArtifact(f"{self.path} is not what it was when this result was recorded")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(f"{folder} has no readable {MANIFEST}: {error}") from error
+
+
+# A run looks at the same folder several times; files that have not been touched since are not read again.
+_checked: dict[Path, tuple[int, int, int, str]] = {}
+
+
+def content_digest(file: Path) -> str:
+    """sha256 of a file; a file whose size, time and inode this process has seen is not read again."""
+    status = file.stat()
+    seen = (status.st_size, status.st_mtime_ns, status.st_ino)
+    if (known := _checked.get(file)) and known[:3] == seen:
+        return known[3]
+    digest = file_digest(file)
+    _checked[file] = (*seen, digest)
+    return digest
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Read a folder's manifest and compare sizes and digests of the files it lists. Returns the manifest."""
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        file = folder / name
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise DamagedArtifact(f"{file} is missing") from error
+        if size != expected["size"]:
+            raise DamagedArtifact(f"{file} has {size} bytes instead of {expected['size']}")
+        if content_digest(file) != expected["sha256"]:
+            raise DamagedArtifact(f"{file} has changed since it was written")
+    return manifest
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name → size and sha256 of every file below a folder, the manifest itself left out."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {
+        p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": content_digest(p)} for p in files
+    }
+
+
+def files_digest(files: dict[str, dict[str, Any]]) -> str:
+    return digest_of({name: entry["sha256"] for name, entry in files.items()})
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold a lock that other processes on this machine respect and that dies with its holder."""
+    folder = store_root() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+written_here: dict[str, float] = {}
+"""Keys this process computed, with the seconds they took: what a run's summary calls `ran`, not `reused`."""
+
+
+def produce(
+    identity: Identity,
+    write: Callable[[Path], dict[str, Any]],
+    log: Callable[[str], None] = lambda line: None,
+) -> ArtifactRef:
+    """Return the folder of an identity: an intact one that exists, or what `write` puts into a new one.
+
+    Args:
+        identity: what decides the content.
+        write: fills an empty folder and returns what to note beside it; `rows` is its main table's length.
+        log: told why an existing folder was not used.
+    """
+    key = identity.key
+    folder = store_root() / "artifacts" / key
+    with locked(key):
+        if folder.exists():
+            try:
+                return reference(folder, check_folder(folder))
+            except DamagedArtifact as error:
+                log(f"{identity.stage} runs again: {error}")
+        ref = write_folder(identity, folder, write)
+        shutil.rmtree(work_folder(identity), ignore_errors=True)
+        return ref
+
+
+def write_folder(identity: Identity, folder: Path, write: Callable[[Path], dict[str, Any]]) -> ArtifactRef:
+    """Fill a folder aside, add its manifest, and move it into place."""
+    aside = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
+    aside.mkdir(parents=True)
+    began = time.monotonic()
+    try:
+        info = write(aside)
+        manifest = _manifest(identity, aside, info, seconds=round(time.monotonic() - began, 3))
+        _put(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    written_here[identity.key] = manifest["seconds"]
+    return reference(folder, manifest)
+
+
+def work_folder(identity: Identity) -> Path:
+    """Where a stage keeps what a later attempt at the same identity can go on from; removed when it finished."""
+    return store_root() / "work" / identity.key
+
+
+def _manifest(identity: Identity, folder: Path, info: dict[str, Any], seconds: float) -> dict[str, Any]:
+    files = describe_files(folder)
+    manifest = {
+        "key": identity.key,
+        "identity": identity.parts(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": seconds,
+        "digest": files_digest(files),
+        "files": files,
+        "info": info,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    return manifest
+
+
+def _put(aside: Path, folder: Path) -> None:
+    """Move a finished folder into place; a damaged one that stood there is moved out of the way first."""
+    for file in aside.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        old = aside.with_name(aside.name + "-damaged")
+        folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        aside.rename(folder)
+    for path in (folder, folder.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def reference(folder: Path, manifest: dict[str, Any]) -> ArtifactRef:
+    """Refer to a folder, by its name in the store where it lies there."""
+    name = folder.relative_to(store_root()) if folder.is_relative_to(store_root()) else folder
+    return ArtifactRef(name=name.as_posix(), digest=manifest["digest"], rows=int(manifest["info"].get("rows", 0)))

@@ -1,0 +1,21 @@
+"""How many rows a run may lose before it is wrong to go on."""
+
+from tasks.errors import UserError
+from tasks.store.artifact import ArtifactRef
+
+
+def check_losses(stages: list[ArtifactRef], budget: float) -> None:
+    """Compare the rows lost in all data stages with the rows the source had.
+
+    Raises:
+        UserError: more than the budget (a fraction of 1) is lost; the first five are named.
+    """
+    infos = [stage.info for stage in stages]
+    lost = sum(info["lost"] for info in infos)
+    total = infos[0]["rows"] + infos[0]["lost"]
+    if lost > budget * total:
+        first = "; ".join([row for info in infos for row in info["first_lost"]][:5])
+        raise UserError(
+            f"{lost:,} of {total:,} rows are lost, more than data.max_lost_share = {budget:g} allows. The first: {first}. "
+            f"All of them: {', '.join(str(s.path / 'ledger.parquet') for s, i in zip(stages, infos, strict=True) if i['lost'])}"
+        )

@@ -1,0 +1,81 @@
+"""The base model as stages see it: a folder that is read in place, with the digests that decide what depends on it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.errors import UserError
+from tasks.store.artifact import MANIFEST, DamagedArtifact, content_digest
+from tasks.store.identity import digest_of
+
+LENGTH_FIELDS = ("n_positions", "max_position_embeddings", "seq_length")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+class BaseModelRef(BaseModel):
+    """A base model on disk.
+
+    Args:
+        folder: where it lies.
+        digest: sha256 over names and contents of its weights, configuration and tokenizer.
+        tokenizer_digest: the same over the tokenizer's files alone.
+        source: what an adapter names as its base: a Hub id or a folder.
+        revision: commit on the Hub, empty for a folder.
+        max_length: longest sequence its configuration allows, in tokens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str
+    digest: str
+    tokenizer_digest: str
+    source: str
+    revision: str
+    max_length: int
+
+    @classmethod
+    def of(cls, folder: Path, source: str, revision: str) -> "BaseModelRef":
+        """Look at a folder.
+
+        Raises:
+            UserError: it has no configuration, safetensors or fast tokenizer.
+        """
+        for what, pattern in (
+            ("config.json", "config.json"),
+            ("weights as safetensors (*.safetensors)", "*.safetensors"),
+            ("fast tokenizer (tokenizer.json)", "tokenizer.json"),
+        ):
+            if not any(folder.glob(pattern)):
+                raise UserError(f"model.base: {folder} has no {what}.")
+        digests = _digests(folder)
+        return cls(
+            folder=str(folder),
+            digest=digest_of(digests),
+            tokenizer_digest=digest_of({name: digests[name] for name in TOKENIZER_FILES if name in digests}),
+            source=source,
+            revision=revision,
+            max_length=length_limit(json.loads((folder / "config.json").read_text())),
+        )
+
+    def verify(self) -> None:
+        """Raises DamagedArtifact when the folder is not what it was."""
+        try:
+            found = digest_of(_digests(Path(self.folder)))
+        except OSError as error:
+            raise DamagedArtifact(f"base model: {error}") from error
+        if found != self.digest:
+            raise DamagedArtifact(f"the base model in {self.folder} has changed")
+
+
+def length_limit(config: dict[str, Any]) -> int:
+    """The model's longest sequence as the article reads it: the first of three fields that is there, else 1024."""
+    config = config.get("text_config", config)
+    return next((int(config[name]) for name in LENGTH_FIELDS if config.get(name)), 1024)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    kinds = {".safetensors", ".json", ".jinja"}
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.name != MANIFEST and p.is_file())
+    return {p.name: content_digest(p) for p in files}

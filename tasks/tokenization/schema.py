@@ -1,0 +1,15 @@
+"""What tokenization hands on: the arrays that trainer and evaluation read."""
+
+import pyarrow as pa
+
+TOKENS = "tokens.parquet"
+NOT_LEARNT = -100
+"""Label of a token that carries no loss."""
+TOKEN_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),  # the token itself where it is learnt, not shifted; else NOT_LEARNT
+    ]
+)

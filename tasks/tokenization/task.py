@@ -1,0 +1,46 @@
+"""Stage 3: prompts become token ids and labels."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from tasks.config import TokenizationConfig
+from tasks.store.artifact import ArtifactRef, produce
+from tasks.store.caching import cached
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+
+
+def identity(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConfig) -> Identity:
+    return Identity(
+        stage="tokenize",
+        inputs={"prompts": prompts.digest, "tokenizer": model.tokenizer_digest},
+        config=config.model_dump(exclude={"max_length"})
+        | {"limit": min(config.max_length, model.max_length), "special_tokens": prompts.info["special_tokens"]},
+        code=("tasks.tokenization", "tasks.store.ledger"),
+        libraries=("tokenizers", "pyarrow"),
+    )
+
+
+@task(name="tokenize", **cached(identity))
+def tokenize(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConfig) -> ArtifactRef:
+    """prompts.parquet → tokens.parquet (id, split, input_ids, labels)."""
+    from tasks.formatting.schema import PROMPTS
+    from tasks.tokenization.encode import write_tokens
+
+    log = get_run_logger().info
+    limit = min(config.max_length, model.max_length)
+    tokens = produce(
+        identity(prompts, model, config),
+        lambda folder: write_tokens(
+            prompts.path / PROMPTS, prompts.info["special_tokens"], Path(model.folder), limit, config, folder
+        ),
+        log,
+    )
+    info = tokens.info
+    log(
+        f"{tokens.rows:,} rows, {info['tokens']:,} tokens, {info['learnt_tokens'] / max(1, info['tokens']):.0%} learnt, "
+        f"longest {info['longest']:,} of {limit:,}; {info['changed']:,} shortened, {info['lost']:,} lost"
+    )
+    return tokens

@@ -1,0 +1,49 @@
+"""Stage 4: LoRA on a quantized base, in a child process of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from tasks.child import run_child
+from tasks.config import TrainingConfig
+from tasks.store.artifact import ArtifactRef, produce, work_folder
+from tasks.store.caching import cached
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+
+
+def identity(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -> Identity:
+    return Identity(
+        stage="train",
+        inputs={"tokens": tokens.digest, "model": model.digest},
+        config=config.model_dump(),
+        code=("tasks.training",),
+        libraries=("torch", "transformers", "peft", "trl", "bitsandbytes"),
+    )
+
+
+@task(name="train", **cached(identity))
+def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -> ArtifactRef:
+    """tokens.parquet → adapter/ (safetensors) and training_log.parquet."""
+    from tasks.tokenization.schema import TOKENS
+
+    log = get_run_logger().info
+    who = identity(tokens, model, config)
+
+    def write(folder: Path) -> dict[str, Any]:
+        checkpoints = work_folder(who)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        job = {
+            "tokens": str(tokens.path / TOKENS),
+            "model": model.folder,
+            "config": config.model_dump(),
+            "output": str(folder),
+            "checkpoints": str(checkpoints),
+        }
+        run_child("tasks.training.worker", job, log)
+        return json.loads((folder / "training.json").read_text())
+
+    return produce(who, write, log)
