@@ -1,0 +1,143 @@
+"""Gradients of every adapter weight against plain float32 arithmetic; 4 bits that are really 4 bits."""
+
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from conftest import make_rows
+from peft import get_peft_model_state_dict
+from transformers import AutoModelForCausalLM
+
+from tasks.config import TrainingConfig
+from tasks.errors import UserError
+from tasks.training import attention, base
+from tasks.training.head import train_on_packs
+from tasks.training.lora import FusedLinear, FusedLinear4bit
+from tasks.training.packing import collate, flatten
+
+CPU = torch.device("cpu")
+
+
+def adapted(folder, **settings):
+    """A loaded model whose B matrices are no longer zero, so that A has a gradient too."""
+    model = base.load(folder, TrainingConfig(lora_r=4, lora_alpha=6, **settings), CPU)
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def gradients(model, rows):
+    train_on_packs(model.get_base_model())
+    model.train()
+    loss = model(**vars(flatten(rows.rows, CPU))) / rows.learnt
+    loss.backward()
+    return loss.detach(), {n: p.grad.float() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def reference(folder, model, rows):
+    """The same adapter on the dequantized base, as explicit float32 weights W + s·BA under stock transformers."""
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention.NAME)
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
+    weights = {}
+    for name, module in model.named_modules():
+        if isinstance(module, FusedLinear4bit | FusedLinear):
+            layer = module.get_base_layer()
+            frozen = layer.weight.data.float()
+            if isinstance(layer, Linear4bit):
+                frozen = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+            a, b = (leaves[f"{name}.lora_{part}.default.weight"] for part in "AB")
+            weights[name.removeprefix("base_model.model.") + ".weight"] = frozen + module.scaling["default"] * (b @ a)
+    train_on_packs(plain)
+    loss = torch.func.functional_call(plain, weights, kwargs=vars(flatten(rows.rows, CPU))) / rows.learnt
+    loss.backward()
+    return loss.detach(), {name: leaf.grad for name, leaf in leaves.items()}
+
+
+CASES = [
+    pytest.param(dict(), 0.05, id="nf4-bfloat16"),
+    pytest.param(dict(compute_dtype="float32"), 1e-4, id="nf4-float32"),
+    pytest.param(dict(compute_dtype="float32", quant_type="fp4"), 1e-4, id="fp4"),
+    pytest.param(dict(compute_dtype="float32", double_quant=True), 1e-4, id="double-quantized"),
+    pytest.param(dict(compute_dtype="float32", quantization="none"), 1e-4, id="not-quantized"),
+    pytest.param(dict(compute_dtype="float32", gradient_checkpointing=True, rslora=True), 1e-4, id="rslora"),
+]
+
+
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "packed"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("settings, tolerance", CASES)
+def test_gradient_of_every_adapter_weight(bases, monkeypatch, settings, tolerance, architecture, dense):
+    monkeypatch.setattr(base, "_fits_dense", lambda *_: dense)
+    rows = collate(make_rows(6))["rows"]
+    model = adapted(bases(architecture), **settings)
+    loss, got = gradients(model, rows)
+    want_loss, want = reference(bases(architecture), model, rows)
+    torch.testing.assert_close(loss, want_loss, rtol=max(tolerance / 5, 1e-5), atol=0)
+    assert len(got) == 2 * 2 * 7
+    for name, gradient in got.items():
+        error = (gradient - want[name]).norm() / want[name].norm()
+        assert error < tolerance, f"{name}: relative error {error:.2g}"
+
+
+def test_dropout_falls_on_the_adapter_alone(bases):
+    rows = collate(make_rows(6))["rows"]
+    torch.manual_seed(0)
+    plain, _ = gradients(adapted(bases("llama"), compute_dtype="float32"), rows)
+    dropped = adapted(bases("llama"), compute_dtype="float32", lora_dropout=0.5)
+    loss, got = gradients(dropped, rows)
+    assert loss != plain and all(gradient.norm() > 0 for gradient in got.values())
+    dropped.eval()
+    torch.testing.assert_close(dropped(**vars(flatten(rows.rows, CPU))).detach() / rows.learnt, plain)
+
+
+def test_dora_trains_magnitudes_in_float32(bases):
+    model = adapted(bases("llama"), dora=True)
+    _, got = gradients(model, collate(make_rows(6))["rows"])
+    magnitudes = [name for name in got if "magnitude" in name]
+    assert magnitudes and all(got[name].norm() > 0 for name in got)
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert len(get_peft_model_state_dict(model)) == 3 * 2 * 7
+
+
+def test_layer_that_is_not_in_4_bits_is_an_error(bases):
+    model = adapted(bases("llama"))
+    base.check_quantized(model)
+    module = next(m for m in model.modules() if isinstance(m, FusedLinear4bit))
+    module.base_layer = torch.nn.Linear(64, 64)
+    with pytest.raises(RuntimeError, match=r"4-bit was asked for, but .*q_proj is a Linear"):
+        base.check_quantized(model)
+
+
+def test_unknown_target_module_names_the_ones_there_are(bases):
+    with pytest.raises(UserError, match=r"no linear layer is named query; this base has down_proj, .*v_proj"):
+        adapted(bases("llama"), target_modules=["q_proj", "query"])
+
+
+def test_targets_are_only_those_asked_for(bases):
+    model = adapted(bases("llama"), target_modules=["q_proj", "v_proj"])
+    assert {m for m in model.modules() if isinstance(m, FusedLinear4bit)} and len(
+        [n for n, p in model.named_parameters() if p.requires_grad]
+    ) == 2 * 2 * 2
+
+
+def test_eval_forward_does_not_take_the_gradient_away(bases):
+    """bitsandbytes re-packs 4-bit weights in the first eval forward on CPUs with AVX-512-BF16."""
+    rows = collate(make_rows(6))["rows"]
+    _, want = gradients(adapted(bases("llama")), rows)
+    model = adapted(bases("llama"))
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            assert module.support_avx512bf16_for_cpu is False
+    model.eval()
+    with torch.no_grad():
+        model.get_base_model().model(
+            input_ids=torch.tensor([[3, 4, 5]]), cu_seq_lens_q=torch.tensor([0, 3]), max_length_q=3
+        )
+        for module in model.modules():  # also through bitsandbytes' own forward
+            if isinstance(module, Linear4bit):
+                module(torch.ones(1, module.in_features, dtype=torch.bfloat16))
+    _, got = gradients(model, rows)
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, want[name])

@@ -1,0 +1,80 @@
+"""Packed rows must give what the rows give one by one, whatever the packing."""
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, make_rows
+from transformers import AutoModelForCausalLM
+
+from tasks.training import attention
+from tasks.training.head import train_on_packs
+from tasks.training.packing import collate, flatten, pack
+
+CPU = torch.device("cpu")
+
+
+def reference(folder, rows):
+    """Loss sum and weight gradients of stock transformers, one unpadded row at a time, no packing anywhere."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    total = torch.zeros(())
+    for row in rows:
+        logits = model(input_ids=row.input_ids[None]).logits[0, :-1]
+        total = total + torch.nn.functional.cross_entropy(logits, row.labels[1:], reduction="sum")
+    total.backward()
+    return total.detach(), {n: p.grad for n, p in model.named_parameters() if "layers" in n}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("budget", [16, 60, 1000])
+def test_loss_and_gradients_equal_those_of_single_rows(bases, architecture, budget):
+    rows = collate(make_rows(7))["rows"].rows
+    want, want_gradients = reference(bases(architecture), rows)
+    model = AutoModelForCausalLM.from_pretrained(
+        bases(architecture), dtype=torch.float32, attn_implementation=attention.NAME
+    )
+    train_on_packs(model)
+    total = torch.zeros(())
+    for group in pack(rows, budget):
+        loss = model(**vars(flatten(group, CPU)))
+        loss.backward()
+        total += loss.detach()
+    torch.testing.assert_close(total, want, rtol=1e-5, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        if "layers" in name:
+            torch.testing.assert_close(parameter.grad, want_gradients[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hidden_states_do_not_see_the_neighbour(bases, architecture):
+    rows = collate(make_rows(3))["rows"].rows
+    model = AutoModelForCausalLM.from_pretrained(
+        bases(architecture), dtype=torch.float32, attn_implementation=attention.NAME
+    )
+
+    def last(group):
+        batch = flatten(group, CPU)
+        hidden = model.base_model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            cu_seq_lens_q=batch.boundaries,
+            max_length_q=batch.longest,
+        ).last_hidden_state[0]
+        return hidden[-len(group[-1].input_ids) :]
+
+    torch.testing.assert_close(last(rows), last(rows[2:]), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_packed_whole_and_within_the_budget():
+    rows = collate(make_rows(50))["rows"].rows
+    groups = pack(rows, 40)
+    assert sorted(id(row) for group in groups for row in group) == sorted(id(row) for row in rows)
+    assert all(sum(len(row.input_ids) for row in group) <= 40 for group in groups)
+    assert [len(group) for group in pack(rows, 1)] == [1] * 50  # longer than the budget: alone, never cut
+
+
+def test_first_token_is_never_learnt():
+    rows = collate([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, -100]}])["rows"]
+    batch = flatten(rows.rows, CPU)
+    assert rows.learnt == 2
+    assert batch.keep.tolist() == [0, 1] and batch.targets.tolist() == [6, 7]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]] and batch.boundaries.tolist() == [0, 3, 5]

@@ -1,0 +1,203 @@
+"""The trainer's promises: one result per configuration, whatever interrupts it, and no training on nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import make_rows, write_tokens
+
+from tasks.config import TrainingConfig
+from tasks.errors import UserError
+from tasks.training import base, checkpoints, worker
+from tasks.training.data import read_rows
+from tasks.training.trainer import Interrupted, PackedTrainer, TrainingFailed
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def build(bases, tmp_path):
+    """`build("name", batch_size=4)`: a trainer on 22 rows whose checkpoints live in a folder of that name."""
+
+    def make(name="run", architecture="llama", **settings):
+        tokens = write_tokens(tmp_path / "tokens.parquet", make_rows(22))
+        config = TrainingConfig(**{"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "epochs": 2.0, **settings})
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        said: list[str] = []
+        model = base.load(bases(architecture), config, CPU)
+        trainer = PackedTrainer(model, read_rows(tokens), config, folder, said.append)
+        trainer.said = said
+        return trainer
+
+    return make
+
+
+def weights(trainer):
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def assert_identical(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_learns_and_is_bit_identical_when_repeated(build):
+    first, second = build("a"), build("b")
+    first.run(), second.run()
+    losses = [row.loss for row in first.step_log.rows]
+    assert len(losses) == 12 and losses[-1] < losses[0] - 0.1
+    assert_identical(weights(first), weights(second))
+    assert all(p.dtype == torch.float32 for p in weights(first).values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.2, "gradient_checkpointing": True}])
+def test_interrupted_run_resumes_to_the_same_bits(build, monkeypatch, settings):
+    whole = build("whole", **settings)
+    whole.run()
+    monkeypatch.setattr(checkpoints, "MINUTES", 0.0)  # after every step
+    broken = build("broken", **settings)
+    accumulate = broken._accumulate
+
+    def interrupted(*arguments):
+        result = accumulate(*arguments)
+        if broken.state.global_step == 7:  # in the second epoch, in the middle of a step
+            broken.request_stop()
+        return result
+
+    monkeypatch.setattr(broken, "_accumulate", interrupted)
+    with pytest.raises(Interrupted):
+        broken.run()
+    folder = Path(broken.args.output_dir)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-6", "checkpoint-7"]
+    (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"half written")  # the next best one must do
+    resumed = build("broken", **settings)
+    resumed.run()
+    assert resumed.said[0] == "resuming from the checkpoint of step 6"
+    assert_identical(weights(whole), weights(resumed))
+    assert [(r.step, r.loss, r.grad_norm) for r in whole.step_log.rows] == [
+        (r.step, r.loss, r.grad_norm) for r in resumed.step_log.rows
+    ]
+
+
+def test_micro_batches_do_not_change_the_result(build):
+    runs = [build(str(tokens), micro_batch_tokens=tokens, compute_dtype="float32") for tokens in (16, 48, 8192)]
+    for run in runs:
+        run.run()
+    for run in runs[1:]:
+        for mine, theirs in zip(run.step_log.rows, runs[0].step_log.rows, strict=True):
+            assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
+            assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3)
+            assert (mine.tokens, mine.learnt_tokens) == (theirs.tokens, theirs.learnt_tokens)
+
+
+def test_out_of_memory_halves_and_goes_on(build, monkeypatch):
+    calm = build("calm", compute_dtype="float32")
+    calm.run()
+    run = build("tight", compute_dtype="float32")
+    forward = run.model.get_base_model().forward
+
+    def limited(**batch):
+        if batch["input_ids"].shape[1] > 40:
+            raise torch.OutOfMemoryError("no room")
+        return forward(**batch)
+
+    monkeypatch.setattr(run.model.get_base_model(), "forward", limited)
+    run.run()
+    assert 1 <= run.halvings <= 2 and run.micro_batch_tokens <= 40
+    assert any("out of memory in step 1" in line for line in run.said)
+    for mine, theirs in zip(run.step_log.rows, calm.step_log.rows, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+def test_row_that_never_fits_is_named(build, monkeypatch):
+    run = build()
+
+    def never(**_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(run.model.get_base_model(), "forward", never)
+    with pytest.raises(UserError, match=r"a single row of \d+ tokens does not fit"):
+        run.run()
+
+
+@pytest.mark.parametrize(
+    "factor, message", [(0.0, "step 4: the gradient is zero"), (float("nan"), "step 4: loss nan")]
+)
+def test_step_that_teaches_nothing_stops_the_run(build, monkeypatch, factor, message):
+    monkeypatch.setattr(checkpoints, "MINUTES", 0.0)
+    run = build()
+    forward = run.model.get_base_model().forward
+    monkeypatch.setattr(
+        run.model.get_base_model(),
+        "forward",
+        lambda **batch: forward(**batch) * (factor if run.state.global_step == 3 else 1.0),
+    )
+    with pytest.raises(TrainingFailed, match=message):
+        run.run()
+    kept = checkpoints.last_valid(Path(run.args.output_dir))
+    assert kept is not None and kept.name == "checkpoint-3"
+
+
+def test_nothing_to_train_on(tmp_path):
+    rows = make_rows(3)
+    held_out = [{**row, "split": "test"} for row in rows]
+    with pytest.raises(UserError, match="no training row: every row"):
+        read_rows(write_tokens(tmp_path / "held_out.parquet", held_out))
+    masked = [{**row, "labels": [-100] * len(row["input_ids"])} for row in rows]
+    with pytest.raises(UserError, match="all labels are masked"):
+        read_rows(write_tokens(tmp_path / "masked.parquet", masked + held_out))
+    assert len(read_rows(write_tokens(tmp_path / "good.parquet", rows + held_out))) == 3
+
+
+def start(job, folder):
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "tasks.training.worker", str(folder / "job.json"), str(os.getpid())]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_child_stops_on_sigterm_and_the_next_one_finishes(bases, tmp_path):
+    config = TrainingConfig(lora_r=4, batch_size=4, max_steps=400)
+    for name in ("output", "checkpoints"):
+        (tmp_path / name).mkdir()
+    job = {
+        "tokens": str(write_tokens(tmp_path / "tokens.parquet", make_rows(22))),
+        "model": str(bases("llama")),
+        "config": config.model_dump(),
+        "output": str(tmp_path / "output"),
+        "checkpoints": str(tmp_path / "checkpoints"),
+    }
+    child = start(job, tmp_path)
+    assert child.stdout is not None
+    lines = []
+    for line in child.stdout:
+        lines.append(line)
+        if line.startswith("step "):
+            break
+    child.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    rest = child.stdout.read()
+    assert child.wait() == worker.STOPPED_EXIT and time.monotonic() - asked < 10, rest
+    assert checkpoints.last_valid(tmp_path / "checkpoints") is not None, "".join(lines) + rest
+    job["config"]["max_steps"] = done = int(rest.split("stopped on request after step ")[1].split(";")[0]) + 2
+    child = start(job, tmp_path)
+    output, _ = child.communicate()
+    assert child.returncode == 0, output
+    assert "resuming from the checkpoint of step" in output and "Warning" not in output, output
+    assert {path.name for path in (tmp_path / "output" / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    log = pq.read_table(tmp_path / "output" / "training_log.parquet")
+    assert log["step"].to_pylist() == list(range(1, done + 1))
+    totals = json.loads((tmp_path / "output" / "training.json").read_text())
+    assert totals["steps"] == done and totals["resumed_from_step"] == done - 2 and totals["tokens"] > 0
