@@ -105,7 +105,7 @@ def check_supported(config: PretrainedConfig) -> None:
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if other := kinds - {"full_attention", "sliding_attention"}:
-        raise UserError(f"model type {text.model_type} has {', '.join(sorted(other))} layers, which cannot be packed yet")
+        raise UserError(f"model type {text.model_type} has {', '.join(sorted(other))} layers, which cannot be packed")
     if getattr(text, "attn_logit_softcapping", None):
         raise UserError(f"model type {text.model_type} caps its attention logits, which is not supported yet")
 

@@ -53,12 +53,11 @@ def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
     """LoRA on the targeted layers; its weights are float32 and its initialization follows `config.seed`."""
     linear = _linear_names(base)
     asked = config.target_modules
-    if asked != ["all-linear"]:
-        if unknown := [name for name in asked if name not in linear]:
-            raise UserError(
-                f"training.target_modules: no linear layer is named {', '.join(unknown)}; this base has "
-                f"{', '.join(sorted(linear))} (or all-linear)"
-            )
+    if asked != ["all-linear"] and (unknown := [name for name in asked if name not in linear]):
+        raise UserError(
+            f"training.target_modules: no linear layer is named {', '.join(unknown)}; this base has "
+            f"{', '.join(sorted(linear))} (or all-linear)"
+        )
     set_seed(config.seed)
     return get_peft_model(  # type: ignore[return-value]
         base,

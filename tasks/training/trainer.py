@@ -324,7 +324,7 @@ def _no_tokenizer() -> PreTrainedTokenizerFast:
 
 def _compile_layers(model: PeftModel) -> None:
     """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
-    kinds = {name for name in (getattr(model.get_base_model(), "_no_split_modules", None) or [])}
+    kinds = set(getattr(model.get_base_model(), "_no_split_modules", None) or [])
     for module in model.modules():
         if type(module).__name__ in kinds:
             module.compile(dynamic=True)

@@ -130,9 +130,7 @@ def test_row_that_never_fits_is_named(build, monkeypatch):
         run.run()
 
 
-@pytest.mark.parametrize(
-    "factor, message", [(0.0, "step 4: the gradient is zero"), (float("nan"), "step 4: loss nan")]
-)
+@pytest.mark.parametrize("factor, message", [(0.0, "step 4: the gradient is zero"), (float("nan"), "step 4: loss nan")])
 def test_step_that_teaches_nothing_stops_the_run(build, monkeypatch, factor, message):
     monkeypatch.setattr(checkpoints, "MINUTES", 0.0)
     run = build()

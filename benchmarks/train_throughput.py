@@ -1,0 +1,335 @@
+"""Training speed on one GPU: this project's trainer beside plain TRL, same rows, same session.
+
+    python benchmarks/train_throughput.py --rows dev.jsonl test.jsonl --tokenizer FOLDER [--out results.json] [MODE ...]
+
+The base is a Llama-3-8B-shaped model with random weights in NF4, made once in --base (22 GB of disk while it is made).
+Rows are JSON lines with `dialogue` and `summary` (or `summary1`). Each mode runs in a process of its own; the table and
+the JSON show loss and gradient norm beside the speed, because speed without them proves nothing. Tokens are counted
+without padding; the first steps are left out. Needs a CUDA GPU with 80 GB for all modes; TRL's also liger-kernel.
+
+Modes: fast, fast12k, lean, budget24 (capped at 24 GB), match and trl_match (the same rows in the same order, loss by
+loss), trl (packing 2048, batch 4, Liger, checkpointing), trl_plain (its defaults, batch 8).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+PROMPT = (
+    "\nBelow is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruct: Summarize the below conversation.\n\n{dialogue}\n\n### Output:\n"
+)
+LLAMA3_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+}
+WARM = 5  # steps left out of the speed
+LORA = {"lora_r": 16, "lora_alpha": 32, "warmup_share": 0.0, "schedule": "constant", "learning_rate": 2e-4}
+OURS: dict[str, dict[str, Any]] = {
+    "fast": {"batch_size": 36, "micro_batch_tokens": 10_000, "compile": True, "max_steps": 25},
+    "fast12k": {"batch_size": 52, "micro_batch_tokens": 14_000, "compile": True, "max_steps": 20},
+    "lean": {
+        "batch_size": 18,
+        "micro_batch_tokens": 6000,
+        "compile": True,
+        "gradient_checkpointing": True,
+        "max_steps": 25,
+    },
+    "budget24": {"batch_size": 60, "micro_batch_tokens": 3_600, "compile": True, "max_steps": 12},
+    "match": {"batch_size": 16, "micro_batch_tokens": 8_000, "max_steps": 25},
+}
+TRL: dict[str, dict[str, Any]] = {
+    "trl": {
+        "per_device_train_batch_size": 4,
+        "packing": True,
+        "max_length": 2048,
+        "use_liger_kernel": True,
+        "max_steps": 20,
+    },
+    "trl_plain": {"per_device_train_batch_size": 8, "max_length": 2048, "max_steps": 20},
+    "trl_match": {
+        "per_device_train_batch_size": 16,
+        "max_length": 2048,
+        "max_steps": 25,
+        "gradient_checkpointing": False,
+    },
+}
+CAP_GB = {"budget24": 24}
+
+
+def make_base(folder: Path) -> None:
+    """A random bfloat16 model, then the same in NF4 as transformers saves it."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA3_8B))
+    torch.set_default_dtype(torch.float32)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as full:
+        model.save_pretrained(full)
+        del model
+        quantized = AutoModelForCausalLM.from_pretrained(
+            full,
+            dtype=torch.bfloat16,
+            device_map={"": 0},
+            quantization_config=BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            ),
+        )
+    quantized.save_pretrained(folder)
+
+
+def texts(files: list[Path]) -> list[dict[str, str]]:
+    """Prompt and completion of every row, four times over."""
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [
+        {
+            "prompt": PROMPT.format(dialogue=row["dialogue"]),
+            "completion": (row.get("summary") or row["summary1"]) + "\n\n### End",
+        }
+        for row in rows
+    ] * 4
+
+
+def token_rows(arguments: argparse.Namespace) -> list[dict[str, list[int]]]:
+    """The rows as the tokenization stage would hand them over: only the completion is learnt."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    rows = []
+    for text in texts(arguments.rows):
+        prompt = tokenizer(text["prompt"])["input_ids"]
+        completion = [*tokenizer(text["completion"])["input_ids"], tokenizer.eos_token_id]
+        rows.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    return rows
+
+
+def run_ours(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The worker's own loading and trainer, with a log that is read afterwards."""
+    import torch
+    from datasets import Dataset
+
+    from tasks.config import TrainingConfig
+    from tasks.training import base, flops
+    from tasks.training.trainer import PackedTrainer
+
+    config = TrainingConfig(**LORA, **OURS[mode])
+    model = base.load(arguments.base, config, torch.device("cuda", 0))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = PackedTrainer(model, Dataset.from_list(token_rows(arguments)), config, Path(folder))
+        began = time.perf_counter()
+        if arguments.profile:
+            profile_steps(trainer)
+        trainer.run()
+    rows = trainer.step_log.rows
+    timed = rows[WARM:]
+    return result(
+        tokens=sum(row.tokens for row in timed),
+        seconds=sum(row.seconds for row in timed),
+        losses=[row.loss for row in rows],
+        norms=[row.grad_norm for row in rows],
+        tokens_per_step=sum(row.tokens for row in rows) / len(rows),
+        halvings=trainer.halvings,
+        first_step_seconds=rows[0].seconds,
+        all_seconds=time.perf_counter() - began,
+        flops=flops.per_token(model),
+    )
+
+
+def run_trl(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Plain SFTTrainer on the same rows."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from tasks.training import flops
+
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.base, dtype=torch.bfloat16, device_map={"": 0}, attn_implementation="sdpa"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = token_rows(arguments)
+    counted: dict[str, Any] = {"tokens": 0, "all": 0}
+
+    class Counting(SFTTrainer):
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            mask = inputs.get("attention_mask")
+            counted["tokens"] += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+            return super().training_step(model, inputs, *rest, **more)
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == WARM:
+                torch.cuda.synchronize()
+                counted.update(tokens=0, began=time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Counting(
+            model=model,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                task_type="CAUSAL_LM",
+                r=16,
+                lora_alpha=32,
+                target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            ),
+            args=SFTConfig(
+                output_dir=folder,
+                learning_rate=2e-4,
+                lr_scheduler_type="constant",
+                optim="adamw_torch_fused",
+                seed=0,
+                data_seed=0,
+                bf16=True,
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                **TRL[mode],
+            ),
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    torch.cuda.synchronize()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return result(
+        tokens=counted["tokens"],
+        seconds=time.perf_counter() - counted["began"],
+        losses=[entry["loss"] for entry in history],
+        norms=[entry["grad_norm"] for entry in history],
+        tokens_per_step=counted["tokens"] / (len(history) - WARM),
+        flops=flops.per_token(model),
+    )
+
+
+def result(*, tokens: int, seconds: float, flops: int, losses: list[float], norms: list[float], **more: Any) -> dict:
+    import torch
+
+    return {
+        "tokens_per_second": round(tokens / seconds),
+        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+        "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2),
+        "tflops": round(tokens / seconds * flops / 1e12),
+        "loss": [round(loss, 4) for loss in losses],
+        "grad_norm": [round(float(norm), 4) for norm in norms],
+        "device": torch.cuda.get_device_name(),
+        **{name: round(value, 2) for name, value in more.items()},
+    }
+
+
+def profile_steps(trainer: Any) -> None:
+    """Print where the kernels' time of steps 8 to 10 goes."""
+    from torch.profiler import ProfilerActivity, profile
+    from transformers import TrainerCallback
+
+    profiler = profile(activities=[ProfilerActivity.CUDA])
+
+    class Window(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 7:
+                profiler.__enter__()
+            if state.global_step == 10:
+                profiler.__exit__(None, None, None)
+                events = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
+                print(f"KERNELS {sum(e.self_device_time_total for e in events) / 3e3:.1f} ms a step")
+                for event in sorted(events, key=lambda e: -e.self_device_time_total)[:40]:
+                    print(f"{event.self_device_time_total / 3e3:8.2f} ms {event.count / 3:6.0f} x  {event.key[:110]}")
+
+    trainer.add_callback(Window())
+
+
+def one_mode(mode: str, arguments: argparse.Namespace) -> None:
+    """Measure one mode in this process and print its line."""
+    import torch
+
+    if arguments.quick:
+        OURS.get(mode, TRL.get(mode, {}))["max_steps"] = arguments.quick
+    if mode in CAP_GB:
+        torch.cuda.set_per_process_memory_fraction(CAP_GB[mode] * 1e9 / torch.cuda.mem_get_info()[1])
+    measured = run_ours(mode, arguments) if mode in OURS else run_trl(mode, arguments)
+    print("RESULT " + json.dumps({"mode": mode, **measured}), flush=True)
+
+
+def matmul_tflops() -> float:
+    """The card's measured bfloat16 rate, in a process that gives the memory back."""
+    code = "import torch; from tasks.training.flops import measured_rate; print(measured_rate(torch.device('cuda', 0)))"
+    root = Path(__file__).parents[1]
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout) / 1e12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modes", nargs="*", default=[*OURS, *TRL])
+    parser.add_argument("--rows", type=Path, nargs="+", required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--base", type=Path, default=Path("/tmp/llama3-8b-shape-nf4"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", type=int, default=0, help="steps of each mode, for a trial")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    from tasks.training.worker import silence
+
+    silence()
+    if arguments.here:
+        one_mode(arguments.modes[0], arguments)
+        return
+    if not (arguments.base / "config.json").exists():
+        make_base(arguments.base)
+        os.execv(sys.executable, [sys.executable, *sys.argv])  # gives the GPU back
+    rate = matmul_tflops()
+    print(f"bfloat16 matrix product on this card: {rate:.0f} TFLOP/s")
+    results = []
+    passed = [v for v in sys.argv[1:] if v not in arguments.modes]
+    for mode in arguments.modes:
+        child = subprocess.run(
+            [sys.executable, __file__, mode, *passed, "--here"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        line = [text for text in child.stdout.splitlines() if text.startswith("RESULT ")]
+        print(child.stdout if arguments.profile or not line else line[0], flush=True)
+        results += [json.loads(text.removeprefix("RESULT ")) for text in line]
+    print_table(results, rate)
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"matmul_tflops": rate, "results": results}, indent=1) + "\n")
+
+
+def print_table(results: list[dict[str, Any]], rate: float) -> None:
+    print("| mode | tokens/s | tokens a step | peak GB | TFLOP/s | of matmul | loss | grad norm |")
+    print("|---|---:|---:|---:|---:|---:|---|---|")
+    for r in results:
+        print(
+            f"| {r['mode']} | {r['tokens_per_second']:,} | {r['tokens_per_step']:,.0f} | {r['peak_gb']} | "
+            f"{r['tflops']} | {r['tflops'] / rate:.0%} | {r['loss'][0]:.3f} → {r['loss'][-1]:.3f} | "
+            f"{r['grad_norm'][0]:.3f} → {r['grad_norm'][-1]:.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
