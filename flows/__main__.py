@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """`qlora-flow run`: the whole flow on this machine."""
     from flows.config_file import load
 
-    groups = load(options.config, _overrides(options))
+    groups: dict[str, Any] = dict(load(options.config, _overrides(options)))
     if options.store:
         os.environ["QLORA_FLOW_STORE"] = str(options.store)
     _local_settings()
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from flows.table import show
 
     try:
-        summary = retrain(**groups)  # type: ignore[arg-type]
+        summary = retrain(**groups)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

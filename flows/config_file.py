@@ -22,7 +22,9 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Group]:
     values = _read(path)
     groups: dict[str, Group] = {}
     mistakes = [
-        f"{path}: there is no group {name!r}; the groups are {', '.join(GROUPS)}." for name in values if name not in GROUPS
+        f"{path}: there is no group {name!r}; the groups are {', '.join(GROUPS)}."
+        for name in values
+        if name not in GROUPS
     ]
     for name, model in GROUPS.items():
         given = values.get(name) or {}

@@ -1,4 +1,4 @@
-"""One retrain, from rows to a published adapter. Each line of the flow is a stage; a stage that is done is not done again."""
+"""One retrain, from rows to a published adapter: each line of the flow is a stage, and none is done twice."""
 
 from typing import Any
 
@@ -59,7 +59,9 @@ def retrain(
     scores = evaluate(adapter, tokens, prompts, source.model, evaluation)
     version = publish(adapter, scores, source.model, publishing)
 
-    stages = dict(download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version)
+    stages = dict(
+        download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version
+    )
     report = write_report(stages)
     summary = summarize(stages, report)
     create_markdown_artifact(markdown(summary), key=f"retrain-{publishing.name}".replace(".", "-").replace("_", "-"))

@@ -43,7 +43,8 @@ def markdown(summary: dict[str, Any]) -> str:
         "| metric | base | tuned | difference | interval |",
         "|---|---:|---:|---:|---:|",
         *(
-            f"| {name} | {s['base']:.4f} | {s['tuned']:.4f} | {s['difference']:+.4f} | {s['low']:+.4f} to {s['high']:+.4f} |"
+            f"| {name} | {s['base']:.4f} | {s['tuned']:.4f} | {s['difference']:+.4f} "
+            f"| {s['low']:+.4f} to {s['high']:+.4f} |"
             for name, s in summary["scores"].items()
         ),
         "",

@@ -23,4 +23,6 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
     console.print(stages, scores)
     published = summary["published"]
     console.print(f"report   {summary['report']}", soft_wrap=True, highlight=False)
-    console.print(f"adapter  {published['path']}  ({published['name']} {published['version']})", soft_wrap=True, highlight=False)
+    console.print(
+        f"adapter  {published['path']}  ({published['name']} {published['version']})", soft_wrap=True, highlight=False
+    )

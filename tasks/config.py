@@ -36,7 +36,9 @@ class DataConfig(Group):
     test_path: str = Field("", description="Held-out rows in a file, folder or glob of their own. Empty: split `path`.")
     hub_id: str = Field("", description="A data set on the Hugging Face Hub (owner/name) instead of files.")
     hub_subset: str = Field("", description="Configuration (subset) of the Hub data set. Empty: its default.")
-    hub_revision: str = Field("", description="Branch, tag or commit of the Hub data set; pinned to a commit at the run.")
+    hub_revision: str = Field(
+        "", description="Branch, tag or commit of the Hub data set; pinned to a commit at the run."
+    )
     train_split: str = Field("train", description="Name of the training split in the source.", min_length=1)
     test_split: str = Field("test", description="Name of the held-out split in the source.", min_length=1)
     id_column: str = Field(
@@ -66,7 +68,9 @@ class DataConfig(Group):
         if bool(self.path) == bool(self.hub_id):
             raise ValueError("give either data.path (files) or data.hub_id (a Hub data set), one of the two")
         if self.test_path and self.hub_id:
-            raise ValueError("data.test_path goes with data.path; a Hub data set names its held-out split in data.test_split")
+            raise ValueError(
+                "data.test_path goes with data.path; a Hub data set names its held-out split in data.test_split"
+            )
         return self
 
 
@@ -75,8 +79,8 @@ class ModelConfig(Group):
 
     base: str = Field(
         "smollm2-135m-instruct",
-        description="A model id on the Hub (owner/name, safetensors only), a local folder, or the bundled example model "
-        "smollm2-135m-instruct.",
+        description="A model id on the Hub (owner/name, safetensors only), a local folder, or the bundled example "
+        "model smollm2-135m-instruct.",
         min_length=1,
     )
     revision: str = Field("", description="Branch, tag or commit of a Hub model; pinned to a commit at the run.")
@@ -130,15 +134,20 @@ class TrainingConfig(Group):
     """Quantization, LoRA and optimization."""
 
     quantization: Literal["4bit", "none"] = Field(
-        "4bit", description="4bit: QLoRA on a base in 4 bits through bitsandbytes. none: plain LoRA on the base as it is."
+        "4bit",
+        description="4bit: QLoRA on a base in 4 bits through bitsandbytes. none: plain LoRA on the base as it is.",
     )
     quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit number format (bnb_4bit_quant_type).")
     compute_dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="Number format of the computation (bnb_4bit_compute_dtype)."
     )
-    double_quant: bool = Field(False, description="Quantize the quantization constants too (bnb_4bit_use_double_quant).")
+    double_quant: bool = Field(
+        False, description="Quantize the quantization constants too (bnb_4bit_use_double_quant)."
+    )
     lora_r: int = Field(16, description="Rank of the LoRA matrices.", ge=1, le=1024)
-    lora_alpha: int = Field(32, description="Scale of the LoRA update: alpha / r, with rslora alpha / sqrt(r).", ge=1, le=4096)
+    lora_alpha: int = Field(
+        32, description="Scale of the LoRA update: alpha / r, with rslora alpha / sqrt(r).", ge=1, le=4096
+    )
     lora_dropout: float = Field(0.0, description="Dropout on the LoRA input (probability).", ge=0, lt=1)
     target_modules: list[str] = Field(
         ["all-linear"],
@@ -149,7 +158,9 @@ class TrainingConfig(Group):
     dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA); slower.")
     learning_rate: float = Field(2e-4, description="Peak learning rate.", gt=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
-    warmup_share: float = Field(0.05, description="Share of the steps over which the rate rises (a fraction of 1).", ge=0, lt=1)
+    warmup_share: float = Field(
+        0.05, description="Share of the steps over which the rate rises (a fraction of 1).", ge=0, lt=1
+    )
     weight_decay: float = Field(0.0, description="AdamW weight decay.", ge=0, le=1)
     max_grad_norm: float = Field(1.0, description="Gradient norm above which gradients are scaled down.", gt=0)
     optimizer: Literal["adamw", "paged_adamw_8bit"] = Field(
@@ -174,14 +185,18 @@ class TrainingConfig(Group):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: about a fifth of the memory, a third slower."
     )
-    compile: bool = Field(False, description="torch.compile every decoder layer (GPU): faster after a minute of start-up.")
+    compile: bool = Field(
+        False, description="torch.compile every decoder layer (GPU): faster after a minute of start-up."
+    )
     seed: int = Field(0, description="Seed of row order, adapter initialization and dropout.", ge=0, lt=2**32)
 
 
 class EvaluationConfig(Group):
     """How base and tuned model are compared on the held-out rows."""
 
-    max_rows: int = Field(0, description="Score at most this many held-out rows, chosen by hash of their id (0: all).", ge=0)
+    max_rows: int = Field(
+        0, description="Score at most this many held-out rows, chosen by hash of their id (0: all).", ge=0
+    )
     max_new_tokens: int = Field(128, description="Longest generated answer in tokens.", ge=1, le=8192)
     batch_tokens: int = Field(
         8192, description="Prompt tokens generated from at once; lower it when memory runs out.", ge=16, le=1_048_576

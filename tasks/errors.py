@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """A mistake in configuration, data or files: its message is one sentence that names the thing and what would be right."""
+    """A mistake in configuration, data or files: one sentence that names the thing and what would be right."""

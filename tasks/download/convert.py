@@ -4,19 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from tasks.child import main
+from tasks.quiet import silence
 
 
 def convert(job: dict[str, Any]) -> None:
     """Job: gguf (file), folder (to fill)."""
+    silence()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
     gguf = Path(job["gguf"])
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     # save_pretrained refuses a model that still has its GGUF quantizer
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.save_pretrained(job["folder"])
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(job["folder"])

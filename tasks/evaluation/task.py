@@ -29,7 +29,12 @@ def identity(
             "model": model.digest,
         },
         config=config.model_dump() | {"ending": prompts.info["ending"]},
-        code=("tasks.evaluation.worker", "tasks.evaluation.generate", "tasks.evaluation.compare", "tasks.evaluation.metrics"),
+        code=(
+            "tasks.evaluation.worker",
+            "tasks.evaluation.generate",
+            "tasks.evaluation.compare",
+            "tasks.evaluation.metrics",
+        ),
         libraries=("torch", "transformers", "peft", "bitsandbytes", "evaluate", "rouge_score"),
     )
 

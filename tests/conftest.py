@@ -1,0 +1,43 @@
+"""Nothing a test does leaves the machine or the test's own folder."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# before Prefect or a Hub library is imported
+os.environ.update(
+    DO_NOT_TRACK="1",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    PREFECT_HOME=tempfile.mkdtemp(prefix="qlora-flow-prefect-"),
+    HF_HUB_OFFLINE="1",
+    HF_HOME=tempfile.mkdtemp(prefix="qlora-flow-hf-"),
+    QLORA_FLOW_STORE=tempfile.mkdtemp(prefix="qlora-flow-store-"),
+)
+
+import pytest
+
+from tests.tiny import make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty store that the test has for itself."""
+    folder = tmp_path / "store"
+    monkeypatch.setenv("QLORA_FLOW_STORE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_server():
+    """A Prefect server for tests that run tasks and flows in this process."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_TO_API_ENABLED: False}
+    with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=90):
+        yield

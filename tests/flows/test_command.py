@@ -1,0 +1,73 @@
+"""The command line: what is wrong is said before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import main
+from flows.config_file import load
+from tasks.config import GROUPS
+from tasks.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("data: {path: a.jsonl}\ntraning: {}", ["no group 'traning'", "training"]),
+        ("data: {path: a.jsonl}\ntraining: {lr: 1}", ["training.lr: there is no such field", "learning_rate"]),
+        ("data: {path: a.jsonl}\ntraining: {lora_r: 0}", ["training.lora_r: 0 is wrong", "greater than or equal to 1"]),
+        ("data: {path: a.jsonl}\ntraining: {quant_type: int3}", ["training.quant_type", "'nf4' or 'fp4'"]),
+        ("data: {path: a.jsonl, hub_id: b/c}", ["either data.path", "or data.hub_id"]),
+        ("training: {}", ["either data.path"]),
+        ("data: [1]", ["data takes fields"]),
+        ("just text", ["at its top level"]),
+        ("a: [", ["is not YAML"]),
+    ],
+)
+def test_a_wrong_configuration_is_refused(
+    tmp_path: Path, text: str, sentences: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert main(["run", str(file)]) == 2
+    shown = capsys.readouterr().err
+    assert all(sentence in shown for sentence in sentences), shown
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {}\ntraining: {lora_r: 0, seed: -1}\nother: 1")
+    with pytest.raises(UserError) as caught:
+        load(file, {})
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_a_missing_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_flags_lie_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {path: a.jsonl}\ntraining: {learning_rate: 5e-4, lora_r: 4}")
+    training = load(file, {"training": {"learning_rate": "1e-3"}})["training"]
+    assert training.model_dump()["learning_rate"] == 0.001
+    assert training.model_dump()["lora_r"] == 4
+
+
+def test_every_field_says_what_it_is() -> None:
+    for group in GROUPS.values():
+        for name, field in group.model_fields.items():
+            assert field.description and len(field.description) > 15, name
+            assert not field.is_required(), name
+
+
+def test_help_and_import_stay_light() -> None:
+    code = (
+        "import sys; import flows.retrain; "
+        "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"

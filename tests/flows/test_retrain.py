@@ -1,0 +1,139 @@
+"""The whole flow on a tiny model: six stages, again, and with one thing changed."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.__main__ import main
+from tests.tiny import make_rows, write_jsonl
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+STAGES = ["download", "format", "tokenize", "train", "evaluate", "publish"]
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model: Path) -> Path:
+    data = write_jsonl(tmp_path / "rows.jsonl", make_rows(40))
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        f"""
+data: {{path: {data}}}
+model: {{base: {tiny_model}}}
+training: {{learning_rate: 1e-2, lora_r: 4, batch_size: 8, max_steps: 3}}
+evaluation: {{max_new_tokens: 8}}
+"""
+    )
+    return file
+
+
+def run(config: Path, *flags: str) -> dict:
+    summary = config.with_name("summary.json")
+    assert main(["run", str(config), "--summary", str(summary), *flags]) == 0
+    return json.loads(summary.read_text())
+
+
+def outcomes(summary: dict) -> list[str]:
+    return [stage["outcome"] for stage in summary["stages"].values()]
+
+
+def test_a_run_leaves_every_artifact_and_a_second_run_reuses_it(config: Path, store: Path) -> None:
+    first = run(config)
+    assert list(first["stages"]) == STAGES
+    assert outcomes(first) == ["ran"] * 6
+    paths = {name: Path(stage["path"]) for name, stage in first["stages"].items()}
+    for name, file in {
+        "download": "rows.parquet",
+        "format": "prompts.parquet",
+        "tokenize": "tokens.parquet",
+        "train": "training_log.parquet",
+        "evaluate": "predictions.parquet",
+    }.items():
+        assert pq.read_table(paths[name] / file).num_rows > 0
+    log = pq.read_table(paths["train"] / "training_log.parquet").to_pydict()
+    assert log["step"] == [1, 2, 3]
+    assert all(value > 0 for value in log["grad_norm"])
+    assert (paths["publish"] / "adapter_model.safetensors").exists()
+    assert "safetensors" in (paths["publish"] / "SHA256SUMS").read_text()
+    assert Path(first["report"]).read_text().startswith("<!doctype html>")
+
+    again = run(config)
+    assert outcomes(again) == ["reused"] * 6
+    assert again["published"] == first["published"]
+
+    changed = run(config, "--training.learning_rate", "2e-2")
+    assert outcomes(changed) == ["reused"] * 3 + ["ran"] * 3
+    assert changed["published"]["version"] == "v0002"
+
+    evaluated = run(config, "--evaluation.max_new_tokens", "4")
+    assert outcomes(evaluated) == ["reused"] * 4 + ["ran"] * 2
+
+
+def test_the_published_adapter_loads_on_its_base(config: Path, store: Path, tiny_model: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    version = Path(run(config)["published"]["path"])
+    assert json.loads((version / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), version)
+    learnt = [p for n, p in model.named_parameters() if "lora_B" in n]
+    assert learnt
+    assert all(p.abs().sum() > 0 for p in learnt)
+
+
+def test_another_data_set_is_a_yaml_file_away(tmp_path: Path, store: Path, tiny_model: Path) -> None:
+    rows = [
+        {"instruction": "Add the numbers.", "input": f"{n} and {n + 1}" if n % 3 else "", "output": f"{2 * n + 1}"}
+        for n in range(30)
+    ]
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+data: {{path: {write_jsonl(tmp_path / "rows.jsonl", rows)}}}
+model: {{base: {tiny_model}}}
+formatting:
+  prompt: "### Instruction: {{{{ instruction }}}}\\n\\n\
+{{% if input %}}### Input: {{{{ input }}}}\\n\\n{{% endif %}}### Response:\\n"
+  completion: "{{{{ output }}}}"
+  ending: ""
+  input_column: input
+training: {{max_steps: 2, lora_r: 4}}
+evaluation: {{max_new_tokens: 4}}
+"""
+    )
+    prompts = pq.read_table(Path(run(config)["stages"]["format"]["path"]) / "prompts.parquet").to_pylist()
+    assert "### Instruction: Add the numbers.\n\n### Response:\n" in {row["prompt"] for row in prompts}
+
+
+def test_a_conversation_goes_through_the_models_own_template(tmp_path: Path, store: Path, tiny_model: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"你好 {n}"}, {"role": "assistant", "content": f"再见 {n}"}]}
+        for n in range(30)
+    ]
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+data: {{path: {write_jsonl(tmp_path / "rows.jsonl", rows)}}}
+model: {{base: {tiny_model}}}
+formatting: {{style: chat}}
+training: {{max_steps: 2, lora_r: 4}}
+evaluation: {{max_new_tokens: 4}}
+"""
+    )
+    tokens = pq.read_table(Path(run(config)["stages"]["tokenize"]["path"]) / "tokens.parquet").to_pylist()
+    for row in tokens:
+        assert row["input_ids"].count(0) == 1  # one beginning of text
+        assert row["labels"][-1] == 1  # the end of the turn is learnt
+
+
+def test_too_many_lost_rows_end_the_run_in_one_sentence(
+    config: Path, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write("{broken\n" * 10)
+    assert main(["run", str(config)]) == 1
+    shown = capsys.readouterr().err
+    assert "10 of 50 rows are lost" in shown
+    assert "rows.jsonl line 41" in shown
+    assert "Traceback" not in shown
