@@ -21,7 +21,7 @@ on the base in 4 bits ({{ training.quant_type }}, \
 
 ## Result on {{ evaluation.rows }} held-out rows
 
-| metric | base | tuned | difference | {{ "%g" | format(evaluation.confidence * 100) }} % interval |
+| metric | base | tuned | difference | {{ percent }} % interval |
 |---|---:|---:|---:|---:|
 {% for s in evaluation.scores -%}
 | {{ s.metric }} | {{ "%.4f" | format(s.base) }} | {{ "%.4f" | format(s.tuned) }} | {{ "%+.4f" | format(s.difference) }} \

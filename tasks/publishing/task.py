@@ -43,6 +43,7 @@ def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, conf
             training=adapter.manifest["identity"]["config"],
             run=adapter.info,
             evaluation=scores.info,
+            percent=f"{100 * scores.info['confidence']:g}",
             evaluation_config=scores.manifest["identity"]["config"],
             digests={
                 "base model": model.digest,
