@@ -2,12 +2,12 @@
 
     python benchmarks/train_throughput.py --rows dev.jsonl test.jsonl --tokenizer FOLDER [--out results.json] [MODE ...]
 
-The base is a Llama-3-8B-shaped model with random weights in NF4, made once in --base (22 GB of disk while it is made).
+The base is a Llama-3-8B-shaped model with random weights in NF4, made once in --base (6 GB of disk).
 Rows are JSON lines with `dialogue` and `summary` (or `summary1`). Each mode runs in a process of its own; the table and
 the JSON show loss and gradient norm beside the speed, because speed without them proves nothing. Tokens are counted
 without padding; the first steps are left out. Needs a CUDA GPU with 80 GB for all modes; TRL's also liger-kernel.
 
-Modes: fast, fast12k, lean, budget24 (capped at 24 GB), match and trl_match (the same rows in the same order, loss by
+Modes: fast, fast14k, lean, budget24 (capped at 24 GB), match and trl_match (the same rows in the same order, loss by
 loss), trl (packing 2048, batch 4, Liger, checkpointing), trl_plain (its defaults, batch 8).
 """
 
@@ -44,8 +44,8 @@ LLAMA3_8B = {
 WARM = 5  # steps left out of the speed
 LORA = {"lora_r": 16, "lora_alpha": 32, "warmup_share": 0.0, "schedule": "constant", "learning_rate": 2e-4}
 OURS: dict[str, dict[str, Any]] = {
-    "fast": {"batch_size": 36, "micro_batch_tokens": 10_000, "compile": True, "max_steps": 25},
-    "fast12k": {"batch_size": 52, "micro_batch_tokens": 14_000, "compile": True, "max_steps": 20},
+    "fast": {"batch_size": 36, "micro_batch_tokens": 14_000, "compile": True, "max_steps": 25},
+    "fast14k": {"batch_size": 50, "micro_batch_tokens": 18_000, "compile": True, "max_steps": 20},
     "lean": {
         "batch_size": 18,
         "micro_batch_tokens": 6000,
@@ -75,28 +75,44 @@ TRL: dict[str, dict[str, Any]] = {
 CAP_GB = {"budget24": 24}
 
 
-def make_base(folder: Path) -> None:
-    """A random bfloat16 model, then the same in NF4 as transformers saves it."""
+def make_base(folder: Path, device: str = "cuda") -> None:
+    """A random model in NF4, saved as transformers saves one; never whole in bfloat16 on the disk."""
+    import bitsandbytes
     import torch
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
     torch.manual_seed(0)
+    config = LlamaConfig(**LLAMA3_8B)
     torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA3_8B))
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config)
     torch.set_default_dtype(torch.float32)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as full:
-        model.save_pretrained(full)
-        del model
-        quantized = AutoModelForCausalLM.from_pretrained(
-            full,
-            dtype=torch.bfloat16,
-            device_map={"": 0},
-            quantization_config=BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-            ),
-        )
-    quantized.save_pretrained(folder)
+    for layer in model.model.layers:
+        for parent in (layer.self_attn, layer.mlp):
+            for name, linear in list(parent.named_children()):
+                if isinstance(linear, torch.nn.Linear):
+                    quantized = bitsandbytes.nn.Linear4bit(
+                        linear.in_features,
+                        linear.out_features,
+                        bias=False,
+                        compute_dtype=torch.bfloat16,
+                        compress_statistics=False,
+                        quant_type="nf4",
+                        device="meta",
+                    )
+                    quantized.weight = bitsandbytes.nn.Params4bit(
+                        linear.weight.data.cpu(), requires_grad=False, compress_statistics=False, quant_type="nf4"
+                    ).to(device)
+                    setattr(parent, name, quantized)
+    config.quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    config.architectures, config.dtype = ["LlamaForCausalLM"], torch.bfloat16
+    folder.mkdir(parents=True)
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
 
 
 def texts(files: list[Path]) -> list[dict[str, str]]:

@@ -5,15 +5,19 @@ Importing this module registers the implementation "packed" with transformers. T
 `max_length_q` among its keyword arguments; transformers hands them down to `attend`.
 """
 
+import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 
 from tasks.errors import UserError
 
 NAME = "packed"
+# torch before 2.12 takes grouped heads without being told
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def attend(
@@ -56,13 +60,9 @@ def _attend_varlen(
     longest: int,
 ) -> torch.Tensor:
     """torch's own FlashAttention kernel for rows of different lengths."""
-    from torch.nn.attention.varlen import varlen_attn
-
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
-    out = varlen_attn(
-        q, k, v, boundaries, boundaries, longest, longest, scale=scaling, window_size=window, enable_gqa=True
-    )
+    out = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, scale=scaling, window_size=window, **_GROUPED)
     return out.unsqueeze(0)
 
 

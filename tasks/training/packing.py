@@ -60,10 +60,26 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, StepRows]:
 
 
 def pack(rows: Iterable[Row], budget: int) -> list[list[Row]]:
-    """Best fit, longest first: groups of whole rows with at most `budget` tokens; a longer row is its own group."""
+    """Groups of whole rows with at most `budget` tokens, as few and as even as they come; a longer row is alone.
+
+    Even, because a small remainder of a micro-batch leaves a GPU waiting for its launches.
+    """
+    ordered = sorted(rows, key=lambda row: -len(row.input_ids))
+    groups = _best_fit(ordered, budget)
+    even: list[list[Row]] = [[] for _ in groups]
+    sizes = [0] * len(groups)
+    for row in ordered:
+        smallest = sizes.index(min(sizes))
+        even[smallest].append(row)
+        sizes[smallest] += len(row.input_ids)
+    return even if max(sizes, default=0) <= budget else groups
+
+
+def _best_fit(ordered: list[Row], budget: int) -> list[list[Row]]:
+    """Every row, longest first, into the fullest group that still holds it."""
     groups: list[list[Row]] = []
     sizes: list[int] = []
-    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
+    for row in ordered:
         length = len(row.input_ids)
         fitting = [i for i, size in enumerate(sizes) if size + length <= budget]
         if fitting:

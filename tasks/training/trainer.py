@@ -27,6 +27,7 @@ from tasks.errors import UserError
 from tasks.training import checkpoints
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
+from tasks.training.lora import refresh
 from tasks.training.packing import StepRows, collate, flatten, pack
 
 _LOG_FILE = "step_log.parquet"
@@ -112,6 +113,7 @@ class PackedTrainer(SFTTrainer):
         self._computing = True
         if self.stop_requested:
             raise Interrupted
+        refresh(self.model)
         while True:
             try:
                 loss = self._accumulate(model, rows, learnt)

@@ -1,8 +1,11 @@
 """Tiny random models on disk and token files, so that every test trains in a second or two."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; see worker.py
 
 import pyarrow as pa
 import pyarrow.parquet as pq

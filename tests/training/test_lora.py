@@ -12,7 +12,7 @@ from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.training import attention, base
 from tasks.training.head import train_on_packs
-from tasks.training.lora import FusedLinear, FusedLinear4bit
+from tasks.training.lora import FusedLinear, FusedLinear4bit, refresh
 from tasks.training.packing import collate, flatten
 
 CPU = torch.device("cpu")
@@ -25,6 +25,7 @@ def adapted(folder, **settings):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
+    refresh(model)
     return model
 
 
