@@ -24,7 +24,8 @@ on the base in 4 bits ({{ training.quant_type }}, \
 | metric | base | tuned | difference | {{ percent }} % interval |
 |---|---:|---:|---:|---:|
 {% for s in evaluation.scores -%}
-| {{ s.metric }} | {{ "%.4f" | format(s.base) }} | {{ "%.4f" | format(s.tuned) }} | {{ "%+.4f" | format(s.difference) }} \
+| {{ s.metric }} | {{ "%.4f" | format(s.base) }} | {{ "%.4f" | format(s.tuned) }} \
+| {{ "%+.4f" | format(s.difference) }} \
 | {{ "%+.4f" | format(s.low) }} to {{ "%+.4f" | format(s.high) }} |
 {% endfor %}
 Greedy answers of at most {{ evaluation_config.max_new_tokens }} tokens; paired bootstrap over rows.

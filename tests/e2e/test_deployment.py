@@ -1,4 +1,4 @@
-"""Scheduled and triggered for real: a server and a worker on loopback, a deployment, runs with changed and wrong fields."""
+"""Scheduled and triggered for real: a server and a worker on loopback, runs with changed and with wrong fields."""
 
 import json
 import os
@@ -53,7 +53,10 @@ class Deployed:
     def api(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            f"{self.url}/api{path}", data, {"Content-Type": "application/json"}, method="GET" if body is None else "POST"
+            f"{self.url}/api{path}",
+            data,
+            {"Content-Type": "application/json"},
+            method="GET" if body is None else "POST",
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
@@ -132,7 +135,9 @@ def test_both_deployments_are_the_example(deployed: Deployed) -> None:
         assert {n: g.model_validate(parameters.get(n, {})) for n, g in GROUPS.items()} == example
 
 
-def test_a_triggered_run_publishes_and_is_reused(deployed: Deployed, parameters: dict[str, Any], tmp_path: Path) -> None:
+def test_a_triggered_run_publishes_and_is_reused(
+    deployed: Deployed, parameters: dict[str, Any], tmp_path: Path
+) -> None:
     run = deployed.trigger(parameters)
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
     assert (tmp_path / "registry" / "adapter" / "v0001" / "adapter_model.safetensors").exists()

@@ -1,0 +1,84 @@
+"""Scores are what the rows say, and the held-out rows are read as training read them."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.errors import UserError
+from tasks.evaluation.compare import paired_interval
+from tasks.evaluation.worker import held_out, prompt_length, score, until_ending
+from tasks.formatting.schema import PROMPT_SCHEMA
+from tasks.tokenization.schema import TOKEN_SCHEMA
+
+
+def rows(base: str, tuned: str, references: list[str]) -> list[dict]:
+    return [{"base": base, "tuned": tuned, "references": references} for _ in range(3)]
+
+
+def test_the_best_reference_counts() -> None:
+    answers = rows("nothing alike", "the cat sat", ["a dog ran off", "the cat sat"])
+    scores = {s["metric"]: s for s in score(answers, {"confidence": 0.95, "seed": 0})}
+    assert set(scores) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
+    assert scores["rougeL"]["tuned"] == 1
+    assert scores["rougeL"]["base"] == 0
+    assert scores["rougeL"]["difference"] == scores["rougeL"]["low"] == 1
+    assert answers[0]["tuned_rouge2"] == 1
+
+
+def test_rouge_l_by_hand() -> None:
+    # longest common subsequence "police the gunman": 3 of 4 words on both sides
+    answers = rows("police ended the gunman", "police ended the gunman", ["police killed the gunman"])
+    assert score(answers, {"confidence": 0.95, "seed": 0})[2]["base"] == pytest.approx(0.75)
+
+
+def test_the_interval_covers_no_difference_when_there_is_none() -> None:
+    base = [0.1, 0.5, 0.3, 0.2] * 10
+    tuned = [0.2, 0.4, 0.2, 0.3] * 10
+    difference, low, high = paired_interval(base, tuned, 0.95, seed=0)
+    assert difference == pytest.approx(0)
+    assert low < 0 < high
+    assert paired_interval(base, [v + 0.1 for v in base], 0.95, seed=0)[1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "length"), [([-100, -100, 5, 6], 2), ([-100, 4, -100, 6], 3), ([5], 0), ([-100], 1)]
+)
+def test_the_prompt_ends_before_the_last_answer(labels: list[int], length: int) -> None:
+    assert prompt_length(labels) == length
+
+
+@pytest.mark.parametrize(
+    ("answer", "ending", "kept"),
+    [(" a b\n\n### End", "\n\n### End", "a b"), ("a ### End b", "\n\n### End", "a"), (" a ", "", "a")],
+)
+def test_an_answer_is_cut_where_the_ending_begins(answer: str, ending: str, kept: str) -> None:
+    assert until_ending(answer, ending) == kept
+
+
+def tables(folder: Path, split: str) -> tuple[Path, Path]:
+    ids = [f"r{n}" for n in range(10)]
+    tokens = [{"id": id, "split": split, "input_ids": [1, 2, 3], "labels": [-100, -100, 3]} for id in ids]
+    prompts = [{"id": id, "split": split, "references": [id]} for id in reversed(ids)]
+    pq.write_table(pa.Table.from_pylist(tokens, TOKEN_SCHEMA), folder / "tokens.parquet")
+    pq.write_table(pa.Table.from_pylist(prompts, PROMPT_SCHEMA), folder / "prompts.parquet")
+    return folder / "tokens.parquet", folder / "prompts.parquet"
+
+
+def test_held_out_rows_keep_their_references(tmp_path: Path) -> None:
+    found = held_out(*tables(tmp_path, "test"), max_rows=0)
+    assert [row["references"] for row in found] == [[row["id"]] for row in found]
+    assert found[0]["prompt_ids"] == [1, 2]
+
+
+def test_a_limit_takes_the_same_rows_every_time(tmp_path: Path) -> None:
+    files = tables(tmp_path, "test")
+    few = {row["id"] for row in held_out(*files, max_rows=3)}
+    assert few < {row["id"] for row in held_out(*files, max_rows=5)}
+    assert len(few) == 3
+
+
+def test_no_held_out_row_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no held-out row is left"):
+        held_out(*tables(tmp_path, "train"), max_rows=0)
