@@ -1,0 +1,227 @@
+"""Where the marks of a chart go: round ticks, lines thinned to what a screen shows, bars. The template draws them."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+WIDTH, HEIGHT = 420, 236
+LEFT, RIGHT, TOP, BOTTOM = 50, 406, 12, 196  # the plot's frame; ticks and labels stand outside
+POINTS = 600
+"""Most points of a line: beyond it, the lowest and highest of each stretch, so that no spike is lost."""
+SMOOTHED_FROM = 20
+"""Steps from which a line of means is drawn over the single ones."""
+BINS = 24
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A circle, a bar or a line across the plot, with the text that a pointer shows."""
+
+    x: float
+    y: float
+    width: float = 0.0
+    height: float = 0.0
+    text: str = ""
+
+
+@dataclass
+class Chart:
+    """Everything the template needs to draw one plot; coordinates are those of a WIDTH × HEIGHT picture."""
+
+    title: str
+    x_label: str
+    description: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    line: str = ""
+    smooth: str = ""
+    window: int = 0
+    dots: list[Mark] = field(default_factory=list)
+    bars: list[Mark] = field(default_factory=list)
+    across: Mark | None = None
+    upright: Mark | None = None
+
+
+class Scale:
+    """Values onto pixels, with ends on round ticks."""
+
+    def __init__(
+        self, low: float, high: float, start: float, end: float, whole: bool = False, snap: bool = True
+    ) -> None:
+        if high <= low:
+            pad = 1.0 if whole else abs(low) * 0.1 or 1.0
+            low, high = (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
+        self.step = _round_step((high - low) / 4, whole)
+        if snap:
+            low, high = math.floor(low / self.step + 1e-9) * self.step, math.ceil(high / self.step - 1e-9) * self.step
+        self.low, self.high, self.start, self.end = low, high, start, end
+
+    def __call__(self, value: float) -> float:
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        first, last = math.ceil(self.low / self.step - 1e-9), math.floor(self.high / self.step + 1e-9)
+        values = [n * self.step for n in range(first, last + 1)]
+        return [(self(value), tick_label(value, self.step)) for value in values]
+
+
+def _round_step(raw: float, whole: bool) -> float:
+    """The smallest of 1, 2, 2.5, 5 times a power of ten that is not below `raw`."""
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * (1 - 1e-9))
+    return float(max(1, math.ceil(step))) if whole else step
+
+
+def tick_label(value: float, step: float) -> str:
+    """As many decimals as the distance between ticks needs: 0.25, 3, 12k, 2.5e-4."""
+    if abs(value) < step / 2:
+        return "0"
+    if step >= 1000:
+        unit, name = (1e6, "M") if step >= 1e5 else (1e3, "k")
+        return f"{value / unit:,.10g}{name}"
+    if step < 1e-3:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    decimals = next(d for d in range(6) if abs(step * 10**d - round(step * 10**d)) < 1e-6)
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def curve(
+    title: str,
+    steps: Sequence[int],
+    values: Sequence[float],
+    zero: bool = False,
+    smooth: bool = True,
+    limit: float | None = None,
+) -> Chart | None:
+    """A line over optimizer steps, or a circle for a single one; None when there is no finite value.
+
+    Args:
+        zero: the value axis starts at 0.
+        smooth: a centred mean over a twentieth of the steps goes over it, from SMOOTHED_FROM steps on.
+        limit: value of a dashed line across the plot, left out where it lies far above the values.
+    """
+    points = [(float(s), float(v)) for s, v in zip(steps, values, strict=True) if v is not None and math.isfinite(v)]
+    if not points:
+        return None
+    ys = [y for _, y in points]
+    shown = [0.0] if zero else []
+    if limit is not None and limit <= 2 * max(ys):
+        shown.append(limit)
+    x = Scale(points[0][0], points[-1][0], LEFT, RIGHT, whole=True, snap=False)
+    y = Scale(min(ys + shown), max(ys + shown), BOTTOM, TOP)
+    thin = thinned(points)
+    window = len(points) // 20 | 1 if smooth and len(points) >= SMOOTHED_FROM else 0
+    means = [(points[i][0], m) for i, m in enumerate(centred_means(ys, max(3, window)))] if window else []
+    return Chart(
+        title=title,
+        x_label="step",
+        description=f"{title} over {len(points):,} steps: first {ys[0]:.4g}, last {ys[-1]:.4g}, "
+        f"lowest {min(ys):.4g}, highest {max(ys):.4g}",
+        x_ticks=x.ticks(),
+        y_ticks=y.ticks(),
+        line=_path(thin, x, y) if len(points) > 1 else "",
+        smooth=_path(thinned(means), x, y) if means else "",
+        window=max(3, window) if window else 0,
+        dots=[Mark(x(s), y(v), text=f"step {s:,.0f}: {v:.4g}") for s, v in points] if len(points) <= 200 else [],
+        across=Mark(LEFT, y(limit), text=f"clipped above {limit:g}") if limit in shown and limit is not None else None,
+    )
+
+
+def thinned(points: list[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
+    """At most about `most` points: ends, and lowest and highest of each of equal stretches, in order."""
+    if len(points) <= most:
+        return points
+    stretches = most // 2
+    kept = {0, len(points) - 1}
+    for n in range(stretches):
+        inside = range(n * len(points) // stretches, (n + 1) * len(points) // stretches)
+        kept |= {min(inside, key=lambda i: points[i][1]), max(inside, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(kept)]
+
+
+def centred_means(values: Sequence[float], window: int) -> list[float]:
+    """Mean of each value and its neighbours; fewer of them, but as many on both sides, at the ends."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    means = []
+    for i in range(len(values)):
+        reach = min(window // 2, i, len(values) - 1 - i)
+        means.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
+    return means
+
+
+def _path(points: list[tuple[float, float]], x: Scale, y: Scale) -> str:
+    return " ".join(f"{x(a):g},{y(b):g}" for a, b in points)
+
+
+def histogram(title: str, lengths: Counter[int], longest: int, limit: int | None) -> Chart:
+    """Rows by length. `longest` sets the axis, so that the splits of a data set can be compared.
+
+    Args:
+        limit: where an upright line stands, left out where it lies far beyond the longest row.
+    """
+    near = limit is not None and limit <= 1.5 * longest
+    x = Scale(0, max(longest, limit or 0) if near else longest, LEFT, RIGHT, whole=True)
+    width = _round_step(x.high / BINS, whole=True)
+    bins = Counter[int]()
+    for length, rows in lengths.items():
+        bins[int(min(length, x.high - 1) // width)] += rows
+    y = Scale(0, max(bins.values(), default=1), BOTTOM, TOP, whole=True)
+    bars = []
+    for n, rows in sorted(bins.items()):
+        left, right, top = x(n * width), min(x((n + 1) * width), RIGHT), y(rows)
+        text = f"{n * width:,.0f} to {(n + 1) * width - 1:,.0f} tokens: {rows:,} rows"
+        bars.append(Mark(left + 0.75, top, round(max(right - left - 1.5, 0.5), 1), round(BOTTOM - top, 1), text))
+    total = sum(lengths.values())
+    return Chart(
+        title=title,
+        x_label="tokens in a row",
+        description=f"Token lengths of {total:,} rows" + (f", {min(lengths)} to {max(lengths)}" if total else ""),
+        x_ticks=x.ticks(),
+        y_ticks=y.ticks(),
+        bars=bars,
+        upright=Mark(x(limit), TOP, text=f"limit {limit:,}") if near and limit else None,
+    )
+
+
+def sorted_bars(title: str, x_label: str, values: Sequence[float]) -> Chart:
+    """One bar a row, from the lowest value to the highest; evenly picked ones where rows outnumber the pixels."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    shown = ordered if last < 150 else [ordered[round(n * last / 149)] for n in range(150)]
+    y = Scale(min(0.0, ordered[0]), max(0.0, ordered[-1]), BOTTOM, TOP)
+    slot, zero = (RIGHT - LEFT) / len(shown), y(0)
+    gap = min(1.0, slot / 4)
+    bars = [
+        Mark(
+            round(LEFT + n * slot + gap / 2, 2),
+            min(y(value), zero),
+            round(min(slot - gap, 28), 2),
+            round(max(abs(y(value) - zero), 0.6), 1),
+            f"{value:+.3f}",
+        )
+        for n, value in enumerate(shown)
+    ]
+    better, worse = sum(v > 0 for v in ordered), sum(v < 0 for v in ordered)
+    description = f"{title}: {better:,} above 0, {worse:,} below"
+    return Chart(title, x_label, description, [], y.ticks(), bars=bars, across=Mark(LEFT, zero))
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Bars of several intervals on one scale that shows 0; a bar is (low, point, high) in pixels."""
+
+    zero: float
+    bars: list[tuple[float, float, float]]
+    ticks: list[tuple[float, str]]
+
+
+def intervals(values: Sequence[tuple[float, float, float]], width: int) -> Intervals:
+    """Place intervals given as (low, point, high)."""
+    low = min(0.0, *(v[0] for v in values))
+    high = max(0.0, *(v[2] for v in values))
+    scale = Scale(low, high, 14, width - 14)
+    return Intervals(scale(0), [(scale(a), scale(b), scale(c)) for a, b, c in values], scale.ticks())

@@ -1,0 +1,331 @@
+"""The page of a run, from artifacts made by hand: what it says, what it shows as text, and when it is written."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.evaluation import charts
+from tasks.evaluation.report import duration, read_lengths, signed, write_report
+from tasks.evaluation.schema import METRICS, PREDICTION_SCHEMA, SCORE_SCHEMA
+from tasks.store.artifact import ArtifactRef, write_folder
+from tasks.store.identity import Identity, digest_of, file_digest
+from tasks.store.ledger import Ledger
+from tasks.tokenization.schema import NOT_LEARNT, TOKEN_SCHEMA
+
+STEP = {
+    "tokens": 200,
+    "learnt_tokens": 40,
+    "learning_rate": 2e-4,
+    "grad_norm": 0.8,
+    "tokens_per_second": 100.0,
+    "memory_bytes": 2**31,
+    "seconds": 2.0,
+}
+
+
+@dataclass
+class Run:
+    """What a made-up run has; a test changes what it is about."""
+
+    difference: tuple[float, float, float] = (0.139, 0.102, 0.178)  # mean, low, high
+    steps: int = 30
+    prompt: str = "Ada : buy milk ? Ben : yes"
+    answer: str = "Ben buys milk ."
+    base: list[str] = field(default_factory=lambda: ["no", "milk", "Ben buys milk ."])
+    tuned: list[str] = field(default_factory=lambda: ["Ben buys milk .", "Ben milk", "no"])
+    scores: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.9), (0.3, 0.4), (0.8, 0.1)])
+    lost: list[tuple[str, str, str, str]] = field(default_factory=list)
+    info: dict[str, Any] = field(default_factory=dict)
+    tokenizer: bool = True
+
+
+def put(folder: Path, stage: str, write: Callable[[Path], dict[str, Any]], **identity: Any) -> ArtifactRef:
+    return write_folder(Identity(stage=stage, **identity), folder / (stage + "-made"), write)
+
+
+def make_tokenizer(folder: Path, text: str) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    options = {"special_tokens": ["<|end|>"], "initial_alphabet": alphabet, "show_progress": False}
+    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=300, **options))
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
+    """Six artifacts in a store, and a base model's tokenizer where the adapter says it is."""
+    artifacts, base = store / "artifacts", store.parent / "base"
+    tokenizer = make_tokenizer(base, run.prompt + run.answer)
+    digest = digest_of({"tokenizer.json": file_digest(base / "tokenizer.json")})
+    if not run.tokenizer:
+        (base / "tokenizer.json").unlink()
+    splits = ["train"] * 4 + ["test"] * len(run.base)
+
+    def rows(name: str) -> Callable[[Path], dict[str, Any]]:
+        def write(folder: Path) -> dict[str, Any]:
+            pq.write_table(pa.table({"split": splits}), folder / name)
+            ledger = Ledger("download" if name == "rows.parquet" else "format")
+            for entry in run.lost if name == "rows.parquet" else []:
+                ledger.lost(*entry)
+            return {"rows": len(splits), **ledger.write(folder)}
+
+        return write
+
+    def tokens(folder: Path) -> dict[str, Any]:
+        prompt, answer = tokenizer.encode(run.prompt).ids, [*tokenizer.encode(run.answer).ids, 0]
+        row = {"input_ids": prompt + answer, "labels": [NOT_LEARNT] * len(prompt) + answer}
+        made = [{"id": f"r{n}", "split": split, **row} for n, split in enumerate(splits)]
+        pq.write_table(pa.Table.from_pylist(made, TOKEN_SCHEMA), folder / "tokens.parquet")
+        return {"rows": len(made), "limit": 2048, **Ledger("tokenize").write(folder)}
+
+    def train(folder: Path) -> dict[str, Any]:
+        log = [{"step": n, "loss": 3 / n + 1, **STEP} for n in range(1, run.steps + 1)]
+        pq.write_table(pa.Table.from_pylist(log), folder / "training_log.parquet")
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+        return run.info
+
+    def evaluate(folder: Path) -> dict[str, Any]:
+        made = [
+            {"id": f"t{n}", "prompt": run.prompt, "references": [run.answer], "base": before, "tuned": after}
+            | {f"{who}_{name}": value for who, value in zip(("base", "tuned"), pair, strict=True) for name in METRICS}
+            for n, (before, after, pair) in enumerate(zip(run.base, run.tuned, run.scores, strict=True))
+        ]
+        pq.write_table(pa.Table.from_pylist(made, PREDICTION_SCHEMA), folder / "predictions.parquet")
+        mean, low, high = run.difference
+        score = {"rows": len(made), "base": 0.213, "tuned": 0.213 + mean, "difference": mean, "low": low, "high": high}
+        table = pa.Table.from_pylist([{"metric": name, **score} for name in METRICS], SCORE_SCHEMA)
+        pq.write_table(table, folder / "scores.parquet")
+        return {"rows": len(made), "confidence": 0.95}
+
+    def publish(folder: Path) -> dict[str, Any]:
+        (folder / "README.md").write_text("card")
+        return {"name": "milk", "version": "v0007"}
+
+    return {
+        "download": put(artifacts, "download", rows("rows.parquet"), config={"path": "rows.jsonl"}),
+        "format": put(artifacts, "format", rows("prompts.parquet"), config={"prompt": "{{ a }}\n{{ b }}"}),
+        "tokenize": put(artifacts, "tokenize", tokens, inputs={"tokenizer": digest}),
+        "train": put(artifacts, "train", train, config={"max_grad_norm": 1.0}, libraries=("pyarrow",)),
+        "evaluate": put(artifacts, "evaluate", evaluate),
+        "publish": put(artifacts, "publish", publish, config={"source": "owner/base", "revision": ""}),
+    }
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, on one line."""
+    body = re.sub(r"<(style|title)\b.*?</\1>", " ", page, flags=re.S)
+    return " ".join(unescape(re.sub(r"<[^>]*>", "", body)).split())
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict", "sentence"),
+    [
+        ((0.139, 0.102, 0.178), "Better than the base. The interval excludes 0", "+0.102 to +0.178"),
+        ((-0.05, -0.09, -0.01), "Worse than the base. The interval excludes 0", "−0.090 to −0.010"),
+        ((0.02, -0.01, 0.05), "Undecided. The interval includes 0", "−0.010 to +0.050"),
+        ((0.02, 0.0, 0.05), "Undecided. The interval includes 0", "0.000 to +0.050"),
+    ],
+)
+def test_verdict_says_what_the_interval_allows(
+    store: Path, difference: tuple[float, float, float], verdict: str, sentence: str
+) -> None:
+    page = text_of(write_report(make_run(store, Run(difference=difference))).read_text())
+    assert f"ROUGE-L 0.213 → {0.213 + difference[0]:.3f} on 3 held-out rows" in page
+    assert f"95 % interval of the difference {sentence}." in page
+    assert sum(word in page for word in ("Better than", "Worse than", "Undecided")) == 1
+    assert verdict in page
+
+
+def test_one_held_out_row_gives_no_verdict(store: Path) -> None:
+    page = text_of(write_report(make_run(store, Run(base=["a"], tuned=["b"], scores=[(0.1, 0.9)]))).read_text())
+    assert "A single row allows no interval" in page
+    assert "The only row" in page
+
+
+def test_second_call_finds_the_page(store: Path) -> None:
+    stages = make_run(store, Run())
+    file = write_report(stages)
+    assert re.fullmatch(r"milk-v0007-[0-9a-f]{12}\.html", file.name)
+    assert [p.name for p in (store / "reports").iterdir()] == [file.name]
+    file.write_text("kept")
+    assert write_report(stages) == file
+    assert file.read_text() == "kept"
+
+
+def test_another_output_is_another_page(store: Path) -> None:
+    stages = make_run(store, Run())
+    other = stages | {"train": stages["train"].model_copy(update={"digest": "0" * 64})}
+    assert write_report(stages) != write_report(other)
+
+
+def test_text_of_rows_is_never_markup(store: Path) -> None:
+    evil = "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7 * 7 }}"
+    run = Run(prompt=evil, answer=evil, base=[evil] * 3, tuned=[evil] * 3, lost=[(evil, "train", evil, evil)])
+    page = write_report(make_run(store, run)).read_text()
+    assert "<script" not in page and "<img" not in page
+    assert "&lt;script&gt;alert(1)" in page and "{{ 7 * 7 }}" in page
+
+
+def test_page_asks_for_nothing(store: Path) -> None:
+    page = write_report(make_run(store, Run())).read_text()
+    assert not re.search(r"https?://|@import|url\(|<script|<iframe|<link(?![^>]*data:,)", page)
+
+
+def test_preview_shows_what_the_trainer_reads(store: Path) -> None:
+    run = Run(prompt="Ada : ¿kaufst du 牛奶 ?\n", answer="Бен buys 🥛 .")
+    page = write_report(make_run(store, run)).read_text()
+    section = page[page.index('id="learnt"') : page.index('id="answers"')]
+    texts = re.findall(r'<div class="text whole" dir="auto">(.*?)</div>', section, flags=re.S)
+    assert len(texts) == 3
+    for text in texts:
+        parts = re.findall(r'<span class="(\w+)">(.*?)</span>', text, flags=re.S)
+        assert [(kind, unescape(part)) for kind, part in parts] == [
+            ("masked", run.prompt),
+            ("learnt", run.answer + "<|end|>"),
+        ]
+
+
+def test_page_without_tokenizer_says_so(store: Path) -> None:
+    assert "cannot be shown as text" in write_report(make_run(store, Run(tokenizer=False))).read_text()
+
+
+def test_answers_are_picked_by_rule(store: Path) -> None:
+    page = text_of(write_report(make_run(store, Run())).read_text())
+    assert "Most improved · row t0 · ROUGE-L 0.000 → 0.900, +0.900" in page
+    assert "Median change · row t1" in page
+    assert "Most worsened · row t2 · ROUGE-L 0.800 → 0.100, −0.700" in page
+    assert "Tuned scored higher on 2 rows, lower on 1, the same on 0." in page
+
+
+def test_a_row_that_gained_is_not_called_worsened(store: Path) -> None:
+    page = text_of(write_report(make_run(store, Run(scores=[(0.1, 0.9), (0.1, 0.5), (0.1, 0.2)]))).read_text())
+    assert "Least improved · row t2" in page and "Most worsened" not in page
+
+
+def test_lost_rows_are_named(store: Path) -> None:
+    lost = [(f"x{n}", "train", "duplicate id", f"seen before {n}") for n in range(20)]
+    page = text_of(write_report(make_run(store, Run(lost=lost))).read_text())
+    assert "20 lost in download: duplicate id." in page
+    assert "seen before 7" in page and "seen before 8" not in page
+    assert "The first 8 of 20" in page
+
+
+@pytest.mark.parametrize("steps", [1, 2, 25, 50_000])
+def test_any_number_of_steps_draws(store: Path, steps: int) -> None:
+    page = write_report(make_run(store, Run(steps=steps))).read_text()
+    assert f"over {steps:,} steps" in page
+    assert len(page.encode()) < 300_000
+    assert not re.search(r"\bnan\b", page)
+    assert (">step 1: 4<" in page) == (steps <= 200)
+    assert ("Every step as numbers" in page) == (steps <= 10)
+
+
+def test_optional_totals_may_be_missing(store: Path) -> None:
+    bare = text_of(write_report(make_run(store, Run())).read_text())
+    assert "tokens per second" not in bare.split("steps as numbers")[0] and "2.00 GiB" in bare
+
+
+def test_totals_the_run_noted_are_shown(store: Path) -> None:
+    info = {"tokens_per_second": 1379.0, "resumed_from_step": 10, "model_flop_utilisation": 0.41, "device": "a GPU"}
+    page = text_of(write_report(make_run(store, Run(info=info))).read_text())
+    assert all(text in page for text in ("1,379", "continued from step 10", "41.0 %", "a GPU"))
+
+
+def test_very_long_answers_lose_their_middle(store: Path) -> None:
+    run = Run(base=["x" * 1_000_000] * 3)
+    page = write_report(make_run(store, run)).read_text()
+    assert "997,000 characters left out" in page
+    assert len(page) < 200_000
+
+
+def test_page_takes_neither_torch_nor_pandas(store: Path) -> None:
+    stages = make_run(store, Run())
+    references = {name: ref.model_dump() for name, ref in stages.items()}
+    code = (
+        "import json, sys\nfrom tasks.store.artifact import ArtifactRef\nfrom tasks.evaluation.report import write_report\n"
+        "assert 'pyarrow' not in sys.modules\n"
+        "write_report({k: ArtifactRef(**v) for k, v in json.loads(sys.argv[1]).items()})\n"
+        "assert not {'torch', 'pandas', 'matplotlib', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, json.dumps(references)], check=True, env=dict(os.environ), timeout=60)
+
+
+def test_lengths_count_rows_without_tokens_and_over_slices(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": str(n),
+            "split": "test" if n % 3 == 0 else "train",
+            "input_ids": ids,
+            "labels": [5, NOT_LEARNT, 5][: len(ids)],
+        }
+        for n, ids in enumerate([[5] * (n % 4) for n in range(5000)])
+    ]
+    file = tmp_path / "tokens.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), file, row_group_size=1500)
+    found = read_lengths(file)
+    for split in ("train", "test"):
+        there = [row for row in rows if row["split"] == split]
+        assert found[split]["lengths"] == [len(row["input_ids"]) for row in there]
+        assert [str(n) for n in found[split]["where"]] == [row["id"] for row in there]
+        assert found[split]["learnt"] == sum(label != NOT_LEARNT for row in there for label in row["labels"])
+
+
+def test_thinned_line_keeps_every_spike() -> None:
+    points = [(float(n), math.sin(n / 500)) for n in range(50_000)]
+    points[31_234] = (31_234.0, 99.0)
+    points[7] = (7.0, -99.0)
+    thin = charts.thinned(points)
+    assert len(thin) <= charts.POINTS + 2
+    assert points[31_234] in thin and points[7] in thin and thin[0] == points[0] and thin[-1] == points[-1]
+    assert thin == sorted(thin)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 5e-4, ["0", "2e-4", "4e-4", "6e-4"]),
+        (1.98, 3.65, ["1.5", "2.0", "2.5", "3.0", "3.5", "4.0"]),
+        (0, 50_000, ["0", "20k", "40k", "60k"]),
+        (-0.3, 0.5, ["−0.4", "−0.2", "0", "0.2", "0.4", "0.6"]),
+        (2.0, 2.0, ["1.8", "1.9", "2.0", "2.1", "2.2"]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, labels: list[str]) -> None:
+    assert [label for _, label in charts.Scale(low, high, 0, 100).ticks()] == labels
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    assert charts.curve("Loss", [1, 2], [math.nan, math.inf]) is None
+    drawn = charts.curve("Loss", [1, 2, 3], [1.0, math.nan, 2.0])
+    assert drawn is not None and len(drawn.dots) == 2
+
+
+def test_limit_is_drawn_where_rows_come_near_it() -> None:
+    lengths = charts.Counter({100: 3, 500: 1})
+    assert charts.histogram("Rows", lengths, 500, 2048).upright is None
+    near = charts.histogram("Rows", lengths, 500, 512)
+    assert near.upright is not None and near.upright.text == "limit 512"
+    assert sum(int(bar.text.split(": ")[1].split()[0]) for bar in near.bars) == 4
+
+
+def test_numbers_read_well() -> None:
+    assert [signed(v) for v in (0.1394, -0.02, 0.0, 0.00012)] == ["+0.139", "−0.020", "0.000", "+0.0001"]
+    assert [duration(v) for v in (0.411, 12.34, 525.3, 11_520)] == ["0.41 s", "12.3 s", "8 min 45 s", "3 h 12 min"]
