@@ -37,6 +37,8 @@ class Chart:
     line: str = ""
     smooth: str = ""
     window: int = 0
+    beyond: str = ""
+    """Says so where values lie outside the plot."""
     dots: list[Mark] = field(default_factory=list)
     bars: list[Mark] = field(default_factory=list)
     across: Mark | None = None
@@ -110,7 +112,8 @@ def curve(
     if limit is not None and limit <= 2 * max(ys):
         shown.append(limit)
     x = Scale(points[0][0], points[-1][0], LEFT, RIGHT, whole=True, snap=False)
-    y = Scale(min(ys + shown), max(ys + shown), BOTTOM, TOP)
+    y = Scale(min(ys + shown), max([ceiling(ys), *shown]), BOTTOM, TOP)
+    beyond = [v for v in ys if v > y.high]
     thin = thinned(points)
     window = len(points) // 20 | 1 if smooth and len(points) >= SMOOTHED_FROM else 0
     means = [(points[i][0], m) for i, m in enumerate(centred_means(ys, max(3, window)))] if window else []
@@ -124,9 +127,21 @@ def curve(
         line=_path(thin, x, y) if len(points) > 1 else "",
         smooth=_path(thinned(means), x, y) if means else "",
         window=max(3, window) if window else 0,
-        dots=[Mark(x(s), y(v), text=f"step {s:,.0f}: {v:.4g}") for s, v in points] if len(points) <= 200 else [],
+        beyond=f" · {len(beyond):,} beyond the axis, up to {max(beyond):.4g}" if beyond else "",
+        dots=[Mark(x(s), y(min(v, y.high)), text=f"step {s:,.0f}: {v:.4g}") for s, v in points]
+        if len(points) <= 200
+        else [],
         across=Mark(LEFT, y(limit), text=f"clipped above {limit:g}") if limit in shown and limit is not None else None,
     )
+
+
+def ceiling(values: Sequence[float]) -> float:
+    """Where the axis ends: the highest value, or less when a few out of many would flatten all the others."""
+    ordered = sorted(values)
+    highest, most, middle = ordered[-1], ordered[int(0.99 * (len(ordered) - 1))], ordered[len(ordered) // 2]
+    if len(ordered) < 100 or highest <= middle + 5 * (most - middle) or most <= middle:
+        return highest
+    return middle + 2 * (most - middle)
 
 
 def thinned(points: list[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
@@ -154,7 +169,7 @@ def centred_means(values: Sequence[float], window: int) -> list[float]:
 
 
 def _path(points: list[tuple[float, float]], x: Scale, y: Scale) -> str:
-    return " ".join(f"{x(a):g},{y(b):g}" for a, b in points)
+    return " ".join(f"{x(a):g},{y(min(b, y.high)):g}" for a, b in points)
 
 
 def histogram(title: str, lengths: Counter[int], longest: int, limit: int | None) -> Chart:

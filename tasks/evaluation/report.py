@@ -27,8 +27,8 @@ FEW_ROWS = 20
 """Held-out rows below which the page warns that the interval itself is unsure."""
 LEDGER_ROWS = 8
 COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "tokens", "seconds", "tokens_per_second")
-LONGEST_TEXT = 3000
-"""Characters of one text on the page; a longer one loses its middle, and the page says how much."""
+LONGEST_TEXT, MOST_LINES = 3000, 60
+"""Characters and lines of one text on the page; a longer one loses its middle, and the page says how much."""
 BAR = 220
 """Width of the interval bars' picture."""
 
@@ -366,7 +366,7 @@ def answer_row(row: Mapping[str, Any], label: str, metric: str) -> dict[str, Any
         "id": row["id"],
         "base_score": row[f"base_{metric}"],
         "tuned_score": row[f"tuned_{metric}"],
-        "prompt": shortened(row["prompt"], limit=4 * LONGEST_TEXT),
+        "prompt": shortened(row["prompt"], times=4),
         "references": [shortened(text) for text in row["references"][:5]],
         "more_references": max(0, len(row["references"]) - 5),
         "base": shortened(row["base"]),
@@ -374,12 +374,17 @@ def answer_row(row: Mapping[str, Any], label: str, metric: str) -> dict[str, Any
     }
 
 
-def shortened(text: str, kind: str = "text", limit: int = LONGEST_TEXT) -> list[Part]:
-    """A text in parts, its middle left out where it is too long for a page."""
-    if len(text) <= limit:
+def shortened(text: str, kind: str = "text", times: int = 1) -> list[Part]:
+    """A text in parts, its middle left out where it is `times` too long for a page."""
+    characters, lines = LONGEST_TEXT * times // 2, MOST_LINES * times // 2
+    if len(text) <= 2 * characters and text.count("\n") < 2 * lines:
         return [(kind, text)]
-    keep = limit // 2
-    return [(kind, text[:keep]), ("gap", f"{len(text) - 2 * keep:,} characters left out"), (kind, text[-keep:])]
+    first = "".join(text[:characters].splitlines(keepends=True)[:lines])
+    last = "".join(text[-characters:].splitlines(keepends=True)[-lines:])
+    left_out = len(text) - len(first) - len(last)
+    return (
+        [(kind, first), ("gap", f"{left_out:,} characters left out"), (kind, last)] if left_out > 0 else [(kind, text)]
+    )
 
 
 def number(value: int | float) -> str:

@@ -250,9 +250,10 @@ def test_totals_the_run_noted_are_shown(store: Path) -> None:
 
 
 def test_very_long_answers_lose_their_middle(store: Path) -> None:
-    run = Run(base=["x" * 1_000_000] * 3)
+    run = Run(base=["x" * 1_000_000] * 3, tuned=["y\n" * 100] * 3)
     page = write_report(make_run(store, run)).read_text()
-    assert "997,000 characters left out" in page
+    assert "997,000 characters left out" in page and "80 characters left out" in page
+    assert page.count("y\n") == 3 * 60
     assert len(page) < 200_000
 
 
@@ -260,7 +261,9 @@ def test_page_takes_neither_torch_nor_pandas(store: Path) -> None:
     stages = make_run(store, Run())
     references = {name: ref.model_dump() for name, ref in stages.items()}
     code = (
-        "import json, sys\nfrom tasks.store.artifact import ArtifactRef\nfrom tasks.evaluation.report import write_report\n"
+        "import json, sys\n"
+        "from tasks.store.artifact import ArtifactRef\n"
+        "from tasks.evaluation.report import write_report\n"
         "assert 'pyarrow' not in sys.modules\n"
         "write_report({k: ArtifactRef(**v) for k, v in json.loads(sys.argv[1]).items()})\n"
         "assert not {'torch', 'pandas', 'matplotlib', 'transformers'} & set(sys.modules)"
@@ -310,6 +313,14 @@ def test_thinned_line_keeps_every_spike() -> None:
 )
 def test_ticks_are_round(low: float, high: float, labels: list[str]) -> None:
     assert [label for _, label in charts.Scale(low, high, 0, 100).ticks()] == labels
+
+
+def test_a_spike_does_not_flatten_the_curve() -> None:
+    drawn = charts.curve("Loss", range(1000), [50.0 if n == 700 else 1 + n % 7 / 10 for n in range(1000)])
+    assert drawn is not None
+    assert drawn.beyond == " · 1 beyond the axis, up to 50"
+    assert float(drawn.y_ticks[-1][1]) < 3
+    assert all(charts.TOP <= float(p.split(",")[1]) <= charts.BOTTOM for p in drawn.line.split())
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
