@@ -44,16 +44,16 @@ LLAMA3_8B = {
 WARM = 5  # steps left out of the speed
 LORA = {"lora_r": 16, "lora_alpha": 32, "warmup_share": 0.0, "schedule": "constant", "learning_rate": 2e-4}
 OURS: dict[str, dict[str, Any]] = {
-    "fast": {"batch_size": 36, "micro_batch_tokens": 14_000, "compile": True, "max_steps": 25},
-    "fast14k": {"batch_size": 50, "micro_batch_tokens": 18_000, "compile": True, "max_steps": 20},
+    "fast": {"batch_size": 40, "micro_batch_tokens": 14_000, "compile": True, "max_steps": 30},
+    "fast14k": {"batch_size": 48, "micro_batch_tokens": 18_000, "compile": True, "max_steps": 25},
     "lean": {
         "batch_size": 18,
         "micro_batch_tokens": 6000,
         "compile": True,
         "gradient_checkpointing": True,
-        "max_steps": 25,
+        "max_steps": 30,
     },
-    "budget24": {"batch_size": 60, "micro_batch_tokens": 3_600, "compile": True, "max_steps": 12},
+    "budget24": {"batch_size": 48, "micro_batch_tokens": 3_500, "compile": True, "max_steps": 15},
     "match": {"batch_size": 16, "micro_batch_tokens": 8_000, "max_steps": 25},
 }
 TRL: dict[str, dict[str, Any]] = {
@@ -187,7 +187,6 @@ def run_trl(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
-    rows = token_rows(arguments)
     counted: dict[str, Any] = {"tokens": 0, "all": 0}
 
     class Counting(SFTTrainer):
@@ -205,7 +204,7 @@ def run_trl(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Counting(
             model=model,
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list(texts(arguments.rows)),
             processing_class=tokenizer,
             peft_config=LoraConfig(
                 task_type="CAUSAL_LM",

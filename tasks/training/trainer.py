@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from datasets import Dataset
 from peft import PeftModel
 from tokenizers import Tokenizer
@@ -326,6 +327,8 @@ def _no_tokenizer() -> PreTrainedTokenizerFast:
 
 def _compile_layers(model: PeftModel) -> None:
     """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
+    # sibling layers hand their outputs over through an attribute, which recomputation does anew
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
     kinds = set(getattr(model.get_base_model(), "_no_split_modules", None) or [])
     for module in model.modules():
         if type(module).__name__ in kinds:
