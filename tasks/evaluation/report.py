@@ -259,7 +259,7 @@ def preview(
     stages: Mapping[str, ArtifactRef], manifests: Mapping[str, dict[str, Any]], rows: Mapping[str, list[int]] | None
 ) -> list[dict[str, Any]]:
     """Shortest, median and longest training row, decoded from the arrays the trainer reads; none without tokenizer."""
-    folder = tokenizer_folder(stages["train"].path, manifests["tokenize"])
+    folder = tokenizer_folder(manifests["train"]["info"].get("model"), manifests["tokenize"])
     if folder is None or not rows:
         return []
     from tokenizers import Tokenizer
@@ -279,10 +279,8 @@ def preview(
     ]
 
 
-def tokenizer_folder(train: Path, tokenize: Mapping[str, Any]) -> Path | None:
+def tokenizer_folder(base: str | None, tokenize: Mapping[str, Any]) -> Path | None:
     """The folder with the very tokenizer that made the tokens: training's own, or one in the store."""
-    settings = train / "adapter" / "adapter_config.json"
-    base = json.loads(settings.read_text()).get("base_model_name_or_path") if settings.exists() else None
     wanted = tokenize["identity"]["inputs"].get("tokenizer")
     for folder in [*([Path(base)] if base else []), *sorted(store_root().glob("artifacts/model-*"))]:
         if (folder / "tokenizer.json").is_file():

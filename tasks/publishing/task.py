@@ -35,7 +35,7 @@ def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, conf
 
     def write(folder: Path, version: str) -> dict[str, Any]:
         shutil.copytree(adapter.path / "adapter", folder, dirs_exist_ok=True)
-        name_base(folder / "adapter_config.json", model)
+        pin_base(folder / "adapter_config.json", model)
         card = model_card(
             name=config.name,
             version=version,
@@ -66,10 +66,9 @@ def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, conf
     return version
 
 
-def name_base(adapter_config: Path, model: BaseModelRef) -> None:
-    """Name the base by where anybody finds it, not by a folder of this machine; with the commit it had."""
+def pin_base(adapter_config: Path, model: BaseModelRef) -> None:
+    """Add the commit the base had: its name alone can mean other weights tomorrow."""
     config = json.loads(adapter_config.read_text())
-    config["base_model_name_or_path"] = model.source
     config["revision"] = model.revision or None
     adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

@@ -18,7 +18,7 @@ from tasks.store.model import BaseModelRef
 def identity(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -> Identity:
     return Identity(
         stage="train",
-        inputs={"tokens": tokens.digest, "model": model.digest},
+        inputs={"tokens": tokens.digest, "model": model.digest, "source": model.source},
         config=config.model_dump(),
         code=("tasks.training",),
         libraries=("torch", "transformers", "peft", "trl", "bitsandbytes"),
@@ -39,11 +39,12 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -> A
         job = {
             "tokens": str(tokens.path / TOKENS),
             "model": model.folder,
+            "source": model.source,
             "config": config.model_dump(),
             "output": str(folder),
             "checkpoints": str(checkpoints),
         }
         run_child("tasks.training.worker", job, log)
-        return json.loads((folder / "training.json").read_text())
+        return json.loads((folder / "training.json").read_text()) | {"model": model.folder}
 
     return produce(who, write, log)

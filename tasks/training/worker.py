@@ -2,8 +2,9 @@
 
     python -m tasks.training.worker JOB.json PARENT_PID
 
-The job names `tokens` (a Parquet file), `model` (folder of the base), `config` (a dumped TrainingConfig), `output` (an
-existing empty folder) and `checkpoints` (a folder; what an earlier attempt of the same job left there is continued).
+The job names `tokens` (a Parquet file), `model` (folder of the base), `source` (what the adapter names as its base),
+`config` (a dumped TrainingConfig), `output` (an existing empty folder) and `checkpoints` (a folder; what an earlier
+attempt of the same job left there is continued).
 Written to the output: `adapter/`, `training_log.parquet`, `training.json`.
 """
 
@@ -46,10 +47,10 @@ def train(job: dict[str, Any]) -> None:
         sys.exit(STOPPED_EXIT)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if trainer.is_world_process_zero():
-        write(trainer, Path(job["output"]))
+        write(trainer, Path(job["output"]), job["source"])
 
 
-def write(trainer: Any, output: Path) -> None:
+def write(trainer: Any, output: Path, source: str) -> None:
     """The finished run's three outputs."""
     from tasks.training import log
 
@@ -58,6 +59,7 @@ def write(trainer: Any, output: Path) -> None:
     settings = output / "adapter" / "adapter_config.json"
     adapter = json.loads(settings.read_text())
     adapter["target_modules"] = sorted(adapter["target_modules"])  # a set: its order changes from run to run
+    adapter["base_model_name_or_path"] = source  # not a folder of this machine: equal adapters are equal files
     settings.write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
     trainer.step_log.save(output / "training_log.parquet")
     totals = {

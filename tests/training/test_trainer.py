@@ -170,6 +170,7 @@ def test_child_stops_on_sigterm_and_the_next_one_finishes(bases, tmp_path):
     job = {
         "tokens": str(write_tokens(tmp_path / "tokens.parquet", make_rows(22))),
         "model": str(bases("llama")),
+        "source": "owner/base",
         "config": config.model_dump(),
         "output": str(tmp_path / "output"),
         "checkpoints": str(tmp_path / "checkpoints"),
