@@ -1,5 +1,6 @@
 """One retrain, from rows to a published adapter: each line of the flow is a stage, and none is done twice."""
 
+import time
 from typing import Any
 
 from prefect import flow
@@ -50,6 +51,7 @@ def retrain(
         evaluation: How base and tuned model are compared.
         publishing: Where the adapter goes.
     """
+    began = time.monotonic()
     data, model = pin(data, model)
     source = download(data, model)
     prompts = format_prompts(source.rows, source.model, formatting)
@@ -63,7 +65,7 @@ def retrain(
         download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version
     )
     report = write_report(stages)
-    summary = summarize(stages, report)
+    summary = summarize(stages, began, report)
     create_markdown_artifact(markdown(summary), key=f"retrain-{publishing.name}".replace(".", "-").replace("_", "-"))
     get_run_logger().info(f"report: {report}")
     return summary

@@ -5,19 +5,25 @@ from typing import Any
 
 from tasks.store.artifact import ArtifactRef, written_here
 
-Stage = dict[str, ArtifactRef]
 
+def summarize(stages: dict[str, ArtifactRef], began: float, report: Path) -> dict[str, Any]:
+    """For each stage its key, whether it ran, seconds, rows and path; scores; the published version.
 
-def summarize(stages: Stage, report: Path) -> dict[str, Any]:
-    """For each stage its key, whether it ran, seconds, rows and path; scores; the published version."""
+    Args:
+        began: `time.monotonic()` at the run's start; what was written since then ran.
+    """
+
+    def ran(manifest: dict[str, Any]) -> bool:
+        return written_here.get(manifest["key"], float("-inf")) >= began
+
     manifests = {name: ref.manifest for name, ref in stages.items()}
     published = manifests["publish"]["info"]
     return {
         "stages": {
             name: {
                 "key": manifest["key"],
-                "outcome": "ran" if manifest["key"] in written_here else "reused",
-                "seconds": manifest["seconds"] if manifest["key"] in written_here else 0.0,
+                "outcome": "ran" if ran(manifest) else "reused",
+                "seconds": manifest["seconds"] if ran(manifest) else 0.0,
                 "rows": stages[name].rows,
                 "path": str(stages[name].path),
             }

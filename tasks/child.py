@@ -4,6 +4,7 @@ Parent: `run_child("tasks.training.worker", job, logger)`. Child: `if __name__ =
 A child's printed lines become log lines of the task; a user's mistake travels back as one sentence.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -87,10 +88,8 @@ def _end(process: subprocess.Popen[str]) -> None:
             break
         except subprocess.TimeoutExpired:
             continue
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # grandchildren that outlived their parent
-    except ProcessLookupError:
-        pass
 
 
 def main(work: Callable[[dict[str, Any]], None]) -> None:

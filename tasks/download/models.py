@@ -1,4 +1,4 @@
-"""The base model: a Hub snapshot, a local folder, or the bundled example, as one folder of safetensors and tokenizer."""
+"""The base model: a Hub snapshot, a local folder or the bundled example, as a folder of safetensors and tokenizer."""
 
 import importlib.util
 from collections.abc import Callable
@@ -26,10 +26,10 @@ def fetch_model(model: ModelConfig, log: Callable[[str], None]) -> BaseModelRef:
     """
     if model.base == BUNDLED:
         gguf = bundled_file()
-        identity = Identity(
-            stage="model", inputs={"gguf": content_digest(gguf)}, code=("tasks.download.convert",)
+        identity = Identity(stage="model", inputs={"gguf": content_digest(gguf)}, code=("tasks.download.convert",))
+        return BaseModelRef.of(
+            produce(identity, lambda folder: _convert(gguf, folder, log), log).path, BUNDLED_SOURCE, ""
         )
-        return BaseModelRef.of(produce(identity, lambda folder: _convert(gguf, folder, log), log).path, BUNDLED_SOURCE, "")
     folder = Path(model.base).expanduser()
     if folder.is_dir():
         return BaseModelRef.of(folder.absolute(), model.base, "")

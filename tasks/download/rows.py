@@ -50,7 +50,9 @@ def source_parts(data: DataConfig) -> list[tuple[str, Reader]]:
         names = {data.train_split: "train", data.test_split: "test"}
         there = hub_splits(data)
         if data.train_split not in there:
-            raise UserError(f"data.train_split: {data.hub_id} has no split {data.train_split!r}, only {', '.join(there)}.")
+            raise UserError(
+                f"data.train_split: {data.hub_id} has no split {data.train_split!r}, only {', '.join(there)}."
+            )
         given = data.test_split in there
         return [
             (side if given else "", lambda split=split: read_hub(data, split))  # type: ignore[misc]
@@ -67,9 +69,7 @@ def source_parts(data: DataConfig) -> list[tuple[str, Reader]]:
     return [(side, lambda path=path: read_file(path)) for side, path in files]  # type: ignore[misc]
 
 
-def _sided(
-    parts: list[tuple[str, Reader]], data: DataConfig, ledger: Ledger, counts: dict[str, int]
-) -> Iterator[Row]:
+def _sided(parts: list[tuple[str, Reader]], data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> Iterator[Row]:
     seen: set[bytes] = set()
     for part_side, rows in parts:
         for row in rows():

@@ -1,7 +1,6 @@
 """Rows from files or the Hub, one dict a row, whatever the format."""
 
 import csv
-import glob
 import json
 import sys
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ def find_files(pattern: str, field: str) -> list[Path]:
             raise UserError(f"{field}: {path} is none of {', '.join(FORMATS)}.")
         return [path]
     else:
-        candidates = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        candidates = sorted(p for p in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if p.is_file())
     files = [p for p in candidates if p.suffix.lower() in FORMATS]
     if not files:
         what = "holds no" if candidates or path.is_dir() else "does not exist; it takes a"
@@ -86,7 +85,9 @@ def _json(path: Path) -> Iterator[Row | BadRow]:
     try:
         value = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
-        raise UserError(f"{path} is not one JSON value ({error}); a file with one object a line is named .jsonl.") from error
+        raise UserError(
+            f"{path} is not one JSON value ({error}); a file with one object a line is named .jsonl."
+        ) from error
     if not isinstance(value, list):
         raise UserError(f"{path} holds {type(value).__name__}; a .json file takes a list of objects.")
     for number, item in enumerate(value, 1):
@@ -105,7 +106,9 @@ def _csv(path: Path) -> Iterator[Row | BadRow]:
                 if len(values) == len(header):
                     yield dict(zip(header, values, strict=True))
                 elif values:
-                    yield BadRow(f"{path.name} line {reader.line_num} has {len(values)} values for {len(header)} columns")
+                    yield BadRow(
+                        f"{path.name} line {reader.line_num} has {len(values)} values for {len(header)} columns"
+                    )
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{path} line {reader.line_num + 1} cannot be read as UTF-8 CSV: {error}") from error
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.config import DataConfig, ModelConfig
 from tasks.download.models import BUNDLED, bundled_file, fetch_model
-from tasks.download.rows import write_rows
 from tasks.download.sources import find_files
 from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef, content_digest, produce
@@ -73,7 +72,7 @@ def rows_identity(data: DataConfig) -> Identity:
 
 
 def identity(data: DataConfig, model: ModelConfig) -> Identity:
-    """Key of the pair; each part has an identity of its own in the store, so a new model does not read the rows again."""
+    """Key of the pair. Each part has one of its own in the store: a new model does not read the rows again."""
     base = content_digest(bundled_file()) if model.base == BUNDLED else f"{model.base}@{model.revision}"
     return Identity(
         stage="download",
@@ -85,6 +84,8 @@ def identity(data: DataConfig, model: ModelConfig) -> Identity:
 @task(name="download", **cached(identity))
 def download(data: DataConfig, model: ModelConfig) -> Source:
     """Rows → rows.parquet with a `split` column; base model → a folder of safetensors."""
+    from tasks.download.rows import write_rows
+
     log = get_run_logger().info
     rows = produce(rows_identity(data), lambda folder: write_rows(data, folder), log)
     info = rows.info

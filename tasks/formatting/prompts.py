@@ -37,7 +37,9 @@ def write_prompts(rows: Path, tokenizer: Path, config: FormattingConfig, folder:
     format_row = _chat(tokenizer, config, columns) if config.style == "chat" else _template(config, columns)
     for name in config.references:
         if name not in columns:
-            raise UserError(f"formatting.references: no column is called {name}; the data has {', '.join(sorted(columns))}.")
+            raise UserError(
+                f"formatting.references: no column is called {name}; the data has {', '.join(sorted(columns))}."
+            )
     ledger = Ledger("format")
     count = 0
     with pq.ParquetWriter(folder / PROMPTS, PROMPT_SCHEMA, compression="zstd") as writer:
@@ -107,8 +109,8 @@ def _chat(folder: Path, config: FormattingConfig, columns: set[str]) -> Format:
         messages = row[config.messages_column]
         if not messages or messages[-1].get("role") != "assistant":
             raise ValueError("the conversation does not end with an assistant message")
-        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        prompt = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
+        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
         if not whole.startswith(prompt):
             raise ValueError("the chat template renders the conversation differently with its last answer")
         return prompt, whole[len(prompt) :].rstrip()

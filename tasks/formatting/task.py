@@ -6,7 +6,6 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from tasks.config import FormattingConfig
-from tasks.formatting.prompts import write_prompts
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import cached
 from tasks.store.identity import Identity
@@ -21,7 +20,7 @@ def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -
         stage="format",
         inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),
         config=config.model_dump(exclude=unread),
-        code=("tasks.formatting.prompts", "tasks.formatting.templates", "tasks.formatting.schema", "tasks.store.ledger"),
+        code=("tasks.formatting", "tasks.store.ledger"),
         libraries=("jinja2", "pyarrow", *(["transformers"] if chat else [])),
     )
 
@@ -30,6 +29,7 @@ def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -
 def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -> ArtifactRef:
     """rows.parquet → prompts.parquet (id, split, prompt, completion, references)."""
     from tasks.download.schema import ROWS
+    from tasks.formatting.prompts import write_prompts
 
     log = get_run_logger().info
     prompts = produce(

@@ -117,9 +117,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Name → size and sha256 of every file below a folder, the manifest itself left out."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {
-        p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": content_digest(p)} for p in files
-    }
+    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": content_digest(p)} for p in files}
 
 
 def files_digest(files: dict[str, dict[str, Any]]) -> str:
@@ -137,7 +135,7 @@ def locked(name: str) -> Iterator[None]:
 
 
 written_here: dict[str, float] = {}
-"""Keys this process computed, with the seconds they took: what a run's summary calls `ran`, not `reused`."""
+"""Keys this process computed, and when (`time.monotonic`): what a run's summary calls `ran`, not `reused`."""
 
 
 def produce(
@@ -177,7 +175,7 @@ def write_folder(identity: Identity, folder: Path, write: Callable[[Path], dict[
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    written_here[identity.key] = manifest["seconds"]
+    written_here[identity.key] = time.monotonic()
     return reference(folder, manifest)
 
 

@@ -15,7 +15,10 @@ def check_losses(stages: list[ArtifactRef], budget: float) -> None:
     total = infos[0]["rows"] + infos[0]["lost"]
     if lost > budget * total:
         first = "; ".join([row for info in infos for row in info["first_lost"]][:5])
+        ledgers = [
+            str(stage.path / "ledger.parquet") for stage, info in zip(stages, infos, strict=True) if info["lost"]
+        ]
         raise UserError(
-            f"{lost:,} of {total:,} rows are lost, more than data.max_lost_share = {budget:g} allows. The first: {first}. "
-            f"All of them: {', '.join(str(s.path / 'ledger.parquet') for s, i in zip(stages, infos, strict=True) if i['lost'])}"
+            f"{lost:,} of {total:,} rows are lost, more than data.max_lost_share = {budget:g} allows. "
+            f"The first: {first}. All of them: {', '.join(ledgers)}"
         )

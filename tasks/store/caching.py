@@ -1,7 +1,7 @@
 """Prefect's cache on top of the store: a finished stage shows as Cached, a damaged one is computed again.
 
-Prefect keeps one small JSON record a key, holding the reference a task returned. Reading the record verifies the files it
-points to; Prefect takes a serializer that raises for a cache miss.
+Prefect keeps one small JSON record a key, holding the reference a task returned. Reading the record verifies the files
+it points to; Prefect takes a serializer that raises for a cache miss.
 """
 
 from collections.abc import Callable

@@ -34,7 +34,14 @@ class Ledger:
 
     def _add(self, id: str, split: str, verdict: str, reason: str, detail: str) -> None:
         self.entries.append(
-            {"id": id, "split": split, "stage": self.stage, "verdict": verdict, "reason": reason, "detail": detail[:500]}
+            {
+                "id": id,
+                "split": split,
+                "stage": self.stage,
+                "verdict": verdict,
+                "reason": reason,
+                "detail": detail[:500],
+            }
         )
 
     def write(self, folder: Path) -> dict[str, Any]:

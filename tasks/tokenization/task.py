@@ -39,8 +39,9 @@ def tokenize(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConf
         log,
     )
     info = tokens.info
+    learnt = info["learnt_tokens"] / max(1, info["tokens"])
     log(
-        f"{tokens.rows:,} rows, {info['tokens']:,} tokens, {info['learnt_tokens'] / max(1, info['tokens']):.0%} learnt, "
+        f"{tokens.rows:,} rows, {info['tokens']:,} tokens, {learnt:.0%} learnt, "
         f"longest {info['longest']:,} of {limit:,}; {info['changed']:,} shortened, {info['lost']:,} lost"
     )
     return tokens
