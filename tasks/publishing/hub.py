@@ -34,6 +34,7 @@ def upload(version: Path, repo: str, private: bool) -> str:
         raise
     weights = [p for p in version.iterdir() if p.suffix == ".safetensors"]
     for entry in hub.get_paths_info(repo, [p.name for p in weights], revision=commit.oid):
-        if entry.lfs is None or entry.lfs.sha256 != file_digest(version / entry.path):
+        stored = getattr(entry, "lfs", None)
+        if stored is None or stored.sha256 != file_digest(version / entry.path):
             raise RuntimeError(f"{repo} lists another {entry.path} than the one that was uploaded")
     return commit.oid
