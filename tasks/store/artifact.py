@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -164,8 +163,9 @@ def produce(
 
 
 def write_folder(identity: Identity, folder: Path, write: Callable[[Path], dict[str, Any]]) -> ArtifactRef:
-    """Fill a folder aside, add its manifest, and move it into place."""
-    aside = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
+    """Fill a folder aside, add its manifest, and move it into place. The caller holds a lock that covers the folder."""
+    aside = folder.parent / f".{folder.name}"
+    shutil.rmtree(aside, ignore_errors=True)  # of a holder that was killed
     aside.mkdir(parents=True)
     began = time.monotonic()
     try:
@@ -208,6 +208,7 @@ def _put(aside: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         old = aside.with_name(aside.name + "-damaged")
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
         aside.rename(folder)
         shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,138 @@
+"""Folders appear whole or not at all, are checked before use, and are computed once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks.store.artifact import ArtifactRef, DamagedArtifact, produce, work_folder
+from tasks.store.caching import VerifiedJSONSerializer
+from tasks.store.identity import Identity
+
+ROOT = Path(__file__).parents[2]
+WHO = Identity(stage="test", config={"n": 1})
+
+
+def writer(content: str = "content") -> Callable[[Path], dict]:
+    def write(folder: Path) -> dict:
+        (folder / "part").mkdir()
+        (folder / "part" / "file").write_text(content)
+        return {"rows": 3}
+
+    return write
+
+
+def never(folder: Path) -> dict:
+    raise AssertionError("computed again")
+
+
+def leftovers(store: Path) -> list[Path]:
+    return [p for p in (store / "artifacts").iterdir() if p.name.startswith(".")]
+
+
+def test_a_finished_folder_is_used_again(store: Path) -> None:
+    ref = produce(WHO, writer())
+    assert produce(WHO, never) == ref
+    assert ref.rows == 3
+    assert ref.info == {"rows": 3}
+    assert ref.name == f"artifacts/{WHO.key}"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "part" / "file").write_text("CONTENT"), "has changed"),
+        (lambda folder: (folder / "part" / "file").write_text("c"), "has 1 bytes instead of 7"),
+        (lambda folder: (folder / "part" / "file").unlink(), "is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), "no readable manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "no readable manifest.json"),
+    ],
+)
+def test_damage_is_noticed_and_mended(store: Path, damage: Callable[[Path], None], reason: str) -> None:
+    ref = produce(WHO, writer())
+    damage(ref.path)
+    with pytest.raises(DamagedArtifact, match=reason):
+        ref.verify()
+    said: list[str] = []
+    assert produce(WHO, writer(), said.append) == ref
+    assert reason in said[0]
+    ref.verify()
+    assert leftovers(store) == []
+
+
+def test_a_failure_leaves_nothing_but_the_work_folder(store: Path) -> None:
+    def fail(folder: Path) -> dict:
+        (folder / "half").write_text("half")
+        work_folder(WHO).mkdir(parents=True)
+        (work_folder(WHO) / "checkpoint").write_text("kept")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        produce(WHO, fail)
+    assert list((store / "artifacts").iterdir()) == []
+    assert (work_folder(WHO) / "checkpoint").exists()
+    produce(WHO, writer())
+    assert not work_folder(WHO).exists()
+
+
+def test_another_digest_is_not_the_recorded_result(store: Path) -> None:
+    ref = produce(WHO, writer())
+    with pytest.raises(DamagedArtifact, match="not what it was"):
+        ArtifactRef(name=ref.name, digest="0" * 64).verify()
+
+
+def test_prefects_record_is_refused_when_the_files_are_damaged(store: Path) -> None:
+    ref = produce(WHO, writer())
+    serializer = VerifiedJSONSerializer()
+    blob = serializer.dumps(ref)
+    assert b"rows" in blob and len(blob) < 1000
+    assert serializer.loads(blob) == ref
+    (ref.path / "part" / "file").write_text("CONTENT")
+    with pytest.raises(DamagedArtifact):
+        serializer.loads(blob)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from tasks.store.artifact import produce
+from tasks.store.identity import Identity
+def write(folder):
+    with open(sys.argv[1], "a") as file: file.write("computed\\n")
+    time.sleep(float(sys.argv[2]))
+    (folder / "file").write_text("x")
+    return {}
+print("ready", flush=True)
+print(produce(Identity(stage="slow"), write).digest)
+"""
+
+
+def start(counter: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOW, str(counter), str(seconds)]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ.copy(), stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_compute_once(store: Path, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    answers = [process.communicate(timeout=60)[0] for process in [start(counter, 1.0), start(counter, 1.0)]]
+    assert counter.read_text() == "computed\n"
+    assert len({answer.split()[-1] for answer in answers}) == 1
+
+
+def test_a_killed_holder_frees_the_key_and_its_half_folder_goes(store: Path, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    first = start(counter, 60)
+    while not counter.exists():
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    began = time.monotonic()
+    assert start(counter, 0).communicate(timeout=60)[0]
+    assert time.monotonic() - began < 10
+    assert counter.read_text() == "computed\ncomputed\n"
+    assert leftovers(store) == []
