@@ -27,7 +27,7 @@ PROMPT = (
     "\nBelow is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruct: Summarize the below conversation.\n\n{dialogue}\n\n### Output:\n"
 )
-LLAMA3_8B = {
+LLAMA3_8B: dict[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
     "num_hidden_layers": 32,
@@ -53,7 +53,7 @@ OURS: dict[str, dict[str, Any]] = {
         "gradient_checkpointing": True,
         "max_steps": 30,
     },
-    "budget24": {"batch_size": 48, "micro_batch_tokens": 3_500, "compile": True, "max_steps": 15},
+    "budget24": {"batch_size": 48, "micro_batch_tokens": 3_000, "compile": True, "max_steps": 15},
     "match": {"batch_size": 16, "micro_batch_tokens": 8_000, "max_steps": 25},
 }
 TRL: dict[str, dict[str, Any]] = {
@@ -281,6 +281,8 @@ def one_mode(mode: str, arguments: argparse.Namespace) -> None:
     """Measure one mode in this process and print its line."""
     import torch
 
+    from tasks.training import base  # noqa: F401 (sets the allocator up before CUDA starts)
+
     if arguments.quick:
         OURS.get(mode, TRL.get(mode, {}))["max_steps"] = arguments.quick
     if mode in CAP_GB:
@@ -307,7 +309,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    from tasks.training.worker import silence
+    from tasks.quiet import silence
 
     silence()
     if arguments.here:

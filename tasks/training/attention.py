@@ -63,6 +63,7 @@ def _attend_varlen(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     out = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, scale=scaling, window_size=window, **_GROUPED)
+    assert isinstance(out, torch.Tensor)
     return out.unsqueeze(0)
 
 
@@ -74,17 +75,21 @@ def _attend_rows(
     sliding_window: int | None,
     boundaries: torch.Tensor,
 ) -> torch.Tensor:
-    """The same, row by row: exact on every device."""
-    lengths = boundaries.diff().tolist()
+    """The same, row by row: exact on every device.
+
+    In float32, which is more precise and, for rows of up to about a thousand tokens, faster than bfloat16 on CPUs
+    (forward and backward of 260 tokens, one thread: 7.5 against 9.6 ms; of 120: 2.0 against 3.8).
+    """
+    lengths, dtype = boundaries.diff().tolist(), query.dtype
     rows = []
-    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
+    for q, k, v in zip(*(x.float().split(lengths, dim=2) for x in (query, key, value)), strict=True):
         mask = _window_mask(q.shape[2], sliding_window, q.device)
         rows.append(
             F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
         )
-    return torch.cat(rows, dim=2).transpose(1, 2)
+    return torch.cat(rows, dim=2).transpose(1, 2).to(dtype)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -13,6 +14,11 @@ from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.training import attention
 from tasks.training.lora import fuse
+
+# Steps differ in length; without this the allocator's blocks of many sizes fill a GPU that has room. Read when CUDA
+# starts; the first name is the one before torch 2.10.
+for _name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+    os.environ.setdefault(_name, "expandable_segments:True")
 
 _DENSE_SHARE = 0.25  # of the free memory that dequantized weights may take on a CPU
 
@@ -59,7 +65,7 @@ def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
             f"{', '.join(sorted(linear))} (or all-linear)"
         )
     set_seed(config.seed)
-    return get_peft_model(  # type: ignore[return-value]
+    return get_peft_model(
         base,
         LoraConfig(
             task_type="CAUSAL_LM",
@@ -112,8 +118,7 @@ def _fits_dense(model: PeftModel, dtype: torch.dtype) -> bool:
 
     They are the very values the 4-bit weights stand for: memory for speed, nothing else changes.
     """
-    values = sum(
-        module.in_features * module.out_features for module in model.modules() if isinstance(module, BaseTunerLayer)
-    )
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    values = sum(layer.in_features * layer.out_features for layer in layers)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return values * dtype.itemsize < _DENSE_SHARE * free

@@ -45,7 +45,7 @@ def train_on_packs(model: PreTrainedModel) -> None:
         head = self.get_output_embeddings()
         return _HeadLoss.apply(hidden[keep], head.weight, head.bias, targets, scale, softcap)
 
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(forward, model)
 
 
 def _logit_scale(config: Any) -> float:
@@ -53,7 +53,8 @@ def _logit_scale(config: Any) -> float:
     for name in ("logit_scale", "lm_head_multiplier"):
         if (value := getattr(config, name, None)) is not None:
             return float(value)
-    return 1.0 / getattr(config, "logits_scaling", None) if getattr(config, "logits_scaling", None) else 1.0
+    divisor = getattr(config, "logits_scaling", None)
+    return 1.0 if divisor is None else 1.0 / float(divisor)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -92,7 +93,7 @@ class _HeadLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
         # multiplied in float32: one over a step's tokens, rounded to bfloat16, would scale every gradient by it
         return (gradient * grad_output.float()).to(gradient.dtype), None, None, None, None, None

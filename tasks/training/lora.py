@@ -263,7 +263,10 @@ def fuse(model: PeftModel, compute_dtype: torch.dtype, keep_dense: bool) -> None
 @torch.no_grad()
 def refresh(model: torch.nn.Module) -> None:
     """Renew the compute-dtype copies of the adapters' weights; due whenever the weights changed."""
-    copies, weights, scales = [], [], []
+    copies: list[Tensor] = []
+    weights: list[Tensor] = []
+    scales: list[float] = []
+    module: Any
     for module in model.modules():
         if isinstance(module, FusedLinear4bit | FusedLinear):
             copies += module.group.copies(module.member)

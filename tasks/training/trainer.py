@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch._dynamo
@@ -19,7 +19,7 @@ from datasets import Dataset
 from peft import PeftModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -85,6 +85,7 @@ class PackedTrainer(SFTTrainer):
             if parameter.requires_grad:  # SFTTrainer rounds a 4-bit base's adapter to bfloat16; ours stays float32
                 parameter.data = master[name]
         self.processing_class = None  # the rows are tokens already; nothing to save beside the weights
+        self.adapted, self.folder = model, checkpoint_folder
         self.micro_batch_tokens = config.micro_batch_tokens
         self.halvings = 0
         self.step_log = StepLog(self.args.max_steps, say)
@@ -94,7 +95,7 @@ class PackedTrainer(SFTTrainer):
         self._unsettled: _Unsettled | None = None
         self._computing = False
         self._random_state = _random_state()
-        train_on_packs(model.get_base_model())
+        train_on_packs(cast(PreTrainedModel, model.get_base_model()))
         if config.compile and self.args.device.type == "cuda":
             _compile_layers(model)
         self.remove_callback(PrinterCallback)
@@ -102,11 +103,9 @@ class PackedTrainer(SFTTrainer):
 
     # --- one step -------------------------------------------------------------------------------------------------
 
-    def training_step(
-        self, model: torch.nn.Module, inputs: dict[str, StepRows], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of one step; the loss is the mean over the learnt tokens of all processes' rows."""
-        rows = inputs["rows"]
+        rows: StepRows = inputs["rows"]
         model.train()
         learnt = torch.tensor([rows.learnt, rows.tokens], device=self.args.device)
         learnt, tokens = self.accelerator.reduce(learnt, "sum").tolist() if self._world > 1 else learnt.tolist()
@@ -114,7 +113,7 @@ class PackedTrainer(SFTTrainer):
         self._computing = True
         if self.stop_requested:
             raise Interrupted
-        refresh(self.model)
+        refresh(self.adapted)
         while True:
             try:
                 loss = self._accumulate(model, rows, learnt)
@@ -200,7 +199,7 @@ class PackedTrainer(SFTTrainer):
         if self.args.device.type != "cuda":
             return None
         speed = float(self.step_log.totals()["tokens_per_second"])
-        return speed * per_token(self.model) / measured_rate(self.args.device)
+        return speed * per_token(self.adapted) / measured_rate(self.args.device)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -211,7 +210,7 @@ class PackedTrainer(SFTTrainer):
             Interrupted: `request_stop` was called; a checkpoint of the last finished step was written.
             TrainingFailed: a step's loss or gradient was not a number, or its gradient zero.
         """
-        resume = checkpoints.last_valid(Path(self.args.output_dir))
+        resume = checkpoints.last_valid(self.folder)
         if resume is not None:
             step = int(resume.name.rpartition("-")[2])
             self.step_log.restore(resume / _LOG_FILE, step)
@@ -221,11 +220,11 @@ class PackedTrainer(SFTTrainer):
             self._settle()
         except Interrupted:
             self._computing = False
-            self.model.zero_grad(set_to_none=True)
+            self.adapted.zero_grad(set_to_none=True)
             _set_random_state(self._random_state)
             self._settle()
             if self.state.global_step:
-                self._save_checkpoint(self.model, None)
+                self._save_checkpoint(self.adapted, None)
             raise
 
     def request_stop(self, *_: Any) -> None:
@@ -237,8 +236,8 @@ class PackedTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._settle()
-        final = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        self._run_folder = str(Path(self.args.output_dir, f".writing-{os.getpid()}"))
+        final = Path(self.folder, f"checkpoint-{self.state.global_step}")
+        self._run_folder = str(Path(self.folder, f".writing-{os.getpid()}"))
         try:
             super()._save_checkpoint(model, trial)
             written = Path(self._run_folder, final.name)
