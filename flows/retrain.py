@@ -8,10 +8,12 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from flows.logs import quiet_user_errors
+from flows.stages import patient
 from flows.summary import markdown, summarize
 from tasks.config import (
     DataConfig,
     EvaluationConfig,
+    ExecutionConfig,
     FormattingConfig,
     ModelConfig,
     PublishingConfig,
@@ -39,6 +41,7 @@ def retrain(
     training: TrainingConfig = TrainingConfig(),
     evaluation: EvaluationConfig = EvaluationConfig(),
     publishing: PublishingConfig = PublishingConfig(),
+    execution: ExecutionConfig = ExecutionConfig(),
 ) -> dict[str, Any]:
     """Fine-tune a LoRA adapter on instruction data, compare it with its base, publish it.
 
@@ -50,16 +53,17 @@ def retrain(
         training: Quantization, LoRA and optimization.
         evaluation: How base and tuned model are compared.
         publishing: Where the adapter goes.
+        execution: Retries and timeouts; no result depends on them.
     """
     began = time.monotonic()
     data, model = pin(data, model)
-    source = download(data, model)
-    prompts = format_prompts(source.rows, source.model, formatting)
-    tokens = tokenize(prompts, source.model, tokenization)
+    source = patient(download, execution)(data, model)
+    prompts = patient(format_prompts, execution)(source.rows, source.model, formatting)
+    tokens = patient(tokenize, execution)(prompts, source.model, tokenization)
     check_losses([source.rows, prompts, tokens], data.max_lost_share)
-    adapter = train(tokens, source.model, training)
-    scores = evaluate(adapter, tokens, prompts, source.model, evaluation)
-    version = publish(adapter, scores, source.model, publishing)
+    adapter = patient(train, execution)(tokens, source.model, training, execution)
+    scores = patient(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution)
+    version = patient(publish, execution)(adapter, scores, source.model, publishing)
 
     stages = dict(
         download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version

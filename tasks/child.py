@@ -1,6 +1,6 @@
 """GPU work runs in a child process of its own: its memory is really freed, and it can be ended at any moment.
 
-Parent: `run_child("tasks.training.worker", job, logger)`. Child: `if __name__ == "__main__": main(train)`.
+Parent: `run_child("tasks.training.worker", job, log)`. Child: `if __name__ == "__main__": main(train)`.
 A child's printed lines become log lines of the task; a user's mistake travels back as one sentence.
 """
 
@@ -11,8 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,85 +21,132 @@ from tasks.errors import UserError
 
 GRACE_SECONDS = 12.0
 USER_ERROR_EXIT = 3
+STOPPED_EXIT = 143  # a child that was asked to end, and saved what it had
+PASSING_EXIT = 75  # EX_TEMPFAIL: a disk or file system that may answer next time
 _PR_SET_PDEATHSIG = 1
 
 
 class ChildFailed(RuntimeError):
-    """The child ended with an error that is nobody's typing mistake; the message holds its last lines."""
+    """The child ended with an error that is nobody's typing mistake; the message holds its last lines.
+
+    Args:
+        passing: it was ended from outside or hung, so another attempt can go on from its checkpoints.
+    """
+
+    def __init__(self, message: str, passing: bool) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
-def run_child(module: str, job: dict[str, Any], log: Callable[[str], None]) -> None:
+def run_child(module: str, job: dict[str, Any], log: Callable[[str], None], hang_minutes: float | None = None) -> None:
     """Run `python -m MODULE` on a job and wait; whatever interrupts the wait also ends the child and its children.
 
     Args:
         module: importable module that calls `main`.
         job: JSON-serializable arguments.
         log: receives every line the child prints.
+        hang_minutes: a child that says nothing for this long is ended.
     Raises:
         UserError: the child found a mistake in configuration or data.
         ChildFailed: the child ended otherwise than by finishing.
     """
-    with tempfile.TemporaryDirectory(prefix="qlora-flow-") as folder:
-        job_file = Path(folder, "job.json")
-        job_file.write_text(json.dumps(job))
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
+    with _memory_file() as job_file, _memory_file() as sentence:
+        os.write(job_file, json.dumps(job).encode())
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(job_file), str(os.getpid())],
+            [sys.executable, "-m", module, f"/proc/self/fd/{job_file}", str(os.getpid()), f"/proc/self/fd/{sentence}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=environment,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
+            pass_fds=(job_file, sentence),
             start_new_session=True,  # so that its whole group can be ended, and Ctrl-C reaches only the parent
         )
-        lines: list[str] = []
-        pump = threading.Thread(target=_pump, args=(process, lines, log), daemon=True)
-        pump.start()
+        said = _Said(process, log)
         try:
-            code = process.wait()
+            code = _wait(process, said, hang_minutes)
         except BaseException:
             _end(process)
             raise
         finally:
-            pump.join(timeout=5)
-        message = Path(folder, "error")
-        if code == USER_ERROR_EXIT and message.exists():
-            raise UserError(message.read_text())
-        if code != 0:
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise ChildFailed(f"{module} {how}:\n" + "\n".join(lines[-25:]))
+            said.join(timeout=5)
+        if code == 0:
+            return
+        if code == USER_ERROR_EXIT:
+            raise UserError(os.pread(sentence, 1 << 20, 0).decode())
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        passing = code < 0 or code in (STOPPED_EXIT, PASSING_EXIT)
+        raise ChildFailed(f"{module} {how}:\n" + "\n".join(said.lines[-25:]), passing)
 
 
-def _pump(process: subprocess.Popen[str], lines: list[str], log: Callable[[str], None]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line := line.rstrip():
-            lines[:] = [*lines[-200:], line]
-            log(line)
+@contextlib.contextmanager
+def _memory_file() -> Any:
+    """A file that exists as long as a process holds it, so that no kill leaves it behind."""
+    descriptor = os.memfd_create("qlora-flow")
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+class _Said(threading.Thread):
+    """Reads a child's lines: passes them on, keeps the last ones and the time of the latest."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Callable[[str], None]) -> None:
+        super().__init__(daemon=True)
+        self.process, self.log = process, log
+        self.lines: list[str] = []
+        self.latest = time.monotonic()
+        self.start()
+
+    def run(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.latest = time.monotonic()
+            if line := line.rstrip():
+                self.lines[:] = [*self.lines[-200:], line]
+                self.log(line)
+
+
+def _wait(process: subprocess.Popen[str], said: _Said, hang_minutes: float | None) -> int:
+    if hang_minutes is None:
+        return process.wait()
+    while True:
+        silence_left = said.latest + 60 * hang_minutes - time.monotonic()
+        if silence_left <= 0:
+            raise ChildFailed(f"the child said nothing for {hang_minutes:g} minutes and was ended", passing=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(silence_left)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
     """SIGTERM, a grace period to save a checkpoint, then SIGKILL for the whole process group."""
-    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(seconds)
-        except ProcessLookupError:
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(GRACE_SECONDS)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # grandchildren that outlived their parent
+        os.killpg(process.pid, signal.SIGKILL)  # also grandchildren that outlived their parent
+    process.wait(5)
 
 
 def main(work: Callable[[dict[str, Any]], None]) -> None:
-    """Entry of a child: read the job, follow the parent into death, turn mistakes into one sentence."""
-    job_file, parent = Path(sys.argv[1]), int(sys.argv[2])
+    """Entry of a child: read the job, follow the parent into death, turn mistakes into one sentence.
+
+    Command line: JOB (a JSON file), the parent's process id, and where to write the sentence (standard error).
+    """
+    job, parent, sentence = Path(sys.argv[1]), int(sys.argv[2]), Path(*sys.argv[3:] or ["/dev/stderr"])
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before prctl took effect
-        sys.exit(1)
+        sys.exit(STOPPED_EXIT)
     try:
-        work(json.loads(job_file.read_text()))
+        work(json.loads(job.read_text()))
     except UserError as error:
-        job_file.with_name("error").write_text(str(error))
+        sentence.write_text(str(error))
         sys.exit(USER_ERROR_EXIT)
+    except OSError as error:
+        from tasks.failures import passes_by_itself
+
+        if not passes_by_itself(error):
+            raise
+        print(f"{type(error).__name__}: {error}")
+        sys.exit(PASSING_EXIT)

@@ -216,6 +216,33 @@ class PublishingConfig(Group):
     hub_private: bool = Field(True, description="Create that repository as private.")
 
 
+class ExecutionConfig(Group):
+    """How a run deals with failures and time. No result depends on these, so they are part of no cache key."""
+
+    retries: int = Field(
+        3,
+        description="How often a stage is tried again after a failure that passes by itself: network, busy disk, a "
+        "killed or hanging training process, which goes on from its last checkpoint.",
+        ge=0,
+        le=100,
+    )
+    retry_seconds: float = Field(
+        10,
+        description="Wait before the first new attempt in seconds; it doubles each time, with jitter.",
+        ge=0,
+        le=3600,
+    )
+    hang_minutes: float = Field(
+        30, description="A training or evaluation process that reports nothing for so many minutes is ended.", gt=0
+    )
+    prepare_timeout_minutes: float = Field(
+        240, description="Longest time for each of download, format and tokenize in minutes.", gt=0
+    )
+    train_timeout_minutes: float = Field(2880, description="Longest time for training in minutes.", gt=0)
+    evaluate_timeout_minutes: float = Field(720, description="Longest time for evaluation in minutes.", gt=0)
+    publish_timeout_minutes: float = Field(60, description="Longest time for publishing in minutes.", gt=0)
+
+
 GROUPS: dict[str, type[Group]] = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -224,4 +251,5 @@ GROUPS: dict[str, type[Group]] = {
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
     "publishing": PublishingConfig,
+    "execution": ExecutionConfig,
 }

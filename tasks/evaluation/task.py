@@ -8,7 +8,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from tasks.child import run_child
-from tasks.config import EvaluationConfig
+from tasks.config import EvaluationConfig, ExecutionConfig
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import cached
 from tasks.store.identity import Identity
@@ -41,7 +41,12 @@ def identity(
 
 @task(name="evaluate", **cached(identity))
 def evaluate(
-    adapter: ArtifactRef, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: EvaluationConfig
+    adapter: ArtifactRef,
+    tokens: ArtifactRef,
+    prompts: ArtifactRef,
+    model: BaseModelRef,
+    config: EvaluationConfig,
+    execution: ExecutionConfig,
 ) -> ArtifactRef:
     """Held-out rows → predictions.parquet and scores.parquet."""
     from tasks.formatting.schema import PROMPTS
@@ -62,7 +67,7 @@ def evaluate(
             "config": config.model_dump(),
             "output": str(folder),
         }
-        run_child("tasks.evaluation.worker", job, log)
+        run_child("tasks.evaluation.worker", job, log, execution.hang_minutes)
         return json.loads((folder / "evaluation.json").read_text())
 
     return produce(identity(adapter, tokens, prompts, model, config), write, log)

@@ -4,6 +4,7 @@ Prefect keeps one small JSON record a key, holding the reference a task returned
 it points to; Prefect takes a serializer that raises for a cache miss.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +27,12 @@ class VerifiedJSONSerializer(JSONSerializer):
 
 
 def cached(identity: Callable[..., Identity]) -> dict[str, Any]:
-    """Options for `@task`: cache under the key of `identity(**the task's arguments)`."""
+    """Options for `@task`: cache under the key of `identity`, given those of the task's arguments that it takes."""
+
+    read = inspect.signature(identity).parameters
 
     def key(_: Any, arguments: dict[str, Any]) -> str:
-        return identity(**arguments).key
+        return identity(**{name: value for name, value in arguments.items() if name in read}).key
 
     return {
         "cache_policy": CacheKeyFnPolicy(cache_key_fn=key),

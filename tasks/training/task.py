@@ -8,7 +8,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from tasks.child import run_child
-from tasks.config import TrainingConfig
+from tasks.config import ExecutionConfig, TrainingConfig
 from tasks.store.artifact import ArtifactRef, produce, work_folder
 from tasks.store.caching import cached
 from tasks.store.identity import Identity
@@ -26,7 +26,9 @@ def identity(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -
 
 
 @task(name="train", **cached(identity))
-def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -> ArtifactRef:
+def train(
+    tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, execution: ExecutionConfig
+) -> ArtifactRef:
     """tokens.parquet → adapter/ (safetensors) and training_log.parquet."""
     from tasks.tokenization.schema import TOKENS
 
@@ -44,7 +46,7 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -> A
             "output": str(folder),
             "checkpoints": str(checkpoints),
         }
-        run_child("tasks.training.worker", job, log)
+        run_child("tasks.training.worker", job, log, execution.hang_minutes)
         return json.loads((folder / "training.json").read_text()) | {"model": model.folder}
 
     return produce(who, write, log)

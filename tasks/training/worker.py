@@ -14,10 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks.child import main
+from tasks.child import STOPPED_EXIT, main
 from tasks.quiet import silence
-
-STOPPED_EXIT = 143  # as if SIGTERM had ended it; a checkpoint was written
 
 
 def train(job: dict[str, Any]) -> None:

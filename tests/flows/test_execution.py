@@ -1,0 +1,104 @@
+"""Failures inside a run: what passes is tried again, training goes on where it was, mistakes are not repeated."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from flows.config_file import load
+from flows.retrain import retrain
+from tasks.download import task as download_room
+from tasks.errors import UserError
+from tests.tiny import make_rows, write_jsonl
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def groups(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
+    data = write_jsonl(tmp_path / "rows.jsonl", make_rows(40))
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        f"""
+data: {{path: {data}}}
+model: {{base: {tiny_model}}}
+training: {{lora_r: 4, max_steps: 60}}
+evaluation: {{max_new_tokens: 4}}
+execution: {{retry_seconds: 0}}
+"""
+    )
+    return dict(load(file, {}))
+
+
+def failing(times: int, error: Exception, then: Any) -> Any:
+    calls = []
+
+    def call(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) <= times:
+            raise error
+        return then(*arguments)
+
+    call.calls = calls  # type: ignore[attr-defined]
+    return call
+
+
+def test_a_network_failure_is_tried_again(groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = failing(2, httpx.ConnectError("no route"), download_room.fetch_model)
+    monkeypatch.setattr(download_room, "fetch_model", fetch)
+    assert retrain(**groups)["published"]["version"] == "v0001"
+    assert len(fetch.calls) == 3
+
+
+def test_a_mistake_is_not_tried_again(groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = failing(9, UserError("model.base: nothing there"), None)
+    monkeypatch.setattr(download_room, "fetch_model", fetch)
+    with pytest.raises(UserError, match="nothing there"):
+        retrain(**groups)
+    assert len(fetch.calls) == 1
+
+
+def adapter_of(summary: dict[str, Any]) -> str:
+    file = Path(summary["stages"]["train"]["path"]) / "adapter" / "adapter_model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def kill_training(number: signal.Signals, steps: int) -> threading.Thread:
+    """Send a signal to the training child once it has reported some steps' worth of time."""
+
+    def watch() -> None:
+        while True:
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    training = "tasks.training.worker" in process.cmdline()
+                    if training and sum(process.cpu_times()[:2]) > steps:
+                        os.kill(process.pid, number)
+                        return
+                except psutil.Error:
+                    continue
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_killed_training_goes_on_and_ends_with_the_same_adapter(
+    groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = adapter_of(retrain(**groups))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        monkeypatch.setenv("QLORA_FLOW_STORE", str(store.with_name(number.name)))
+        killer = kill_training(number, steps=8)
+        disturbed = retrain(**groups)
+        assert not killer.is_alive(), "training ended before it was killed"
+        assert adapter_of(disturbed) == undisturbed
+        assert disturbed["stages"]["train"]["outcome"] == "ran"
+        assert not any((store.with_name(number.name) / "work").iterdir())

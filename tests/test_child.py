@@ -1,0 +1,104 @@
+"""The child process: its lines, its mistakes, and its end whatever ends the parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.child import ChildFailed, run_child
+from tasks.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`child(body)`: name of a module whose work is `body`, importable in a child."""
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+
+    def make(body: str) -> str:
+        text = textwrap.indent(textwrap.dedent(body), "    ")
+        (tmp_path / "work_of_a_test.py").write_text(
+            "import os, signal, subprocess, sys, time\n"
+            "from tasks.child import main\nfrom tasks.errors import UserError\n"
+            f"def work(job):\n{text}\nmain(work)\n"
+        )
+        return "work_of_a_test"
+
+    return make
+
+
+def gone(id: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not psutil.pid_exists(id) or psutil.Process(id).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_lines_become_log_lines(child) -> None:
+    said: list[str] = []
+    run_child(child("print('hello', job['name']); print('über', file=sys.stderr)"), {"name": "you"}, said.append)
+    assert said == ["hello you", "über"]
+
+
+def test_a_mistake_travels_back_as_its_sentence(child) -> None:
+    with pytest.raises(UserError, match=r"^row 3 has no answer$"):
+        run_child(child("raise UserError('row 3 has no answer')"), {}, print)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "passing"),
+    [
+        ("raise RuntimeError('broken')", "exit code 1", False),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL", True),
+        ("sys.exit(143)", "exit code 143", True),
+        ("import errno; raise OSError(errno.EIO, 'disk')", "exit code 75", True),
+        ("import errno; raise OSError(errno.ENOSPC, 'full')", "No space|full", False),
+    ],
+)
+def test_the_way_it_ended_says_whether_to_try_again(child, body: str, message: str, passing: bool) -> None:
+    with pytest.raises(ChildFailed, match=message) as caught:
+        run_child(child(body), {}, lambda line: None)
+    assert caught.value.passing is passing
+
+
+def test_a_silent_child_is_ended(child) -> None:
+    said: list[str] = []
+    began = time.monotonic()
+    with pytest.raises(ChildFailed, match="said nothing") as caught:
+        run_child(child("print(os.getpid()); time.sleep(60)"), {}, said.append, hang_minutes=2 / 60)
+    assert time.monotonic() - began < 15
+    assert caught.value.passing
+    assert gone(int(said[0]), 1)
+
+
+def test_an_interrupted_wait_ends_the_child_and_its_children(child) -> None:
+    said: list[int] = []
+
+    def interrupt(line: str) -> None:
+        said.extend(map(int, line.split()))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    body = "other = subprocess.Popen(['sleep', '60']); print(os.getpid(), other.pid); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        run_child(child(body), {}, interrupt)
+    assert len(said) == 2
+    assert all(gone(id, 2) for id in said)
+
+
+def test_a_killed_parent_takes_the_child_with_it(child, tmp_path: Path) -> None:
+    module = child("print(os.getpid(), flush=True); time.sleep(60)")
+    code = f"from tasks.child import run_child; run_child('{module}', {{}}, lambda line: print(line, flush=True))"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    id = int(parent.stdout.readline())
+    parent.kill()
+    assert gone(id, 15)
