@@ -53,8 +53,8 @@ OURS: dict[str, dict[str, Any]] = {
         "gradient_checkpointing": True,
         "max_steps": 30,
     },
-    "budget24": {"batch_size": 48, "micro_batch_tokens": 3_000, "compile": True, "max_steps": 15},
-    "match": {"batch_size": 16, "micro_batch_tokens": 8_000, "max_steps": 25},
+    "budget24": {"batch_size": 48, "micro_batch_tokens": 3_200, "compile": True, "max_steps": 15},
+    "match": {"batch_size": 8, "micro_batch_tokens": 8_000, "max_steps": 25},
 }
 TRL: dict[str, dict[str, Any]] = {
     "trl": {
@@ -66,10 +66,9 @@ TRL: dict[str, dict[str, Any]] = {
     },
     "trl_plain": {"per_device_train_batch_size": 8, "max_length": 2048, "max_steps": 20},
     "trl_match": {
-        "per_device_train_batch_size": 16,
+        "per_device_train_batch_size": 8,
         "max_length": 2048,
         "max_steps": 25,
-        "gradient_checkpointing": False,
     },
 }
 CAP_GB = {"budget24": 24}

@@ -49,16 +49,13 @@ class StepLog:
         self.rows: list[Step] = []
         self.resumed_from = self._restored = 0
         self._steps, self._say = steps, say
-        self._said = self._began = time.monotonic()
+        self._said = time.monotonic()
 
-    def begin(self) -> None:
-        """The clock of the first step starts now."""
-        self._said = self._began = time.monotonic()
-
-    def add(self, step: int, tokens: int, learnt: int, loss: float, learning_rate: float, grad_norm: float) -> None:
-        """Record a finished step; it lasted since the one before."""
+    def add(
+        self, step: int, tokens: int, learnt: int, loss: float, learning_rate: float, grad_norm: float, seconds: float
+    ) -> None:
+        """Record a finished step that lasted `seconds`, and say so when the last line is old enough."""
         now = time.monotonic()
-        seconds, self._began = now - self._began, now
         row = Step(
             step, tokens, learnt, loss, learning_rate, grad_norm, tokens / max(seconds, 1e-9), peak_memory(), seconds
         )

@@ -245,11 +245,12 @@ def fuse(model: PeftModel, compute_dtype: torch.dtype, keep_dense: bool) -> None
 
     `keep_dense`: hold the dequantized values of 4-bit weights beside them (see `base.py`).
     """
-    for module in model.modules():
+    for module in list(model.modules()):
         for peft_class, fused in ((PeftLinear4bit, FusedLinear4bit), (PeftLinear, FusedLinear)):
             if type(module) is peft_class and not module.lora_variant:
-                module.__class__ = fused
-                module.set_up(compute_dtype)
+                layer: Any = module
+                layer.__class__ = fused
+                layer.set_up(compute_dtype)
     for parent in list(model.modules()):
         children = {name: child for name, child in parent.named_children() if isinstance(child, _Fused)}
         together = [[children.pop(n) for n in names] for names in _SIBLINGS if children.keys() >= set(names)]
@@ -266,12 +267,11 @@ def refresh(model: torch.nn.Module) -> None:
     copies: list[Tensor] = []
     weights: list[Tensor] = []
     scales: list[float] = []
-    module: Any
-    for module in model.modules():
-        if isinstance(module, FusedLinear4bit | FusedLinear):
-            copies += module.group.copies(module.member)
-            weights += [module.lora_A["default"].weight, module.lora_B["default"].weight]
-            scales += [module.factor, 1.0]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, FusedLinear4bit | FusedLinear)]
+    for layer in layers:
+        copies += layer.group.copies(layer.member)
+        weights += [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        scales += [layer.factor, 1.0]
     if copies:
         torch._foreach_copy_(copies, weights)
         torch._foreach_mul_(copies, scales)

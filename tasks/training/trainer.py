@@ -7,6 +7,7 @@ changes speed and memory and never the result beyond rounding.
 
 import math
 import os
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -51,7 +52,29 @@ class _Unsettled:
     learnt: int
     learning_rate: float
     loss: torch.Tensor
-    grad_norm: torch.Tensor | None = None
+    numbers: torch.Tensor | None = None  # loss and gradient norm, on the CPU once `end` has happened
+    end: "_Instant | None" = None
+
+
+class _Instant:
+    """A moment in the device's work: on a GPU the one at which what was queued so far is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self.event is not None:
+            self.event.record()
+        self.clock = time.monotonic()
+
+    def wait(self) -> None:
+        """Until it has happened; work queued later is not waited for."""
+        if self.event is not None:
+            self.event.synchronize()
+
+    def since(self, earlier: "_Instant") -> float:
+        """Seconds between the two; both must have happened."""
+        if self.event is not None and earlier.event is not None:
+            return earlier.event.elapsed_time(self.event) / 1e3
+        return self.clock - earlier.clock
 
 
 class PackedTrainer(SFTTrainer):
@@ -94,6 +117,7 @@ class PackedTrainer(SFTTrainer):
         self._run_folder: str | None = None
         self._unsettled: _Unsettled | None = None
         self._computing = False
+        self.began = _Instant(self.args.device)
         self._random_state = _random_state()
         train_on_packs(cast(PreTrainedModel, model.get_base_model()))
         if config.compile and self.args.device.type == "cuda":
@@ -163,18 +187,26 @@ class PackedTrainer(SFTTrainer):
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
         assert self._unsettled is not None
-        self._unsettled.grad_norm = norm
+        numbers = torch.stack([self._unsettled.loss.float(), norm.detach().float()])
+        if numbers.is_cuda:
+            pinned = torch.empty(2, pin_memory=True)
+            pinned.copy_(numbers, non_blocking=True)
+            numbers = pinned
+        self._unsettled.numbers, self._unsettled.end = numbers, _Instant(self.args.device)
         return norm
 
     def _settle(self) -> None:
         """Read the last step's numbers, log them, and fail if it taught nothing.
 
-        One step late, so that the device need not wait for the reading; always before a checkpoint is written.
+        One step late, when the next step's work is queued already, so that the device need not wait for the reading;
+        always before a checkpoint is written. A step lasts from the end of the gradients before it to the end of its
+        own.
         """
         last, self._unsettled = self._unsettled, None
-        if last is None or last.grad_norm is None:
+        if last is None or last.numbers is None or last.end is None:
             return
-        loss, norm = float(last.loss), float(last.grad_norm)
+        last.end.wait()
+        loss, norm = last.numbers.tolist()
         skipped = self.args.fp16 and not math.isfinite(norm)  # the gradient scaler leaves such a step out by design
         if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
             raise TrainingFailed(
@@ -186,7 +218,8 @@ class PackedTrainer(SFTTrainer):
                 f"step {last.step}: the gradient is zero, so nothing is learnt (loss {loss:.4g}). "
                 "The last good checkpoint is kept."
             )
-        self.step_log.add(last.step, last.tokens, last.learnt, loss, last.learning_rate, norm)
+        seconds, self.began = last.end.since(self.began), last.end
+        self.step_log.add(last.step, last.tokens, last.learnt, loss, last.learning_rate, norm, seconds)
 
     @property
     def _world(self) -> int:
@@ -266,7 +299,7 @@ class _StepEnd(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.step_log.begin()
+        self.trainer.began = _Instant(args.device)
         self.saved = checkpoints.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

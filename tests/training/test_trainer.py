@@ -100,6 +100,21 @@ def test_micro_batches_do_not_change_the_result(build):
             assert (mine.tokens, mine.learnt_tokens) == (theirs.tokens, theirs.learnt_tokens)
 
 
+def test_seconds_belong_to_their_step(build, monkeypatch):
+    run = build(max_steps=5)
+    forward = run.model.get_base_model().forward
+
+    def slow(**batch):
+        time.sleep(0.5 if run.state.global_step == 2 else 0.0)
+        return forward(**batch)
+
+    monkeypatch.setattr(run.model.get_base_model(), "forward", slow)
+    run.run()
+    seconds = [row.seconds for row in run.step_log.rows]
+    assert seconds[2] > 0.5 and max(seconds[1], seconds[3], seconds[4]) < 0.4, seconds
+    assert sum(seconds) == pytest.approx(run.step_log.totals()["seconds"])
+
+
 def test_out_of_memory_halves_and_goes_on(build, monkeypatch):
     calm = build("calm", compute_dtype="float32")
     calm.run()
