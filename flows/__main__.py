@@ -4,11 +4,14 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tasks.config import GROUPS
 from tasks.errors import UserError
+
+REFRESHABLE = ("download", "format", "tokenize", "train", "evaluate")  # a published version is never changed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,8 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     0: done. 1: the run failed. 2: the configuration is wrong, nothing ran.
     """
     options = _parser().parse_args(arguments)
+    if options.store:
+        os.environ["QLORA_FLOW_STORE"] = str(options.store)
     try:
-        return run(options)
+        return options.call(options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -29,21 +34,58 @@ def run(options: argparse.Namespace) -> int:
     from flows.config_file import load
 
     groups: dict[str, Any] = dict(load(options.config, _overrides(options)))
-    if options.store:
-        os.environ["QLORA_FLOW_STORE"] = str(options.store)
     _local_settings()
     from flows.retrain import retrain
     from flows.table import show
 
+    if options.refresh:
+        _refresh(groups, options.refresh)
     try:
         summary = retrain(**groups)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+    except Exception as error:  # Prefect has logged the stack; here is what to read first
+        print(
+            f"\nThe run failed: {error}\nFinished stages are kept: the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 1
     if options.summary:
         options.summary.write_text(json.dumps(summary, indent=2) + "\n")
     show(summary)
     return 0
+
+
+def show_plan(options: argparse.Namespace) -> int:
+    """`qlora-flow plan`: what a run would do."""
+    from flows.config_file import load
+
+    groups: dict[str, Any] = dict(load(options.config, _overrides(options)))
+    _local_settings()
+    from flows.plan import plan
+    from flows.table import show_planned
+
+    show_planned(list(plan(groups)))
+    return 0
+
+
+def clean(options: argparse.Namespace) -> int:
+    """`qlora-flow clean`: make room."""
+    from flows.clean import clean
+
+    removed, freed = clean(options.keep_last)
+    print(*removed, f"{len(removed)} results removed, {freed / 2**20:,.1f} MiB freed", sep="\n")
+    return 0
+
+
+def _refresh(groups: dict[str, Any], stages: list[str]) -> None:
+    from flows.plan import plan
+    from tasks.store.artifact import discard
+
+    for planned in list(plan(groups)):
+        if planned.stage in stages and planned.reused and planned.last:
+            discard(planned.last["key"])
 
 
 def _local_settings() -> None:
@@ -59,17 +101,44 @@ def _local_settings() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qlora-flow", description="Retrain QLoRA adapters as a cached Prefect flow.")
     commands = parser.add_subparsers(dest="command", required=True)
-    usage = "qlora-flow run CONFIG.yaml [--group.field VALUE …] [--summary FILE.json] [--store FOLDER]"
-    command = commands.add_parser("run", help="run the flow on this machine", allow_abbrev=False, usage=usage)
-    command.add_argument("config", type=Path, help="YAML file, such as examples/dialogue-summary.yaml")
-    command.add_argument("--summary", type=Path, metavar="FILE.json", help="write what happened as JSON")
+    run_it = _command(commands, "run", run, "run the flow on this machine")
+    run_it.add_argument("--summary", type=Path, metavar="FILE.json", help="write what happened as JSON")
+    run_it.add_argument(
+        "--refresh",
+        action="append",
+        choices=REFRESHABLE,
+        metavar="STAGE",
+        help=f"run it again: {', '.join(REFRESHABLE)}",
+    )
+    plan_it = _command(commands, "plan", show_plan, "say what a run would do and why, without running")
+    for command in (run_it, plan_it):
+        command.usage = f"qlora-flow {command.prog.split()[-1]} CONFIG.yaml [--group.field VALUE …] [options]"
+        command.add_argument("config", type=Path, help="YAML file, such as examples/dialogue-summary.yaml")
+        _add_fields(command)
+    clean_it = _command(commands, "clean", clean, "remove old results that no published version was made from")
+    clean_it.add_argument("--keep-last", type=_count, default=3, metavar="N", help="of every stage [default 3]")
+    return parser
+
+
+def _command(commands: Any, name: str, call: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
     command.add_argument("--store", type=Path, metavar="FOLDER", help="where results are kept (default: .qlora-flow)")
+    command.set_defaults(call=call)
+    return command
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("takes a whole number from 1")
+    return int(text)
+
+
+def _add_fields(command: argparse.ArgumentParser) -> None:
     for name, group in GROUPS.items():
         schema = group.model_json_schema()["properties"]
         fields = command.add_argument_group(name, (group.__doc__ or "").splitlines()[0])
         for field, about in schema.items():
             fields.add_argument(f"--{name}.{field}", metavar=_kind(about), default=argparse.SUPPRESS, help=_help(about))
-    return parser
 
 
 def _kind(about: dict[str, Any]) -> str:

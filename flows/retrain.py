@@ -25,6 +25,7 @@ from tasks.evaluation.report import write_report
 from tasks.evaluation.task import evaluate
 from tasks.formatting.task import format_prompts
 from tasks.publishing.task import publish
+from tasks.store.artifact import in_use
 from tasks.store.budget import check_losses
 from tasks.tokenization.task import tokenize
 from tasks.training.task import train
@@ -57,13 +58,14 @@ def retrain(
     """
     began = time.monotonic()
     data, model = pin(data, model)
-    source = patient(download, execution)(data, model)
-    prompts = patient(format_prompts, execution)(source.rows, source.model, formatting)
-    tokens = patient(tokenize, execution)(prompts, source.model, tokenization)
-    check_losses([source.rows, prompts, tokens], data.max_lost_share)
-    adapter = patient(train, execution)(tokens, source.model, training, execution)
-    scores = patient(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution)
-    version = patient(publish, execution)(adapter, scores, source.model, publishing)
+    with in_use():
+        source = patient(download, execution)(data, model)
+        prompts = patient(format_prompts, execution)(source.rows, source.model, formatting)
+        tokens = patient(tokenize, execution)(prompts, source.model, tokenization)
+        check_losses([source.rows, prompts, tokens], data.max_lost_share)
+        adapter = patient(train, execution)(tokens, source.model, training, execution)
+        scores = patient(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution)
+        version = patient(publish, execution)(adapter, scores, source.model, publishing)
 
     stages = dict(
         download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version

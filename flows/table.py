@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.plan import Planned
+
 
 def show(summary: dict[str, Any], console: Console | None = None) -> None:
     """Print stages, scores, and where report and adapter are."""
@@ -26,3 +28,27 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
     console.print(
         f"adapter  {published['path']}  ({published['name']} {published['version']})", soft_wrap=True, highlight=False
     )
+
+
+def show_planned(stages: list[Planned], console: Console | None = None) -> None:
+    """Print a plan; numbers are those of the result that is reused, or of the latest earlier one (marked ~)."""
+    console = console or Console()
+    table = Table("stage", "plan", "why", "rows", "tokens", "time", "memory", "disk")
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for planned in stages:
+        last = planned.last or {"info": {}, "files": {}, "seconds": 0}
+        info, about = last["info"], "" if planned.reused else "~"
+        disk = sum(file["size"] for file in last["files"].values())
+        memory = info.get("peak_memory_bytes")
+        table.add_row(
+            planned.stage,
+            "reused" if planned.reused else "will run",
+            planned.why,
+            f"{about}{info['rows']:,}" if "rows" in info else "",
+            f"{about}{info['tokens']:,}" if "tokens" in info else "",
+            "" if planned.reused or not planned.last else f"~{last['seconds']:.0f} s",
+            f"{about}{memory / 2**30:.1f} GiB" if memory else "",
+            f"{about}{disk / 2**20:.1f} MiB" if planned.last else "",
+        )
+    console.print(table)

@@ -8,7 +8,7 @@ from typing import Any
 from tasks.child import run_child
 from tasks.config import ModelConfig
 from tasks.errors import UserError
-from tasks.store.artifact import content_digest, produce
+from tasks.store.artifact import MANIFEST, content_digest, produce, store_root
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
@@ -26,19 +26,42 @@ def fetch_model(model: ModelConfig, log: Callable[[str], None]) -> BaseModelRef:
     """
     if model.base == BUNDLED:
         gguf = bundled_file()
-        identity = Identity(stage="model", inputs={"gguf": content_digest(gguf)}, code=("tasks.download.convert",))
-        return BaseModelRef.of(
-            produce(identity, lambda folder: _convert(gguf, folder, log), log).path, BUNDLED_SOURCE, ""
-        )
-    folder = Path(model.base).expanduser()
-    if folder.is_dir():
-        return BaseModelRef.of(folder.absolute(), model.base, "")
+        folder = produce(bundled_identity(), lambda folder: _convert(gguf, folder, log), log).path
+        return BaseModelRef.of(folder, BUNDLED_SOURCE, "")
+    if (local := Path(model.base).expanduser()).is_dir():
+        return BaseModelRef.of(local.absolute(), model.base, "")
+    return BaseModelRef.of(_snapshot(model, local_files_only=False), model.base, model.revision)
+
+
+def present_model(model: ModelConfig) -> BaseModelRef | None:
+    """The base model where it is on this machine already; nothing is fetched."""
+    if model.base == BUNDLED:
+        folder = store_root() / "artifacts" / bundled_identity().key
+        return BaseModelRef.of(folder, BUNDLED_SOURCE, "") if (folder / MANIFEST).exists() else None
+    if (local := Path(model.base).expanduser()).is_dir():
+        return BaseModelRef.of(local.absolute(), model.base, "")
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return BaseModelRef.of(_snapshot(model, local_files_only=True), model.base, model.revision)
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _snapshot(model: ModelConfig, local_files_only: bool) -> Path:
     if model.base.startswith((".", "/", "~")) or model.base.count("/") != 1:
-        raise UserError(f"model.base: the folder {folder.absolute()} does not exist.")
+        raise UserError(f"model.base: the folder {Path(model.base).expanduser().absolute()} does not exist.")
     from huggingface_hub import snapshot_download
 
-    snapshot = snapshot_download(model.base, revision=model.revision or None, allow_patterns=HUB_FILES)
-    return BaseModelRef.of(Path(snapshot), model.base, model.revision)
+    revision = model.revision or None
+    return Path(
+        snapshot_download(model.base, revision=revision, allow_patterns=HUB_FILES, local_files_only=local_files_only)
+    )
+
+
+def bundled_identity() -> Identity:
+    """What decides the bundled model's folder."""
+    return Identity(stage="model", inputs={"gguf": content_digest(bundled_file())}, code=("tasks.download.convert",))
 
 
 def bundled_file() -> Path:

@@ -31,7 +31,6 @@ def identity(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, con
 def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, config: PublishingConfig) -> ArtifactRef:
     """Adapter and scores → REGISTRY/<name>/v0001, and to the Hub when a repository is named."""
     log = get_run_logger().info
-    registry = Path(config.registry).expanduser().absolute() if config.registry else store_root() / "registry"
 
     def write(folder: Path, version: str) -> dict[str, Any]:
         shutil.copytree(adapter.path / "adapter", folder, dirs_exist_ok=True)
@@ -57,13 +56,19 @@ def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, conf
         return {"name": config.name, "version": version, "scores": scores.info["scores"]}
 
     who = identity(adapter, scores, model, config)
-    version = add_version(who, registry / config.name, write, log)
+    version = add_version(who, registry_folder(config), write, log)
     version.verify()
     log(f"published {config.name} {version.path.name} in {version.path}")
     if config.hub_repo:
         commit = upload(version.path, config.hub_repo, config.hub_private)
         log(f"uploaded to {config.hub_repo} as commit {commit}")
     return version
+
+
+def registry_folder(config: PublishingConfig) -> Path:
+    """Where the versions of this adapter are."""
+    registry = Path(config.registry).expanduser().absolute() if config.registry else store_root() / "registry"
+    return registry / config.name
 
 
 def pin_base(adapter_config: Path, model: BaseModelRef) -> None:

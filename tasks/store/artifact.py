@@ -124,13 +124,24 @@ def files_digest(files: dict[str, dict[str, Any]]) -> str:
 
 
 @contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Hold a lock that other processes on this machine respect and that dies with its holder."""
+def locked(name: str, mode: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold a lock that other processes on this machine respect and that dies with its holder.
+
+    Args:
+        mode: as `fcntl.flock` takes it.
+    Raises:
+        BlockingIOError: another process holds it and the mode says not to wait.
+    """
     folder = store_root() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, mode)
         yield
+
+
+def in_use() -> contextlib.AbstractContextManager[None]:
+    """Held by every run, together with others, so that nothing is cleaned away under it."""
+    return locked("store", fcntl.LOCK_SH)
 
 
 written_here: dict[str, float] = {}
@@ -177,6 +188,12 @@ def write_folder(identity: Identity, folder: Path, write: Callable[[Path], dict[
         raise
     written_here[identity.key] = time.monotonic()
     return reference(folder, manifest)
+
+
+def discard(key: str) -> None:
+    """Remove a result, so that its stage runs again."""
+    with locked(key):
+        shutil.rmtree(store_root() / "artifacts" / key, ignore_errors=True)
 
 
 def work_folder(identity: Identity) -> Path:

@@ -1,0 +1,130 @@
+"""What a run would do, and why: each stage's identity held against the store, with nothing run or fetched.
+
+A stage whose input does not exist yet has no key: it runs because that input is made first.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.download.models import present_model
+from tasks.download.task import pin, rows_identity
+from tasks.evaluation.task import identity as evaluate_identity
+from tasks.formatting.task import identity as format_identity
+from tasks.publishing.registry import versions
+from tasks.publishing.task import identity as publish_identity
+from tasks.publishing.task import registry_folder
+from tasks.store.artifact import ArtifactRef, DamagedArtifact, check_folder, read_manifest, reference, store_root
+from tasks.store.identity import Identity
+from tasks.tokenization.task import identity as tokenize_identity
+from tasks.training.task import identity as train_identity
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan.
+
+    Args:
+        stage: its name.
+        reused: nothing is to be done.
+        why: what makes it run; empty for a reused one.
+        last: manifest of the result that is reused, or of the latest earlier one: what to expect of it.
+    """
+
+    stage: str
+    reused: bool
+    why: str
+    last: dict[str, Any] | None
+
+
+def plan(groups: dict[str, Any]) -> Iterator[Planned]:
+    """The six stages in order.
+
+    Args:
+        groups: the flow's parameters, as `flows.config_file.load` returns them.
+    Raises:
+        UserError: the source does not exist.
+    """
+    data, model = pin(groups["data"], groups["model"])
+    base: Any = present_model(model)  # None: then no later stage has its input
+    found: dict[str, ArtifactRef] = {}
+    stages: list[tuple[str, str, Callable[[], Identity]]] = [
+        ("download", "", lambda: rows_identity(data)),
+        ("format", "download", lambda: format_identity(found["download"], base, groups["formatting"])),
+        ("tokenize", "format", lambda: tokenize_identity(found["format"], base, groups["tokenization"])),
+        ("train", "tokenize", lambda: train_identity(found["tokenize"], base, groups["training"])),
+        (
+            "evaluate",
+            "train",
+            lambda: evaluate_identity(found["train"], found["tokenize"], found["format"], base, groups["evaluation"]),
+        ),
+        (
+            "publish",
+            "evaluate",
+            lambda: publish_identity(found["train"], found["evaluate"], base, groups["publishing"]),
+        ),
+    ]
+    for name, needs, identity in stages:
+        folders = _folders(name, registry_folder(groups["publishing"]))
+        if needs and needs not in found:
+            yield Planned(name, False, f"{needs} runs", _latest(folders))
+            continue
+        who = identity()
+        why = _why(who, folders)
+        if not why:
+            folder = next(f for f in folders if read_manifest(f)["key"] == who.key)
+            if name != "download" or base:
+                found[name] = reference(folder, read_manifest(folder))
+        if name == "download" and not base:
+            why = why or "the base model is not on this machine yet"
+        yield Planned(name, not why, why, read_manifest(found[name].path) if name in found else _latest(folders))
+
+
+def _folders(stage: str, registry: Path) -> list[Path]:
+    """Where results of a stage are, in no order."""
+    return versions(registry) if stage == "publish" else list((store_root() / "artifacts").glob(f"{stage}-*"))
+
+
+def _why(who: Identity, folders: list[Path]) -> str:
+    """Why an identity has no usable result, empty when it has one."""
+    latest = _latest(folders)
+    for folder in folders:
+        try:
+            if read_manifest(folder)["key"] == who.key:
+                check_folder(folder)
+                return ""
+        except DamagedArtifact as error:
+            if folder.name == who.key:
+                return str(error)
+    return "; ".join(differences(latest["identity"], who.parts())) if latest else "it has not run yet"
+
+
+def _latest(folders: list[Path]) -> dict[str, Any] | None:
+    manifests = []
+    for folder in folders:
+        try:
+            manifests.append(read_manifest(folder))
+        except DamagedArtifact:
+            continue
+    return max(manifests, key=lambda manifest: manifest["created"], default=None)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What changed between two identities, a phrase each; fields and versions with their values."""
+    for name in sorted(before["inputs"].keys() | now["inputs"].keys()):
+        if before["inputs"].get(name) != now["inputs"].get(name):
+            yield f"{name} changed"
+    for kind in ("config", "libraries"):
+        for name in sorted(before[kind].keys() | now[kind].keys()):
+            old, new = before[kind].get(name), now[kind].get(name)
+            if old != new:
+                yield f"{name}: {_short(old)} → {_short(new)}"
+    for name in sorted(before["code"].keys() | now["code"].keys()):
+        if before["code"].get(name) != now["code"].get(name):
+            yield f"the code of {name} changed"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "…"
