@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
 
     groups: dict[str, Any] = dict(load(options.config, _overrides(options)))
     _local_settings()
+    if options.verify:
+        os.environ["QLORA_FLOW_VERIFY"] = options.verify
     from flows.retrain import retrain
     from flows.table import show
 
@@ -110,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="STAGE",
         help=f"run it again: {', '.join(REFRESHABLE)}",
     )
+    run_it.add_argument("--verify", choices=("full",), help="read every cached file again, also untouched ones")
     plan_it = _command(commands, "plan", show_plan, "say what a run would do and why, without running")
     for command in (run_it, plan_it):
         command.usage = f"qlora-flow {command.prog.split()[-1]} CONFIG.yaml [--group.field VALUE …] [options]"

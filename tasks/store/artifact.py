@@ -3,6 +3,7 @@
     STORE/artifacts/<stage>-<key>/manifest.json + what the stage wrote (Parquet, adapter files)
     STORE/locks/<stage>-<key>.lock           held while one process computes the key; free when its holder dies
     STORE/work/<stage>-<key>/                checkpoints of a stage that is still computing
+    STORE/checked.jsonl                      which large files need not be read again (checked.py)
 
 The store is the folder in QLORA_FLOW_STORE, `.qlora-flow` in the working directory without it.
 """
@@ -19,14 +20,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.store.identity import Identity, digest_of, file_digest
+from tasks.store.checked import content_digest
+from tasks.store.identity import Identity, digest_of
+from tasks.store.root import store_root
 
 MANIFEST = "manifest.json"
-
-
-def store_root() -> Path:
-    """The folder that holds everything the flow keeps."""
-    return Path(os.environ.get("QLORA_FLOW_STORE", ".qlora-flow")).absolute()
 
 
 class DamagedArtifact(RuntimeError):
@@ -80,21 +78,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise DamagedArtifact(f"{folder} has no readable {MANIFEST}: {error}") from error
-
-
-# A run looks at the same folder several times; files that have not been touched since are not read again.
-_checked: dict[Path, tuple[int, int, int, str]] = {}
-
-
-def content_digest(file: Path) -> str:
-    """sha256 of a file; a file whose size, time and inode this process has seen is not read again."""
-    status = file.stat()
-    seen = (status.st_size, status.st_mtime_ns, status.st_ino)
-    if (known := _checked.get(file)) and known[:3] == seen:
-        return known[3]
-    digest = file_digest(file)
-    _checked[file] = (*seen, digest)
-    return digest
 
 
 def check_folder(folder: Path) -> dict[str, Any]:

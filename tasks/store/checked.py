@@ -1,0 +1,61 @@
+"""Which files need not be read again: those whose size, times and inode are what they were when their digest was taken.
+
+    STORE/checked.jsonl     one line a file: device and inode, size, mtime, ctime, sha256
+
+A bit that rots on the disk changes none of these: QLORA_FLOW_VERIFY=full (`qlora-flow run --verify full`) reads all.
+"""
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+from tasks.store.identity import file_digest
+from tasks.store.root import store_root
+
+WORTH = 1 << 20
+"""Bytes from which remembering beats reading."""
+SETTLED_SECONDS = 2.0
+"""A file changed again within one tick of its clock looks unchanged: digests of younger files are not handed on."""
+
+_seen: dict[str, list[int | str]] = {}
+_loaded: set[Path] = set()
+
+
+def content_digest(file: Path) -> str:
+    """sha256 of a file; an untouched file is read once in a process, a large one once on this machine."""
+    status = file.stat()
+    which = f"{status.st_dev}:{status.st_ino}"  # a folder that is moved into place keeps it
+    now = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    _load()
+    if (known := _seen.get(which)) and known[:3] == now:
+        return str(known[3])
+    digest = file_digest(file)
+    _seen[which] = [*now, digest]
+    if status.st_size >= WORTH and time.time() - status.st_ctime > SETTLED_SECONDS:
+        _remember(which)
+    return digest
+
+
+def _record() -> Path:
+    return store_root() / "checked.jsonl"
+
+
+def _load() -> None:
+    record = _record()
+    if record in _loaded or os.environ.get("QLORA_FLOW_VERIFY") == "full":
+        return
+    _loaded.add(record)
+    for line in record.read_text().splitlines() if record.exists() else ():
+        try:
+            which, *entry = json.loads(line)
+        except ValueError:  # the last line of a killed process
+            continue
+        _seen[which] = entry
+
+
+def _remember(which: str) -> None:
+    """Append a line with one write, which processes side by side cannot tear apart."""
+    with contextlib.suppress(OSError), _record().open("a") as record:  # a full disk costs the shortcut, not the run
+        record.write(json.dumps([which, *_seen[which]]) + "\n")

@@ -1,0 +1,9 @@
+"""Where everything lies."""
+
+import os
+from pathlib import Path
+
+
+def store_root() -> Path:
+    """The folder that holds everything the flow keeps."""
+    return Path(os.environ.get("QLORA_FLOW_STORE", ".qlora-flow")).absolute()
