@@ -18,7 +18,7 @@ def silence() -> None:
         BITSANDBYTES_NOWELCOME="1",
     )
     # Threads that spin while they wait take the core from the ones they wait for whenever another process wants a
-    # core as well: measured here, three times slower beside one busy process, and no slower alone.
+    # core as well: about twice as slow beside one busy process, a tenth faster alone (benchmarks/NOTES.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.filterwarnings("ignore")
     logging.basicConfig(level=logging.ERROR)
