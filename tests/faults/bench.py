@@ -1,0 +1,142 @@
+"""What the campaign runs: one server, a tiny model, and a flow in processes of its own."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from tests.tiny import make_model, make_rows, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+INJECT = Path(__file__).with_name("inject")
+LIMIT_SECONDS = 300
+
+
+class Server:
+    """A Prefect server on loopback that can be stopped and started again with what it knew."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.folder = folder
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "--no-ui"],
+                env=environment(self.folder, ""),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        end = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=2)
+                return
+            except OSError:
+                if time.monotonic() > end or self.process.poll() is not None:
+                    raise
+                time.sleep(0.3)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def environment(home: Path, api: str, **more: str) -> dict[str, str]:
+    """Nothing leaves the machine; one thread, so that two runs side by side compute the same numbers."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "FAULT_"))}
+    return kept | {
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{INJECT}{os.pathsep}{ROOT}",
+        **({"PREFECT_API_URL": api} if api else {}),
+        **more,
+    }
+
+
+def write_config(folder: Path) -> Path:
+    """A retrain that takes seconds, nearly all of them the imports of its child processes."""
+    data = write_jsonl(folder / "rows.jsonl", make_rows(40))
+    model = make_model(folder / "model")
+    config = {
+        "data": {"path": str(data)},
+        "model": {"base": str(model)},
+        "training": {"lora_r": 4, "max_steps": 150},
+        "evaluation": {"max_rows": 2, "max_new_tokens": 2},
+        "execution": {"retry_seconds": 0.5},
+    }
+    file = folder / "config.yaml"
+    file.write_text(json.dumps(config))  # JSON is YAML
+    return file
+
+
+class Run:
+    """One `qlora-flow run` on a store, in a process of its own, with a temporary folder of its own."""
+
+    def __init__(self, config: Path, store: Path, api: str, **faults: str) -> None:
+        temporary = store.parent / "tmp"
+        temporary.mkdir(parents=True, exist_ok=True)
+        places = {"QLORA_FLOW_STORE": str(store), "TMPDIR": str(temporary)}
+        self.log = store.parent / "run.log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows", "run", str(config)],
+                env=environment(config.parent, api, **places, **faults),
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float = LIMIT_SECONDS) -> int | None:
+        """Exit status, or None while it runs on."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def stages(store: Path) -> dict[str, int]:
+    """Finished results and the inode of their manifests: another inode means computed again."""
+    return {file.parent.name: file.stat().st_ino for file in store.glob("artifacts/[!.]*/manifest.json")}
+
+
+def adapter(store: Path) -> str:
+    """sha256 of the adapter that was published last."""
+    files = sorted(store.glob("registry/*/v*/adapter_model.safetensors"))
+    return hashlib.sha256(files[-1].read_bytes()).hexdigest() if files else "none"
+
+
+def processes(store: Path) -> list[int]:
+    """Processes that work on a store."""
+    mark = f"QLORA_FLOW_STORE={store}\0".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if mark in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def leftovers(store: Path) -> list[str]:
+    """What a run that is over should not have left: half folders, checkpoints, temporary files."""
+    half = [p for p in store.rglob(".*") if p.is_dir() or p.name.startswith(".writing")]
+    return [str(p) for p in [*half, *store.glob("work/*"), *(store.parent / "tmp").iterdir()]]

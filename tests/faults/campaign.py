@@ -1,0 +1,230 @@
+"""Faults at random moments, then the same command again: does every run complete with the same adapter?
+
+    python -m tests.faults.campaign --runs 100 --seed 0
+
+Each run starts from an empty store. After its fault the same command runs again, and then must hold: it completes; the
+adapter is bit for bit the undisturbed one; no stage that had finished (and was not damaged) is computed again; no
+process outlives the fault by 15 s; no half folder, checkpoint or temporary file is left. A run that fails one of these
+is lost; its folder is kept.
+"""
+
+import argparse
+import contextlib
+import errno
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.bench import Run, Server, adapter, leftovers, processes, stages, write_config
+
+DEATH_SECONDS = 15
+OUTAGE_SECONDS = 20
+
+
+@dataclass
+class Bench:
+    """What all runs share: how an undisturbed run went."""
+
+    config: Path
+    server: Server
+    adapter: str
+    seconds: float
+    operations: int  # files it opened for writing, renamed or made in its store
+
+
+def signalled(number: signal.Signals) -> Callable[..., list[str]]:
+    def fault(bench: Bench, store: Path, chance: random.Random) -> list[str]:
+        run = Run(bench.config, store, bench.server.url)
+        if run.wait(chance.uniform(0.2, bench.seconds)) is None:
+            run.process.send_signal(number)
+            run.wait()
+        return []
+
+    return fault
+
+
+def killed_child(bench: Bench, store: Path, chance: random.Random) -> list[str]:
+    """A child process is killed: the run itself goes on from its checkpoint."""
+    run = Run(bench.config, store, bench.server.url)
+    end = time.monotonic() + bench.seconds
+    while run.wait(0.05) is None and time.monotonic() < end:
+        if children := [p for p in processes(store) if p != run.process.pid]:
+            time.sleep(chance.uniform(0, bench.seconds / 3))
+            for child in children:
+                if child in processes(store):
+                    kill(child)
+            break
+    return [] if run.wait() == 0 else ["the run did not survive the death of its child"]
+
+
+def kill(id: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(id, signal.SIGKILL)
+
+
+def failing(number: int) -> Callable[..., list[str]]:
+    def fault(bench: Bench, store: Path, chance: random.Random) -> list[str]:
+        nth = str(chance.randint(1, bench.operations))
+        counter = store.parent / "operations"
+        Run(
+            bench.config, store, bench.server.url, FAULT_ERRNO=str(number), FAULT_NTH=nth, FAULT_COUNTER=str(counter)
+        ).wait()
+        return []
+
+    return fault
+
+
+def flipped(bench: Bench, store: Path, chance: random.Random) -> list[str]:
+    """One bit of one result turns over, its size and name stay."""
+    Run(bench.config, store, bench.server.url).wait()
+    folder = chance.choice(sorted(store.glob("artifacts/*")))
+    file = chance.choice([p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"])
+    content = bytearray(file.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    file.write_bytes(content)
+    return [folder.name]
+
+
+def unlisted(bench: Bench, store: Path, chance: random.Random) -> list[str]:
+    Run(bench.config, store, bench.server.url).wait()
+    folder = chance.choice(sorted(store.glob("artifacts/*")))
+    (folder / "manifest.json").unlink()
+    return [folder.name]
+
+
+def clock_back(bench: Bench, store: Path, chance: random.Random) -> list[str]:
+    """Killed, and the rest of the attempts live a day earlier."""
+    run = Run(bench.config, store, bench.server.url)
+    if run.wait(chance.uniform(0.5, bench.seconds)) is None:
+        run.process.kill()
+        run.wait()
+    Run(bench.config, store, bench.server.url, FAULT_CLOCK="-86400").wait()
+    return []
+
+
+def server_gone(bench: Bench, store: Path, chance: random.Random) -> list[str]:
+    run = Run(bench.config, store, bench.server.url)
+    run.wait(chance.uniform(0.5, bench.seconds))
+    bench.server.stop()
+    time.sleep(OUTAGE_SECONDS)
+    bench.server.start()
+    run.wait()
+    return []
+
+
+FAULTS: dict[str, tuple[int, Callable[..., list[str]]]] = {
+    "SIGKILL": (34, signalled(signal.SIGKILL)),
+    "SIGTERM": (20, signalled(signal.SIGTERM)),
+    "child killed": (12, killed_child),
+    "ENOSPC": (9, failing(errno.ENOSPC)),
+    "EIO": (9, failing(errno.EIO)),
+    "bit flipped": (5, flipped),
+    "manifest deleted": (4, unlisted),
+    "clock a day back": (4, clock_back),
+    "server away 20 s": (3, server_gone),
+}
+"""Name → how many of a hundred runs it strikes, and what it does; it returns the results it damaged."""
+
+
+def attempt(bench: Bench, name: str, number: int, seed: int) -> list[str]:
+    """One fault and the run after it. Returns what is wrong."""
+    folder = Path(tempfile.mkdtemp(prefix=f"run-{number}-", dir=bench.config.parent))
+    store = folder / "store"
+    damaged = FAULTS[name][1](bench, store, random.Random(f"{seed} {number}"))
+    wrong = [d for d in damaged if " " in d]
+    end = time.monotonic() + DEATH_SECONDS
+    while (alive := processes(store)) and time.monotonic() < end:
+        time.sleep(0.1)
+    if alive:
+        wrong.append(f"processes {alive} live on")
+    finished = {stage: inode for stage, inode in stages(store).items() if stage not in damaged}
+    if (status := Run(bench.config, store, bench.server.url).wait()) != 0:
+        wrong.append(f"the run after it ended with {status}")
+    if again := [stage for stage, inode in finished.items() if stages(store).get(stage) != inode]:
+        wrong.append(f"computed again: {', '.join(again)}")
+    if adapter(store) != bench.adapter:
+        wrong.append("another adapter")
+    wrong += [f"left behind: {path}" for path in leftovers(store)]
+    if not wrong:
+        shutil.rmtree(folder)
+    return wrong
+
+
+def drawn(runs: int, seed: int) -> list[str]:
+    """Which fault strikes which run: by shares, at least one of each where there is room."""
+    names = [name for name, (share, _) in FAULTS.items() for _ in range(max(1, round(share * runs / 100)))]
+    random.Random(seed).shuffle(names)
+    return names[:runs]
+
+
+def campaign(names: list[str], seed: int, folder: Path, parallel: int) -> dict[str, list[str]]:
+    """Run the faults; returns run → what is wrong with it."""
+    config = write_config(folder)
+    server = Server(folder)
+    try:
+        began = time.monotonic()
+        counter = folder / "calm" / "operations"
+        count = {"FAULT_ERRNO": "0", "FAULT_NTH": "0", "FAULT_COUNTER": str(counter)}  # counts and never fails
+        status = Run(config, folder / "calm" / "store", server.url, **count).wait()
+        seconds = time.monotonic() - began
+        bench = Bench(config, server, adapter(folder / "calm" / "store"), seconds, counter.stat().st_size)
+        if status != 0 or bench.adapter == "none" or leftovers(folder / "calm" / "store"):
+            raise RuntimeError(f"the undisturbed run failed, see {folder / 'calm' / 'run.log'}")
+        print(f"an undisturbed run takes {bench.seconds:.1f} s, {bench.operations} operations on its store", flush=True)
+
+        def one(job: tuple[int, str]) -> tuple[str, list[str]]:
+            number, name = job
+            began = time.monotonic()
+            wrong = attempt(bench, name, number, seed)
+            took = time.monotonic() - began
+            print(f"{number:4} {name:18} {took:5.1f} s  {'; '.join(wrong) or 'survived'}", flush=True)
+            return f"{number} {name}", wrong
+
+        jobs = list(enumerate(names))
+        shared = [job for job in jobs if job[1] != "server away 20 s"]
+        with ThreadPoolExecutor(parallel) as pool:
+            results = list(pool.map(one, shared))
+        results += [one(job) for job in jobs if job not in shared]  # nobody else may miss the server
+        return dict(results)
+    finally:
+        server.stop()
+
+
+def table(results: dict[str, list[str]]) -> str:
+    tried = Counter(run.split(" ", 1)[1] for run in results)
+    lost = Counter(run.split(" ", 1)[1] for run, wrong in results.items() if wrong)
+    lines = [f"{'fault':18} {'tried':>6} {'survived':>9} {'lost':>5}"]
+    for name in [*FAULTS, "all"]:
+        n, bad = (tried[name], lost[name]) if name != "all" else (tried.total(), lost.total())
+        lines.append(f"{name:18} {n:6} {n - bad:9} {bad:5}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="qlora-flow-faults-"))
+    began = time.monotonic()
+    results = campaign(drawn(options.runs, options.seed), options.seed, folder, options.parallel)
+    print(f"\n{table(results)}\n\n{(time.monotonic() - began) / 60:.1f} minutes, seed {options.seed}")
+    if any(results.values()):
+        print(f"what is left of the lost runs: {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
