@@ -159,7 +159,8 @@ def produce(
 def write_folder(identity: Identity, folder: Path, write: Callable[[Path], dict[str, Any]]) -> ArtifactRef:
     """Fill a folder aside, add its manifest, and move it into place. The caller holds a lock that covers the folder."""
     aside = folder.parent / f".{folder.name}"
-    shutil.rmtree(aside, ignore_errors=True)  # of a holder that was killed
+    for left in (aside, _damaged(aside)):  # by a holder that was killed
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir(parents=True)
     began = time.monotonic()
     try:
@@ -199,6 +200,11 @@ def _manifest(identity: Identity, folder: Path, info: dict[str, Any], seconds: f
     return manifest
 
 
+def _damaged(aside: Path) -> Path:
+    """Where a damaged folder stands for the moment in which its successor takes its place."""
+    return aside.with_name(aside.name + "-damaged")
+
+
 def _put(aside: Path, folder: Path) -> None:
     """Move a finished folder into place; a damaged one that stood there is moved out of the way first."""
     for file in aside.rglob("*"):
@@ -207,8 +213,7 @@ def _put(aside: Path, folder: Path) -> None:
                 os.fsync(handle.fileno())
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
-        old = aside.with_name(aside.name + "-damaged")
-        shutil.rmtree(old, ignore_errors=True)
+        old = _damaged(aside)
         folder.rename(old)
         aside.rename(folder)
         shutil.rmtree(old, ignore_errors=True)

@@ -136,3 +136,19 @@ def test_a_killed_holder_frees_the_key_and_its_half_folder_goes(store: Path, tmp
     assert time.monotonic() - began < 10
     assert counter.read_text() == "computed\ncomputed\n"
     assert leftovers(store) == []
+
+
+def test_a_kill_between_the_two_renames_leaves_nothing_for_long(store: Path) -> None:
+    ref = produce(WHO, writer())
+    ref.path.rename(ref.path.with_name(f".{ref.path.name}-damaged"))
+    assert produce(WHO, writer()) == ref
+    assert leftovers(store) == []
+
+
+def test_a_store_that_moved_is_used_where_it_is_now(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = VerifiedJSONSerializer().dumps(produce(WHO, writer()))
+    store.rename(store.with_name("moved"))
+    with pytest.raises(DamagedArtifact):
+        VerifiedJSONSerializer().loads(blob)
+    monkeypatch.setenv("QLORA_FLOW_STORE", str(store.with_name("moved")))
+    assert VerifiedJSONSerializer().loads(blob) == produce(WHO, never)
