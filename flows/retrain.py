@@ -33,7 +33,7 @@ from tasks.training.task import train
 quiet_user_errors()
 
 
-@flow(name="retrain", persist_result=True, result_serializer="json")
+@flow(name="retrain", flow_run_name="{publishing.name}", persist_result=True, result_serializer="json")
 def retrain(
     data: DataConfig,
     model: ModelConfig = ModelConfig(),

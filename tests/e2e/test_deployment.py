@@ -37,6 +37,10 @@ class Deployed:
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         }
+        self.store = {  # in place of the one in the working tree
+            "QLORA_FLOW_STORE": str(folder / "store"),
+            "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(folder / "store" / "results"),
+        }
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, *command: str) -> None:
@@ -64,7 +68,10 @@ class Deployed:
     def trigger(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Start a run from the on-demand deployment and wait for its end."""
         deployment = self.api("/deployments/name/retrain/on-demand")
-        run = self.api(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+        run = self.api(
+            f"/deployments/{deployment['id']}/create_flow_run",
+            {"parameters": parameters, "job_variables": {"env": self.store}},
+        )
         return wait_for(lambda: self.finished(run["id"]), 180, "the run did not finish")
 
     def finished(self, id: str) -> dict[str, Any] | None:
