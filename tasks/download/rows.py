@@ -1,7 +1,9 @@
 """Source rows → rows.parquet: every row gets an id and a side, train or test, that it keeps in every later run."""
 
+import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -36,7 +38,7 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
     with pq.ParquetWriter(folder / ROWS, schema, compression="zstd") as writer:
         rows = _sided(parts, data, ledger, counts)
         while batch := list(islice(rows, BATCH)):
-            writer.write_table(pa.Table.from_pylist(batch, schema))
+            writer.write_table(_table(batch, schema, ledger, counts))
     for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
         if not counts[side]:
             raise UserError(f"data: none of the rows read is left for the {side} side; look at {field}.")
@@ -105,20 +107,68 @@ def _content_id(row: Row) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def _table(batch: list[Row], schema: pa.Schema, ledger: Ledger, counts: dict[str, int]) -> pa.Table:
+    """The rows as a table; a row with a value that its column cannot hold goes into the ledger."""
+    try:
+        return pa.Table.from_pylist(batch, schema)
+    except (pa.ArrowException, UnicodeError):
+        good = []
+        for row in batch:
+            if wrong := _misfit(row, schema):
+                ledger.lost(row[ID], row[SPLIT], "wrong value", wrong)
+                counts[row[SPLIT]] -= 1
+            else:
+                good.append(row)
+        return pa.Table.from_pylist(good, schema)
+
+
+def _misfit(row: Row, schema: pa.Schema) -> str:
+    """Which value does not fit its column, empty when all do."""
+    for field in schema:
+        value = row.get(field.name)
+        try:
+            pa.array([value], field.type)
+        except UnicodeError:
+            return f"column {field.name} holds a lone surrogate, which is no character: {value!r}"
+        except pa.ArrowException:
+            return f"column {field.name} takes {field.type}, not {value!r}"
+    return ""
+
+
 def _schema(parts: list[tuple[str, Reader]]) -> pa.Schema:
-    """Columns of all rows together; a column of whole and broken numbers becomes broken numbers."""
-    schema = pa.schema([])
+    """Columns of all rows together, each of the type that most of its values have."""
+    fields: dict[str, pa.Field] = {}
     for _, rows in parts:
         good = (row for row in rows() if not isinstance(row, BadRow))
         while batch := list(islice(good, BATCH)):
-            columns = dict.fromkeys(name for row in batch for name in row)
-            try:
-                table = pa.Table.from_pydict({name: [row.get(name) for row in batch] for name in columns})
-                schema = pa.unify_schemas([schema, table.schema], promote_options="permissive")
-            except pa.ArrowException as error:
-                raise UserError(f"data: a column holds values of types that do not go together ({error}).") from error
-    for name, kind in ((ID, pa.string()), (SPLIT, pa.string())):
-        if (index := schema.get_field_index(name)) >= 0:
-            schema = schema.remove(index)
-        schema = schema.append(pa.field(name, kind))
-    return schema
+            for name in dict.fromkeys(name for row in batch for name in row):
+                found = pa.field(name, _type_of([row.get(name) for row in batch]))
+                fields[name] = _unified(fields.get(name, found), found)
+    own = [pa.field(ID, pa.string()), pa.field(SPLIT, pa.string())]
+    return pa.schema([field for name, field in fields.items() if name not in (ID, SPLIT)] + own)
+
+
+def _type_of(values: list[Any]) -> pa.DataType:
+    try:
+        return pa.array(values).type
+    except (pa.ArrowException, UnicodeError):
+        kinds = Counter(type(value) for value in values if value is not None)
+        kind = kinds.most_common(1)[0][0]
+        return pa.string() if kind is str else _first_type([value for value in values if type(value) is kind])
+
+
+def _first_type(values: list[Any]) -> pa.DataType:
+    """The type of as many values as go together with the first."""
+    found = pa.array(values[:1]).type
+    for value in values[1:]:
+        with contextlib.suppress(pa.ArrowException, UnicodeError):
+            found = _unified(pa.field("", found), pa.field("", pa.array([value]).type)).type
+    return found
+
+
+def _unified(known: pa.Field, found: pa.Field) -> pa.Field:
+    """A type that holds both; the known one where there is none."""
+    try:
+        return pa.unify_schemas([pa.schema([known]), pa.schema([found])], promote_options="permissive").field(0)
+    except pa.ArrowException:
+        return known

@@ -1,16 +1,19 @@
 """Rows from files or the Hub, one dict a row, whatever the format."""
 
 import csv
+import gzip
+import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from tasks.config import DataConfig
 from tasks.errors import UserError
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 Row = dict[str, Any]
 csv.field_size_limit(sys.maxsize)
 
@@ -29,12 +32,12 @@ def find_files(pattern: str, field: str) -> list[Path]:
     if path.is_dir():
         candidates = sorted(p for p in path.rglob("*") if p.is_file())
     elif path.is_file():
-        if path.suffix.lower() not in FORMATS:
+        if not path.name.lower().endswith(FORMATS):
             raise UserError(f"{field}: {path} is none of {', '.join(FORMATS)}.")
         return [path]
     else:
         candidates = sorted(p for p in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if p.is_file())
-    files = [p for p in candidates if p.suffix.lower() in FORMATS]
+    files = [p for p in candidates if p.name.lower().endswith(FORMATS)]
     if not files:
         what = "holds no" if candidates or path.is_dir() else "does not exist; it takes a"
         raise UserError(f"{field}: {path.absolute()} {what} {', '.join(FORMATS)} file.")
@@ -47,8 +50,16 @@ def read_file(path: Path) -> Iterator[Row | BadRow]:
     Raises:
         UserError: the file as a whole cannot be read as what its name says.
     """
-    reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[path.suffix.lower()]
-    return reader(path)
+    name = path.name.lower().removesuffix(".gz")
+    reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[name[name.rindex(".") :]]
+    try:
+        yield from reader(path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is cut short or damaged: {error}.") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def read_hub(data: DataConfig, split: str) -> Iterator[Row]:
@@ -65,7 +76,7 @@ def hub_splits(data: DataConfig) -> list[str]:
 
 
 def _jsonl(path: Path) -> Iterator[Row | BadRow]:
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield _row(line.removeprefix(b"\xef\xbb\xbf"), f"{path.name} line {number}")
@@ -83,7 +94,8 @@ def _row(text: bytes, where: str) -> Row | BadRow:
 
 def _json(path: Path) -> Iterator[Row | BadRow]:
     try:
-        value = json.loads(path.read_text("utf-8-sig"))
+        with _open(path) as file:
+            value = json.loads(file.read().decode("utf-8-sig"))
     except ValueError as error:
         raise UserError(
             f"{path} is not one JSON value ({error}); a file with one object a line is named .jsonl."
@@ -96,7 +108,7 @@ def _json(path: Path) -> Iterator[Row | BadRow]:
 
 def _csv(path: Path) -> Iterator[Row | BadRow]:
     """Every value stays text: `007` is not 7."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(_open(path), "utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         try:
             header = next(reader, None)

@@ -62,7 +62,7 @@ def _formatted(
         id, split = row.pop("_id"), row["split"]
         try:
             prompt, completion = format_row(row)
-        except (ValueError, TypeError, jinja2.TemplateError) as error:
+        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, jinja2.TemplateError) as error:
             ledger.lost(id, split, "cannot be formatted", str(error))
             continue
         if not completion.strip():
@@ -105,10 +105,15 @@ def _chat(folder: Path, config: FormattingConfig, columns: set[str]) -> Format:
     if not tokenizer.chat_template:
         raise UserError(f"formatting.style: the model in {folder} has no chat template; use style: template.")
 
+    special = list(tokenizer.get_added_vocab())
+
     def format_row(row: dict[str, Any]) -> tuple[str, str]:
         messages = row[config.messages_column]
         if not messages or messages[-1].get("role") != "assistant":
             raise ValueError("the conversation does not end with an assistant message")
+        for message in messages:  # once rendered, text like this could not be told from the template's own tokens
+            if found := [token for token in special if token in str(message.get("content"))]:
+                raise ValueError(f"a message contains {found[0]}, which is a token of the model and no text")
         prompt = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
         whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
         if not whole.startswith(prompt):

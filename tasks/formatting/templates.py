@@ -9,6 +9,9 @@ import jinja2.sandbox
 
 from tasks.errors import UserError
 
+LONGEST_TEXT = 200_000_000
+"""Characters of one rendered row: far above any text, so that a runaway loop costs its row and not the machine."""
+
 Render = Callable[[dict[str, Any]], str]
 
 
@@ -32,6 +35,12 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
         )
 
     def render(row: dict[str, Any]) -> str:
-        return template.render(row)
+        parts, length = [], 0
+        for part in template.generate(row):
+            parts.append(part)
+            length += len(part)
+            if length > LONGEST_TEXT:
+                raise ValueError(f"{field} makes more than {LONGEST_TEXT:,} characters of the row")
+        return "".join(parts)
 
     return render

@@ -33,6 +33,7 @@ class Ledger:
         self._add(id, split, "changed", reason, detail)
 
     def _add(self, id: str, split: str, verdict: str, reason: str, detail: str) -> None:
+        id, detail = (text.encode("utf-8", "backslashreplace").decode() for text in (id, detail))
         self.entries.append(
             {
                 "id": id,

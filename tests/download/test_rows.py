@@ -1,0 +1,209 @@
+"""Every row of the source is handed on or in the ledger, on the side it always has."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.config import DataConfig
+from tasks.download.rows import write_rows
+from tasks.errors import UserError
+from tests.tiny import make_rows, write_jsonl
+
+
+def download(tmp_path: Path, **fields: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """Rows, ledger and manifest info."""
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    info = write_rows(DataConfig(**fields), out)
+    return pq.read_table(out / "rows.parquet").to_pylist(), pq.read_table(out / "ledger.parquet").to_pylist(), info
+
+
+def sides(rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {row["_id"]: row["split"] for row in rows}
+
+
+def write(file: Path, content: str | bytes) -> str:
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "jsonl.gz"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+    rows = make_rows(30)
+    file = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        write_jsonl(file, rows)
+    elif kind == "jsonl.gz":
+        file.write_bytes(gzip.compress(write_jsonl(tmp_path / "plain", rows).read_bytes()))
+    elif kind == "json":
+        file.write_text(json.dumps(rows))
+    else:
+        table = pa.Table.from_pylist(rows)
+        pq.write_table(table, file) if kind == "parquet" else __import__("pyarrow.csv").csv.write_csv(table, file)
+    found, ledger, info = download(tmp_path, path=str(file))
+    assert [{k: row[k] for k in rows[0]} for row in found] == rows
+    assert ledger == []
+    assert info["rows"] == 30 == info["train"] + info["test"]
+
+
+def test_a_held_out_row_stays_held_out_as_the_data_grows_and_moves(tmp_path: Path) -> None:
+    before = sides(download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", make_rows(100))))[0])
+    grown = make_rows(200)[::-1]
+    after = sides(download(tmp_path, path=str(write_jsonl(tmp_path / "b.jsonl", grown)))[0])
+    assert {id: after[id] for id in before} == before
+    assert 20 < sum(side == "test" for side in after.values()) < 60
+
+
+def test_a_group_is_never_split(tmp_path: Path) -> None:
+    rows = [{**row, "topic": f"t{n % 10}"} for n, row in enumerate(make_rows(100))]
+    found, _, _ = download(
+        tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)), group_column="topic", test_share=0.4
+    )
+    assert all(
+        len({row["split"] for row in found if row["topic"] == topic}) == 1 for topic in {r["topic"] for r in rows}
+    )
+
+
+def test_rows_without_an_id_are_named_by_their_content(tmp_path: Path) -> None:
+    rows = [{"text": f"row {n}"} for n in range(20)]
+    first = sides(download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))[0])
+    again = sides(download(tmp_path, path=str(write_jsonl(tmp_path / "b.jsonl", rows[::-1])))[0])
+    assert first == again
+    assert len(first) == 20
+
+
+def test_a_source_with_splits_keeps_them(tmp_path: Path) -> None:
+    for name in ("train", "test", "validation"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"id": f"{name}{n}", "text": "x"} for n in range(5)])
+    found, _, info = download(tmp_path, path=str(tmp_path))
+    assert sides(found) == {f"{name}{n}": name for name in ("train", "test") for n in range(5)}
+    assert info["unused"] == 5
+
+
+def test_a_split_column_decides(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "split": ("train", "dev", "other")[n % 3]} for n in range(9)]
+    found, _, info = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)), test_split="dev")
+    assert (info["train"], info["test"], info["unused"]) == (3, 3, 3)
+    assert {row["split"] for row in found} == {"train", "test"}
+
+
+def test_held_out_rows_in_a_file_of_their_own(tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "a.jsonl", [{"id": f"a{n}", "summary": "s"} for n in range(5)])
+    test = write_jsonl(tmp_path / "b.jsonl", [{"id": f"b{n}", "summary1": "s", "summary2": "t"} for n in range(5)])
+    found, _, _ = download(tmp_path, path=str(train), test_path=str(test))
+    assert sides(found) == {**{f"a{n}": "train" for n in range(5)}, **{f"b{n}": "test" for n in range(5)}}
+    assert found[0]["summary1"] is None
+
+
+def test_an_id_that_comes_twice_loses_the_later_row(tmp_path: Path) -> None:
+    one = write_jsonl(tmp_path / "data1.jsonl", make_rows(20))
+    write_jsonl(tmp_path / "data2.jsonl", [*make_rows(1), {**make_rows(21)[20]}])
+    found, ledger, info = download(tmp_path, path=str(one.with_name("data*.jsonl")))
+    assert len(found) == 21
+    assert [(e["id"], e["verdict"], e["reason"]) for e in ledger] == [("r000", "lost", "duplicate id")]
+    assert info["lost"] == 1 and "r000" in info["first_lost"][0]
+
+
+@pytest.mark.parametrize(
+    ("line", "detail"),
+    [
+        (b'{"id": "x"', "is not JSON"),
+        (b"[1, 2]", "is not an object"),
+        ('{"id": "Gr\u00fc\u00dfe"}'.encode("cp1252"), "is not UTF-8"),
+        (b"\x00\x00", "is not JSON"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_in_the_ledger(tmp_path: Path, line: bytes, detail: str) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", make_rows(20))
+    file.write_bytes(file.read_bytes() + line + b"\n")
+    found, ledger, _ = download(tmp_path, path=str(file))
+    assert len(found) == 20
+    assert len(ledger) == 1
+    assert detail in ledger[0]["detail"] and "line 21" in ledger[0]["detail"]
+
+
+def test_half_a_character_costs_its_row(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", make_rows(20))
+    file.write_bytes(file.read_bytes() + b'{"id": "x", "topic": "\\ud800"}\n{"id": "\\ud800"}\n')
+    found, ledger, info = download(tmp_path, path=str(file))
+    assert len(found) == 20 == info["rows"]
+    assert [(entry["id"], entry["reason"]) for entry in ledger] == [("x", "wrong value"), ("\\ud800", "wrong value")]
+    assert "topic holds a lone surrogate" in ledger[0]["detail"]
+
+
+def test_ragged_csv_lines_are_in_the_ledger(tmp_path: Path) -> None:
+    text = "\ufeffid,text\n" + "".join(f"{n:03d},row\n" for n in range(20)) + "020\n021,a,b\n"
+    found, ledger, _ = download(tmp_path, path=write(tmp_path / "a.csv", text))
+    assert found[7]["id"] == "007"  # text stays text
+    assert [e["detail"] for e in ledger] == [
+        "a.csv line 22 has 1 values for 2 columns",
+        "a.csv line 23 has 3 values for 2 columns",
+    ]
+
+
+def test_a_value_of_another_type_costs_its_row_alone(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": f"r{n}", "text": "x"} for n in range(20)]
+    rows[7]["text"] = {"not": "text"}
+    found, ledger, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert len(found) == 19
+    assert ledger[0]["id"] == "r7"
+    assert "text" in ledger[0]["detail"]
+
+
+def test_numbers_that_are_whole_or_broken_go_together(tmp_path: Path) -> None:
+    rows = [{"id": f"r{n}", "score": n if n % 2 else n / 3} for n in range(20)]
+    found, ledger, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert ledger == []
+    assert found[1]["score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "x", "is none of"),
+        ("a.json", '{"id": 1}\n{"id": 2}', "one object a line is named .jsonl"),
+        ("a.json", '{"rows": []}', "takes a list of objects"),
+        ("a.csv", "", "starts with a line of column names"),
+        ("a.csv", "id,text\n", "none of the rows read"),
+        ("a.jsonl", "", "none of the rows read"),
+        ("a.jsonl", "[\n", "none of the rows read"),
+        ("a.parquet", b"PAR1cut short", "cannot be read as Parquet"),
+        ("a.csv", "id,text\n1,Gr\u00fc\u00dfe\n".encode("cp1252"), "cannot be read as UTF-8"),
+        ("a.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 1000)[:-20], "jsonl.gz is cut short or damaged"),
+        ("a.csv.gz", b"id,text\n", "csv.gz is cut short or damaged"),
+    ],
+)
+def test_a_file_that_is_wrong_as_a_whole_is_one_sentence(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        download(tmp_path, path=write(tmp_path / name, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    for path in ("nowhere.jsonl", "none*.jsonl"):
+        with pytest.raises(UserError, match=r"data.path: .* does not exist"):
+            download(tmp_path, path=str(tmp_path / path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no \.jsonl"):
+        download(tmp_path, path=str(tmp_path / "empty"))
+
+
+def test_one_enormous_row_is_a_row(tmp_path: Path) -> None:
+    rows = [*make_rows(10), {"id": "big", "dialogue": "word " * 10_000_000}]
+    found, ledger, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert len(found) == 11
+    assert ledger == []
+
+
+@pytest.mark.parametrize("text", ["שלום עולם", "你好，世界", "👩‍👩‍👧‍👦 🇺🇳", "a\x00b", "\u202eright"])
+def test_text_of_every_kind_comes_through(tmp_path: Path, text: str) -> None:
+    rows = [{"id": f"r{n}", "text": text} for n in range(10)]
+    found, _, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert {row["text"] for row in found} == {text}
