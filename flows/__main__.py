@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
     from flows.config_file import load
 
     groups: dict[str, Any] = dict(load(options.config, _overrides(options)))
+    if options.summary and not options.summary.absolute().parent.is_dir():
+        raise UserError(f"--summary: the folder {options.summary.absolute().parent} does not exist.")
     _local_settings()
     if options.verify:
         os.environ["QLORA_FLOW_VERIFY"] = options.verify
@@ -42,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.refresh:
         _refresh(groups, options.refresh)
+    # Prefect hands SIGTERM on to this handler; leaving by it stops the temporary server, dying of the signal would not
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         summary = retrain(**groups)
     except UserError as error:

@@ -33,8 +33,8 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
 def show_planned(stages: list[Planned], console: Console | None = None) -> None:
     """Print a plan; numbers are those of the result that is reused, or of the latest earlier one (marked ~)."""
     console = console or Console()
-    table = Table("stage", "plan", "why", "rows", "tokens", "time", "memory", "disk")
-    for column in table.columns[3:]:
+    table = Table("stage", "plan", "rows", "tokens", "time", "memory", "disk")
+    for column in table.columns[2:]:
         column.justify = "right"
     for planned in stages:
         last = planned.last or {"info": {}, "files": {}, "seconds": 0}
@@ -44,7 +44,6 @@ def show_planned(stages: list[Planned], console: Console | None = None) -> None:
         table.add_row(
             planned.stage,
             "reused" if planned.reused else "will run",
-            planned.why,
             f"{about}{info['rows']:,}" if "rows" in info else "",
             f"{about}{info['tokens']:,}" if "tokens" in info else "",
             "" if planned.reused or not planned.last else f"~{last['seconds']:.0f} s",
@@ -52,3 +51,6 @@ def show_planned(stages: list[Planned], console: Console | None = None) -> None:
             f"{about}{disk / 2**20:.1f} MiB" if planned.last else "",
         )
     console.print(table)
+    for planned in stages:
+        if planned.why:
+            console.print(f"{planned.stage} will run: {planned.why}", soft_wrap=True, highlight=False, markup=False)

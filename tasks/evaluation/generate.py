@@ -1,5 +1,6 @@
 """Greedy answers of the base and of base plus adapter, from one model in memory."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -93,8 +94,6 @@ def until(ids: list[int], stop: list[int]) -> list[int]:
 
 def stop_ids(base: Path, eos: int) -> list[int]:
     """Every id that ends an answer: the tokenizer's own first, then those of the model's generation settings."""
-    import json
-
     file = base / "generation_config.json"
     named = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
     return list(dict.fromkeys([eos, *(named if isinstance(named, list) else [named] if named is not None else [])]))

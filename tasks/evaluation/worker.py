@@ -14,8 +14,7 @@ from tasks.child import main
 from tasks.errors import UserError
 from tasks.evaluation.schema import METRICS, PREDICTION_SCHEMA, PREDICTIONS, SCORE_SCHEMA, SCORES
 from tasks.quiet import silence
-
-NOT_LEARNT = -100
+from tasks.tokenization.schema import NOT_LEARNT
 
 
 def evaluate(job: dict[str, Any]) -> None:

@@ -26,9 +26,7 @@ def identity(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -
 
 
 @task(name="train", **cached(identity))
-def train(
-    tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, execution: ExecutionConfig
-) -> ArtifactRef:
+def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, execution: ExecutionConfig) -> ArtifactRef:
     """tokens.parquet → adapter/ (safetensors) and training_log.parquet."""
     from tasks.tokenization.schema import TOKENS
 

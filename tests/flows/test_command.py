@@ -49,6 +49,15 @@ def test_a_missing_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
     assert "nowhere.yaml cannot be read" in capsys.readouterr().err
 
 
+def test_a_summary_that_cannot_be_written_is_said_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {path: a.jsonl}")
+    assert main(["run", str(file), "--summary", str(tmp_path / "nowhere" / "out.json")]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+
+
 def test_flags_lie_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("data: {path: a.jsonl}\ntraining: {learning_rate: 5e-4, lora_r: 4}")

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from tasks.download import task as download_room
 from tasks.errors import UserError
 from tests.tiny import make_rows, write_jsonl
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
@@ -88,6 +91,24 @@ def kill_training(number: signal.Signals, steps: int) -> threading.Thread:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
+
+
+def test_a_terminated_command_leaves_no_process(groups: dict, store: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}  # no server there: the command starts its own
+    environment.pop("PREFECT_API_URL", None)
+    config = str(tmp_path / "config.yaml")
+    command = [sys.executable, "-m", "flows", "run", config, "--training.max_steps", "100000"]
+    run = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert run.stdout is not None
+    while "step " not in (line := run.stdout.readline()):
+        assert line, "the run ended before it trained"
+    below = psutil.Process(run.pid).children(recursive=True)
+    assert len(below) >= 2  # the trainer and the server
+    run.terminate()
+    assert run.wait(20) == 143
+    assert psutil.wait_procs(below, timeout=10)[1] == []
 
 
 def test_killed_training_goes_on_and_ends_with_the_same_adapter(
