@@ -19,6 +19,8 @@ from tasks.errors import UserError
 from tasks.store.ledger import Ledger
 
 BATCH = 10_000
+UNFIT = (pa.ArrowException, UnicodeError, OverflowError)
+"""What Arrow raises for a value that a column cannot hold."""
 
 Reader = Callable[[], Iterator[Row | BadRow]]
 
@@ -41,7 +43,9 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
             writer.write_table(_table(batch, schema, ledger, counts))
     for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
         if not counts[side]:
-            raise UserError(f"data: none of the rows read is left for the {side} side; look at {field}.")
+            first = ledger.entries[0]["detail"] if ledger.entries else ""
+            lost = f"; {len(ledger.entries):,} were lost, the first: {first}" if first else ""
+            raise UserError(f"data: none of the rows read is left for the {side} side; look at {field}{lost}.")
     total = counts["train"] + counts["test"]
     return {"rows": total, **counts, "columns": [n for n in schema.names if n != ID], **ledger.write(folder)}
 
@@ -96,7 +100,7 @@ def _sided(parts: list[tuple[str, Reader]], data: DataConfig, ledger: Ledger, co
 def _side(row: Row, id: str, data: DataConfig) -> str:
     """A `split` column decides; without one a hash of the group or id does, the same for ever."""
     if SPLIT in row:
-        return {data.train_split: "train", data.test_split: "test"}.get(row[SPLIT], "unused")
+        return {data.train_split: "train", data.test_split: "test"}.get(str(row[SPLIT]), "unused")
     group = str(row.get(data.group_column)) if data.group_column else id
     share = int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
     return "test" if share < data.test_share else "train"
@@ -111,7 +115,7 @@ def _table(batch: list[Row], schema: pa.Schema, ledger: Ledger, counts: dict[str
     """The rows as a table; a row with a value that its column cannot hold goes into the ledger."""
     try:
         return pa.Table.from_pylist(batch, schema)
-    except (pa.ArrowException, UnicodeError):
+    except UNFIT:
         good = []
         for row in batch:
             if wrong := _misfit(row, schema):
@@ -130,7 +134,7 @@ def _misfit(row: Row, schema: pa.Schema) -> str:
             pa.array([value], field.type)
         except UnicodeError:
             return f"column {field.name} holds a lone surrogate, which is no character: {value!r}"
-        except pa.ArrowException:
+        except UNFIT:
             return f"column {field.name} takes {field.type}, not {value!r}"
     return ""
 
@@ -144,6 +148,8 @@ def _schema(parts: list[tuple[str, Reader]]) -> pa.Schema:
             for name in dict.fromkeys(name for row in batch for name in row):
                 found = pa.field(name, _type_of([row.get(name) for row in batch]))
                 fields[name] = _unified(fields.get(name, found), found)
+    if ID in fields:
+        raise UserError(f"data: a column is called {ID}, which this stage adds itself; rename it in the source.")
     own = [pa.field(ID, pa.string()), pa.field(SPLIT, pa.string())]
     return pa.schema([field for name, field in fields.items() if name not in (ID, SPLIT)] + own)
 
@@ -151,7 +157,7 @@ def _schema(parts: list[tuple[str, Reader]]) -> pa.Schema:
 def _type_of(values: list[Any]) -> pa.DataType:
     try:
         return pa.array(values).type
-    except (pa.ArrowException, UnicodeError):
+    except UNFIT:
         kinds = Counter(type(value) for value in values if value is not None)
         kind = kinds.most_common(1)[0][0]
         return pa.string() if kind is str else _first_type([value for value in values if type(value) is kind])
@@ -159,9 +165,9 @@ def _type_of(values: list[Any]) -> pa.DataType:
 
 def _first_type(values: list[Any]) -> pa.DataType:
     """The type of as many values as go together with the first."""
-    found = pa.array(values[:1]).type
-    for value in values[1:]:
-        with contextlib.suppress(pa.ArrowException, UnicodeError):
+    found = pa.null()
+    for value in values:
+        with contextlib.suppress(*UNFIT):
             found = _unified(pa.field("", found), pa.field("", pa.array([value]).type)).type
     return found
 

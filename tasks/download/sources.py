@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -14,6 +15,7 @@ from tasks.config import DataConfig
 from tasks.errors import UserError
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+BOM = b"\xef\xbb\xbf"
 Row = dict[str, Any]
 csv.field_size_limit(sys.maxsize)
 
@@ -78,8 +80,12 @@ def hub_splits(data: DataConfig) -> list[str]:
 def _jsonl(path: Path) -> Iterator[Row | BadRow]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
+            if number == 1 and line.removeprefix(BOM).lstrip().startswith(b"["):
+                raise UserError(
+                    f"{path} begins with a list; a .jsonl file has one object a line, a list goes in a .json."
+                )
             if line.strip():
-                yield _row(line.removeprefix(b"\xef\xbb\xbf"), f"{path.name} line {number}")
+                yield _row(line.removeprefix(BOM), f"{path.name} line {number}")
 
 
 def _row(text: bytes, where: str) -> Row | BadRow:
@@ -87,7 +93,7 @@ def _row(text: bytes, where: str) -> Row | BadRow:
         value = json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow(f"{where} is not UTF-8: {error.reason} at byte {error.start}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return BadRow(f"{where} is not JSON: {error}")
     return value if isinstance(value, dict) else BadRow(f"{where} is not an object of columns")
 
@@ -96,7 +102,7 @@ def _json(path: Path) -> Iterator[Row | BadRow]:
     try:
         with _open(path) as file:
             value = json.loads(file.read().decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not one JSON value ({error}); a file with one object a line is named .jsonl."
         ) from error
@@ -114,6 +120,8 @@ def _csv(path: Path) -> Iterator[Row | BadRow]:
             header = next(reader, None)
             if not header:
                 raise UserError(f"{path} is empty; a .csv file starts with a line of column names.")
+            if twice := [name for name, count in Counter(header).items() if count > 1]:
+                raise UserError(f"{path} has two columns called {twice[0]!r}; every column needs a name of its own.")
             for values in reader:
                 if len(values) == len(header):
                     yield dict(zip(header, values, strict=True))

@@ -1,8 +1,8 @@
 """rows.parquet → prompts.parquet: what the model reads and what it is to answer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pyarrow as pa
@@ -16,8 +16,18 @@ from tasks.store.ledger import Ledger
 
 BATCH = 4096
 
-Format = Callable[[dict[str, Any]], tuple[str, str]]
-"""Row → (prompt, completion). Raises ValueError with the reason when the row cannot be formatted."""
+
+class Formatted(NamedTuple):
+    """A row as the model sees it."""
+
+    prompt: str
+    completion: str  # the text to learn
+    answer: str  # the same as a reader sees it, without ending or control tokens
+    learnt: Sequence[tuple[int, int]] = ()  # parts of the prompt that are learnt too, in characters
+
+
+Format = Callable[[dict[str, Any]], Formatted]
+"""Raises ValueError with the reason when the row cannot be formatted."""
 
 
 def write_prompts(rows: Path, tokenizer: Path, config: FormattingConfig, folder: Path) -> dict[str, Any]:
@@ -61,11 +71,11 @@ def _formatted(
     for row in rows:
         id, split = row.pop("_id"), row["split"]
         try:
-            prompt, completion = format_row(row)
+            prompt, completion, answer, learnt = format_row(row)
         except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, jinja2.TemplateError) as error:
             ledger.lost(id, split, "cannot be formatted", str(error))
             continue
-        if not completion.strip():
+        if not answer.strip():
             ledger.lost(id, split, "empty answer", "the completion has no text")
             continue
         text = row.get(config.input_column)
@@ -74,8 +84,9 @@ def _formatted(
             "id": id,
             "split": split,
             "prompt": prompt,
-            "completion": completion + (config.ending if config.style == "template" else ""),
-            "references": _references(row, config.references) or [completion.strip()],
+            "completion": completion,
+            "references": _references(row, config.references) or [answer.strip()],
+            "learnt": [{"start": start, "end": end} for start, end in learnt],
             "input_start": start if start >= 0 else None,
             "input_end": start + len(text) if start >= 0 and text else None,
         }
@@ -89,7 +100,12 @@ def _references(row: dict[str, Any], columns: list[str]) -> list[str]:
 def _template(config: FormattingConfig, columns: set[str]) -> Format:
     prompt = compile_template(config.prompt, "formatting.prompt", columns)
     completion = compile_template(config.completion, "formatting.completion", columns)
-    return lambda row: (prompt(row), completion(row))
+
+    def format_row(row: dict[str, Any]) -> Formatted:
+        answer = completion(row)
+        return Formatted(prompt(row), answer + config.ending, answer)
+
+    return format_row
 
 
 def _chat(folder: Path, config: FormattingConfig, columns: set[str]) -> Format:
@@ -107,17 +123,25 @@ def _chat(folder: Path, config: FormattingConfig, columns: set[str]) -> Format:
 
     special = list(tokenizer.get_added_vocab())
 
-    def format_row(row: dict[str, Any]) -> tuple[str, str]:
+    def render(messages: list[dict[str, Any]], answer_next: bool = False) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
+
+    def format_row(row: dict[str, Any]) -> Formatted:
         messages = row[config.messages_column]
         if not messages or messages[-1].get("role") != "assistant":
             raise ValueError("the conversation does not end with an assistant message")
-        for message in messages:  # once rendered, text like this could not be told from the template's own tokens
-            if found := [token for token in special if token in str(message.get("content"))]:
+        for value in (str(value) for message in messages for value in message.values()):
+            # once rendered, text like this could not be told from the template's own tokens
+            if found := [token for token in special if token in value]:
                 raise ValueError(f"a message contains {found[0]}, which is a token of the model and no text")
-        prompt = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
-        whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        if not whole.startswith(prompt):
-            raise ValueError("the chat template renders the conversation differently with its last answer")
-        return prompt, whole[len(prompt) :].rstrip()
+        whole, answers = render(messages), []
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before, after = render(messages[:number], answer_next=True), render(messages[: number + 1]).rstrip()
+                if not (whole.startswith(before) and whole.startswith(after)):
+                    raise ValueError("the chat template renders a message differently once others follow it")
+                answers.append((len(before), len(after)))
+        start, end = answers.pop()
+        return Formatted(whole[:start], whole[start:end], str(messages[-1]["content"]), answers)
 
     return format_row

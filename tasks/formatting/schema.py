@@ -10,6 +10,7 @@ PROMPT_SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("completion", pa.string()),  # the text to learn, ending included, end-of-sequence not
         ("references", pa.list_(pa.string())),  # human answers to score against
+        ("learnt", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))),  # of the prompt: earlier answers
         ("input_start", pa.int32()),  # where the input column stands in the prompt, in characters; null: nowhere
         ("input_end", pa.int32()),
     ]

@@ -1,6 +1,9 @@
 """Templates are data: Jinja2 in a sandbox, checked against the columns before any row is read."""
 
-from collections.abc import Callable
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jinja2
@@ -11,6 +14,9 @@ from tasks.errors import UserError
 
 LONGEST_TEXT = 200_000_000
 """Characters of one rendered row: far above any text, so that a runaway loop costs its row and not the machine."""
+
+LONGEST_SECONDS = 10.0
+"""Processor time of one rendered row."""
 
 Render = Callable[[dict[str, Any]], str]
 
@@ -36,11 +42,34 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
 
     def render(row: dict[str, Any]) -> str:
         parts, length = [], 0
-        for part in template.generate(row):
-            parts.append(part)
-            length += len(part)
-            if length > LONGEST_TEXT:
-                raise ValueError(f"{field} makes more than {LONGEST_TEXT:,} characters of the row")
+        with _time_limit(field):
+            for part in template.generate(row):
+                parts.append(part)
+                length += len(part)
+                if length > LONGEST_TEXT:
+                    raise ValueError(f"{field} makes more than {LONGEST_TEXT:,} characters of the row")
         return "".join(parts)
 
     return render
+
+
+@contextlib.contextmanager
+def _time_limit(field: str) -> Iterator[None]:
+    """End a loop without end. The timer counts processor time, beside the one of Prefect's timeouts.
+
+    Signals reach the main thread alone; elsewhere the stage's own timeout has to do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise ValueError(f"{field} did not end within {LONGEST_SECONDS:g} s of processor time")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

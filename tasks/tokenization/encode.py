@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -35,28 +36,56 @@ def write_tokens(
     with pq.ParquetWriter(folder / TOKENS, TOKEN_SCHEMA, compression="zstd") as writer:
         for batch in pq.ParquetFile(prompts).iter_batches(BATCH):
             rows = list(_encoded(batch.to_pylist(), vocabulary, limit, config, ledger))
-            writer.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA))
-            for row in rows:
-                counts["rows"] += 1
-                counts[row["split"]] += 1
-                counts["tokens"] += len(row["input_ids"])
-                counts["learnt_tokens"] += sum(label != NOT_LEARNT for label in row["labels"])
-                counts["longest"] = max(counts["longest"], len(row["input_ids"]))
+            if rows:
+                writer.write_table(_table(rows, counts))
     return {**counts, "eos": vocabulary.eos, **ledger.write(folder)}
+
+
+class Encoded(NamedTuple):
+    """One row: its ids, how many of them are prompt, and which of those are learnt all the same."""
+
+    id: str
+    split: str
+    ids: list[int]
+    prompt_length: int
+    learnt: list[int]
+
+
+def _table(rows: list[Encoded], counts: dict[str, int]) -> pa.Table:
+    """Rows as Arrow lists over one flat array each: no token becomes a Python object again."""
+    lengths = np.array([len(row.ids) for row in rows])
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    ids = np.concatenate([np.array(row.ids, dtype=np.int32) for row in rows])
+    in_row = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
+    masked = in_row < np.repeat([row.prompt_length for row in rows], lengths)
+    masked[[start + index for row, start in zip(rows, offsets[:-1], strict=True) for index in row.learnt]] = False
+    labels = np.where(masked, np.int32(NOT_LEARNT), ids)
+    for row in rows:
+        counts[row.split] += 1
+    counts["rows"] += len(rows)
+    counts["tokens"] += len(ids)
+    counts["learnt_tokens"] += int((~masked).sum())
+    counts["longest"] = max(counts["longest"], int(lengths.max()))
+    columns = [
+        pa.array([row.id for row in rows]),
+        pa.array([row.split for row in rows]),
+        *(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (ids, labels)),
+    ]
+    return pa.table(columns, schema=TOKEN_SCHEMA)
 
 
 def _encoded(
     rows: list[dict[str, Any]], vocabulary: Vocabulary, limit: int, config: TokenizationConfig, ledger: Ledger
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Encoded]:
     completions = vocabulary.encode([row["completion"] for row in rows])
-    prompts = vocabulary.tokenizer.encode_batch([row["prompt"] for row in rows], add_special_tokens=False)
-    for row, encoded, answer in zip(rows, prompts, completions, strict=True):
+    prompts = vocabulary.encode([row["prompt"] for row in rows])
+    for row, prompt, answer in zip(rows, prompts, completions, strict=True):
         if not answer or answer[-1] != vocabulary.eos:
             answer = [*answer, vocabulary.eos]
-        prompt = [*vocabulary.prefix, *encoded.ids]
+        prompt = [*vocabulary.prefix, *prompt]
         excess = len(prompt) + len(answer) - limit
         if excess > 0:
-            fitted = _fit(row, encoded.offsets, prompt, answer, excess, config, vocabulary)
+            fitted = _fit(row, prompt, answer, excess, config, vocabulary)
             if fitted is None:
                 length = f"{len(prompt) + len(answer):,} tokens, the limit is {limit:,}"
                 ledger.lost(row["id"], row["split"], "too long", length)
@@ -64,17 +93,20 @@ def _encoded(
             detail = f"{excess:,} of {len(prompt) + len(answer):,} tokens were taken out"
             ledger.changed(row["id"], row["split"], "shortened", detail)
             prompt, answer = fitted
-        yield {
-            "id": row["id"],
-            "split": row["split"],
-            "input_ids": prompt + answer,
-            "labels": [NOT_LEARNT] * len(prompt) + answer,
-        }
+        learnt = _inside(row, [(span["start"], span["end"]) for span in row["learnt"] or ()], vocabulary)
+        yield Encoded(row["id"], row["split"], prompt + answer, len(prompt), learnt)
+
+
+def _inside(row: dict[str, Any], spans: list[tuple[int, int]], vocabulary: Vocabulary) -> list[int]:
+    """Indices of the prompt's tokens that lie wholly inside one of some spans of characters."""
+    if not spans:
+        return []
+    offsets = vocabulary.offsets(row["prompt"])
+    return [i for i, (a, b) in enumerate(offsets) if b > a and any(a >= start and b <= end for start, end in spans)]
 
 
 def _fit(
     row: dict[str, Any],
-    offsets: list[tuple[int, int]],
     prompt: list[int],
     answer: list[int],
     excess: int,
@@ -89,10 +121,8 @@ def _fit(
         return (prompt, [*answer[:keep], vocabulary.eos]) if keep > 0 else None
     if row["input_start"] is None:
         return None
-    # tokens that lie wholly inside the input column, so that nothing of the instruction goes
-    inside = [i for i, (a, b) in enumerate(offsets) if a >= row["input_start"] and b <= row["input_end"] and b > a]
+    inside = _inside(row, [(row["input_start"], row["input_end"])], vocabulary)  # nothing of the instruction goes
     if not inside:
         return None
-    ahead = len(vocabulary.prefix)
-    shorter = shorten(prompt, inside[0] + ahead, inside[-1] + 1 + ahead, excess, config.cut)
+    shorter = shorten(prompt, inside[0], inside[-1] + 1, excess, config.cut)
     return None if shorter is None else (shorter, answer)

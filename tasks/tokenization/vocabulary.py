@@ -31,6 +31,11 @@ class Vocabulary:
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a sequence stands in its text, in characters; (0, 0) for the prefix."""
+        found = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        return [(0, 0)] * len(self.prefix) + found
+
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 

@@ -92,6 +92,18 @@ def test_a_split_column_decides(tmp_path: Path) -> None:
     assert {row["split"] for row in found} == {"train", "test"}
 
 
+def test_a_split_column_of_another_kind_holds_no_side(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "split": ["train"]} for n in range(9)]
+    with pytest.raises(UserError, match="none of the rows read is left for the train side"):
+        download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+
+
+def test_why_no_row_is_left_is_said(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", make_rows(1) * 20)
+    with pytest.raises(UserError, match="19 were lost, the first: an earlier row has id 'r000'"):
+        download(tmp_path, path=str(file))
+
+
 def test_held_out_rows_in_a_file_of_their_own(tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "a.jsonl", [{"id": f"a{n}", "summary": "s"} for n in range(5)])
     test = write_jsonl(tmp_path / "b.jsonl", [{"id": f"b{n}", "summary1": "s", "summary2": "t"} for n in range(5)])
@@ -116,6 +128,7 @@ def test_an_id_that_comes_twice_loses_the_later_row(tmp_path: Path) -> None:
         (b"[1, 2]", "is not an object"),
         ('{"id": "Gr\u00fc\u00dfe"}'.encode("cp1252"), "is not UTF-8"),
         (b"\x00\x00", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_in_the_ledger(tmp_path: Path, line: bytes, detail: str) -> None:
@@ -149,10 +162,11 @@ def test_ragged_csv_lines_are_in_the_ledger(tmp_path: Path) -> None:
 def test_a_value_of_another_type_costs_its_row_alone(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": f"r{n}", "text": "x"} for n in range(20)]
     rows[7]["text"] = {"not": "text"}
+    rows[8]["number"], rows[9]["number"] = 2**70, 1
     found, ledger, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
-    assert len(found) == 19
-    assert ledger[0]["id"] == "r7"
-    assert "text" in ledger[0]["detail"]
+    assert len(found) == 18
+    assert [entry["id"] for entry in ledger] == ["r7", "r8"]
+    assert "text takes string" in ledger[0]["detail"] and "number takes int64" in ledger[1]["detail"]
 
 
 def test_numbers_that_are_whole_or_broken_go_together(tmp_path: Path) -> None:
@@ -171,7 +185,9 @@ def test_numbers_that_are_whole_or_broken_go_together(tmp_path: Path) -> None:
         ("a.csv", "", "starts with a line of column names"),
         ("a.csv", "id,text\n", "none of the rows read"),
         ("a.jsonl", "", "none of the rows read"),
-        ("a.jsonl", "[\n", "none of the rows read"),
+        ("a.jsonl", "\ufeff[\n", "begins with a list"),
+        ("a.csv", "id,a,a\n1,2,3\n", "two columns called 'a'"),
+        ("a.jsonl", '{"_id": 1}', "a column is called _id"),
         ("a.parquet", b"PAR1cut short", "cannot be read as Parquet"),
         ("a.csv", "id,text\n1,Gr\u00fc\u00dfe\n".encode("cp1252"), "cannot be read as UTF-8"),
         ("a.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 1000)[:-20], "jsonl.gz is cut short or damaged"),

@@ -79,6 +79,16 @@ def test_a_rendered_chat_gets_no_second_beginning_or_end(tmp_path: Path, model: 
     assert found["labels"][-1] == EOS
 
 
+def test_earlier_answers_of_a_chat_are_learnt_with_their_end(tmp_path: Path, model: Path) -> None:
+    prompt = "<|begin_of_text|>hi<|eot_id|>first answer<|eot_id|>more<|eot_id|>"
+    start = prompt.index("first")
+    span = {"start": start, "end": start + len("first answer<|eot_id|>")}
+    rendered = row("x") | {"prompt": prompt, "completion": "last<|eot_id|>", "learnt": [span]}
+    (found,), _, _ = tokens(tmp_path, model, [rendered], special_tokens="rendered")
+    learnt = [id for id, label in zip(found["input_ids"], found["labels"], strict=True) if label != -100]
+    assert Vocabulary(model, rendered=True).decode(learnt) == "first answer<|eot_id|>last<|eot_id|>"
+
+
 LONG = " ".join(f"word{n}" for n in range(300))
 
 
