@@ -111,7 +111,12 @@ class FormattingConfig(Group):
         description="Columns with human answers to score against (text, or lists of texts); the best one counts. "
         "Empty: the completion.",
     )
-    messages_column: str = Field("messages", description="Column with the conversation (style: chat).", min_length=1)
+    messages_column: str = Field(
+        "messages",
+        description="Column with the conversation (style: chat): a list of role and content, or of ShareGPT's from and "
+        "value.",
+        min_length=1,
+    )
 
 
 class TokenizationConfig(Group):

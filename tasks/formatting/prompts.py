@@ -108,6 +108,14 @@ def _template(config: FormattingConfig, columns: set[str]) -> Format:
     return format_row
 
 
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as chat templates take it; ShareGPT's `from` and `value` become role and content."""
+    if "from" not in message:
+        return {name: value for name, value in message.items() if value is not None}
+    roles = {"human": "user", "gpt": "assistant"}
+    return {"role": roles.get(message["from"], message["from"]), "content": message["value"]}
+
+
 def _chat(folder: Path, config: FormattingConfig, columns: set[str]) -> Format:
     """The model's own template, rendered once as text: it writes every special token itself."""
     from transformers import AutoTokenizer
@@ -127,7 +135,7 @@ def _chat(folder: Path, config: FormattingConfig, columns: set[str]) -> Format:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
 
     def format_row(row: dict[str, Any]) -> Formatted:
-        messages = row[config.messages_column]
+        messages = [_message(message) for message in row[config.messages_column] or ()]
         if not messages or messages[-1].get("role") != "assistant":
             raise ValueError("the conversation does not end with an assistant message")
         for value in (str(value) for message in messages for value in message.values()):

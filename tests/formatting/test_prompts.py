@@ -122,6 +122,12 @@ def test_a_conversation_is_rendered_by_the_model_once(tmp_path: Path, model: Pat
     assert info["special_tokens"] == "rendered"
 
 
+def test_sharegpt_is_the_same_conversation(tmp_path: Path, model: Path) -> None:
+    turns = [{"from": "human", "value": "你好"}, {"from": "gpt", "value": "再见"}]
+    (row,), _, _ = prompts(tmp_path, [{"conversations": turns}], model, style="chat", messages_column="conversations")
+    assert [row] == prompts(tmp_path, [chat("你好", "再见")], model, style="chat")[0]
+
+
 def test_earlier_answers_are_learnt_too(tmp_path: Path, model: Path) -> None:
     (row,), _, _ = prompts(tmp_path, [chat("a", "first", "b", "second", "c", "third")], model, style="chat")
     learnt = [row["prompt"][span["start"] : span["end"]] for span in row["learnt"]]
