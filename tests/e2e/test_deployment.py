@@ -107,8 +107,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
             process.terminate()
         for process in server.processes:
             try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
+                process.wait(15)
+            except subprocess.TimeoutExpired:  # Prefect's worker turns SIGTERM into SIGINT, which background jobs ignore
                 process.kill()
 
 
