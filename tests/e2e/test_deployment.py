@@ -108,7 +108,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         for process in server.processes:
             try:
                 process.wait(15)
-            except subprocess.TimeoutExpired:  # Prefect's worker turns SIGTERM into SIGINT, which background jobs ignore
+            except subprocess.TimeoutExpired:  # the worker makes SIGTERM a SIGINT, which background jobs ignore
                 process.kill()
 
 
