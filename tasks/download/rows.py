@@ -1,6 +1,7 @@
 """Source rows → rows.parquet: every row gets an id and a side, train or test, that it keeps in every later run."""
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -61,7 +62,7 @@ def source_parts(data: DataConfig) -> list[tuple[str, Reader]]:
             )
         given = data.test_split in there
         return [
-            (side if given else "", lambda split=split: read_hub(data, split))  # type: ignore[misc]
+            (side if given else "", functools.partial(read_hub, data, split))
             for split, side in names.items()
             if split in there
         ]
@@ -72,7 +73,7 @@ def source_parts(data: DataConfig) -> list[tuple[str, Reader]]:
         files += [("test", path) for path in find_files(data.test_path, "data.test_path")]
     elif {path.stem for _, path in files} >= set(by_name):
         files = [(by_name.get(path.stem, "unused"), path) for _, path in files]
-    return [(side, lambda path=path: read_file(path)) for side, path in files]  # type: ignore[misc]
+    return [(side, functools.partial(read_file, path)) for side, path in files]
 
 
 def _sided(parts: list[tuple[str, Reader]], data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> Iterator[Row]:

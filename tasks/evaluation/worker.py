@@ -1,5 +1,6 @@
 """A child process that answers the held-out rows twice and scores both."""
 
+import functools
 import hashlib
 import json
 import time
@@ -34,7 +35,7 @@ def evaluate(job: dict[str, Any]) -> None:
     seconds = {}
     for who in ("base", "tuned"):
         began = time.monotonic()
-        report = lambda line, who=who: print(f"{who}: {line}")  # noqa: E731
+        report = functools.partial(print, f"{who}:")
         if who == "base":
             with model.disable_adapter():
                 ids = generate.answer(model, prompts, *options, report)
