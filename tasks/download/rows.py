@@ -38,15 +38,16 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
     counts = {"train": 0, "test": 0, "unused": 0}
     parts = source_parts(data)
     schema = _schema(parts)
+    _check_columns(data, schema)
     with pq.ParquetWriter(folder / ROWS, schema, compression="zstd") as writer:
         rows = _sided(parts, data, ledger, counts)
         while batch := list(islice(rows, BATCH)):
             writer.write_table(_table(batch, schema, ledger, counts))
     for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
         if not counts[side]:
-            first = ledger.entries[0]["detail"] if ledger.entries else ""
-            lost = f"; {len(ledger.entries):,} were lost, the first: {first}" if first else ""
-            raise UserError(f"data: none of the rows read is left for the {side} side; look at {field}{lost}.")
+            raise UserError(
+                f"data: none of the rows read is left for the {side} side; look at {field}{_why(data, ledger, counts)}."
+            )
     total = counts["train"] + counts["test"]
     return {"rows": total, **counts, "columns": [n for n in schema.names if n != ID], **ledger.write(folder)}
 
@@ -102,9 +103,28 @@ def _side(row: Row, id: str, data: DataConfig) -> str:
     """A `split` column decides; without one a hash of the group or id does, the same for ever."""
     if SPLIT in row:
         return {data.train_split: "train", data.test_split: "test"}.get(str(row[SPLIT]), "unused")
-    group = str(row.get(data.group_column)) if data.group_column else id
+    own = row.get(data.group_column) if data.group_column else None
+    group = id if own in (None, "") else str(own)  # rows without a group are no group
     share = int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
     return "test" if share < data.test_share else "train"
+
+
+def _check_columns(data: DataConfig, schema: pa.Schema) -> None:
+    """A column that is asked for by name is there; the default `id` may be absent."""
+    there = [name for name in schema.names if name != ID]
+    optional = {"", DataConfig.model_fields["id_column"].default}
+    for field, name in (("id_column", data.id_column), ("group_column", data.group_column)):
+        if name not in optional and name not in there:
+            raise UserError(f"data.{field}: no column is called {name}; the data has {', '.join(there)}.")
+
+
+def _why(data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> str:
+    """What became of the rows instead, as far as it is known."""
+    if ledger.entries:
+        return f"; {len(ledger.entries):,} were lost, the first: {ledger.entries[0]['detail']}"
+    if counts["unused"]:
+        return f"; {counts['unused']:,} are of no split called {data.train_split!r} or {data.test_split!r}"
+    return ""
 
 
 def _content_id(row: Row) -> str:

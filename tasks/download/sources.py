@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, cast
 from tasks.config import DataConfig
 from tasks.errors import UserError
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+TEXT = (".jsonl", ".json", ".csv")
+FORMATS = (*TEXT, ".parquet", ".arrow", *(kind + packed for kind in TEXT for packed in (".gz", ".zst")))
 BOM = b"\xef\xbb\xbf"
 Row = dict[str, Any]
 csv.field_size_limit(sys.maxsize)
@@ -52,16 +53,28 @@ def read_file(path: Path) -> Iterator[Row | BadRow]:
     Raises:
         UserError: the file as a whole cannot be read as what its name says.
     """
-    name = path.name.lower().removesuffix(".gz")
-    reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[name[name.rindex(".") :]]
+    import pyarrow as pa  # here and below: `import flows.retrain` stays light
+
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
     try:
-        yield from reader(path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield from readers[name[name.rindex(".") :]](path)
+    except UserError:
+        raise
+    except (EOFError, OSError, pa.ArrowException, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk, not the file
+            raise
         raise UserError(f"{path} is cut short or damaged: {error}.") from error
 
 
 def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+    if path.suffix.lower() == ".gz":
+        return cast(BinaryIO, gzip.open(path))
+    if path.suffix.lower() == ".zst":
+        import pyarrow as pa
+
+        return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(path), compression="zstd")))
+    return path.open("rb")
 
 
 def read_hub(data: DataConfig, split: str) -> Iterator[Row]:
@@ -142,3 +155,19 @@ def _parquet(path: Path) -> Iterator[Row]:
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _arrow(path: Path) -> Iterator[Row]:
+    """An Arrow file, or the stream that `datasets` saves under the same ending."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        try:
+            reader = pa.ipc.open_file(source)
+            batches = (reader.get_batch(n) for n in range(reader.num_record_batches))
+        except pa.ArrowInvalid:
+            source.seek(0)
+            batches = iter(pa.ipc.open_stream(source))
+        for batch in batches:
+            for start in range(0, len(batch), 1024):
+                yield from batch.slice(start, 1024).to_pylist()

@@ -32,14 +32,22 @@ def write(file: Path, content: str | bytes) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "jsonl.gz"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "arrow", "arrow stream", "jsonl.gz", "jsonl.zst"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     rows = make_rows(30)
-    file = tmp_path / f"rows.{kind}"
+    file = tmp_path / f"rows.{kind.removesuffix(' stream')}"
     if kind == "jsonl":
         write_jsonl(file, rows)
     elif kind == "jsonl.gz":
         file.write_bytes(gzip.compress(write_jsonl(tmp_path / "plain", rows).read_bytes()))
+    elif kind == "jsonl.zst":
+        with pa.output_stream(str(file), compression="zstd") as out:
+            out.write(write_jsonl(tmp_path / "plain", rows).read_bytes())
+    elif kind.startswith("arrow"):
+        table = pa.Table.from_pylist(rows)
+        new = pa.ipc.new_stream if "stream" in kind else pa.ipc.new_file
+        with new(str(file), table.schema) as writer:
+            writer.write_table(table)
     elif kind == "json":
         file.write_text(json.dumps(rows))
     else:
@@ -188,6 +196,9 @@ def test_numbers_that_are_whole_or_broken_go_together(tmp_path: Path) -> None:
         ("a.jsonl", "\ufeff[\n", "begins with a list"),
         ("a.csv", "id,a,a\n1,2,3\n", "two columns called 'a'"),
         ("a.jsonl", '{"_id": 1}', "a column is called _id"),
+        ("a.jsonl", '{"id": 1, "split": "dev"}', "1 are of no split called 'train' or 'test'"),
+        ("a.arrow", b"ARROW1 cut short", "cut short or damaged"),
+        ("a.jsonl.zst", b"no zstd", "jsonl.zst is cut short or damaged"),
         ("a.parquet", b"PAR1cut short", "cannot be read as Parquet"),
         ("a.csv", "id,text\n1,Gr\u00fc\u00dfe\n".encode("cp1252"), "cannot be read as UTF-8"),
         ("a.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 1000)[:-20], "jsonl.gz is cut short or damaged"),
@@ -223,3 +234,17 @@ def test_text_of_every_kind_comes_through(tmp_path: Path, text: str) -> None:
     rows = [{"id": f"r{n}", "text": text} for n in range(10)]
     found, _, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
     assert {row["text"] for row in found} == {text}
+
+
+@pytest.mark.parametrize("field", ["id_column", "group_column"])
+def test_a_column_that_is_not_there_is_named(tmp_path: Path, field: str) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", make_rows(5))
+    with pytest.raises(UserError, match=f"data.{field}: no column is called topics; the data has id, dialogue"):
+        download(tmp_path, path=str(file), **{field: "topics"})
+
+
+def test_rows_without_a_group_are_no_group(tmp_path: Path) -> None:
+    plain = [{**row, "group": None} for row in make_rows(40)]
+    file = str(write_jsonl(tmp_path / "a.jsonl", plain))
+    grouped = sides(download(tmp_path, path=file, group_column="group")[0])
+    assert grouped == sides(download(tmp_path, path=file)[0])
