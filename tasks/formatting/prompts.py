@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jinja2
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.config import FormattingConfig
 from tasks.errors import UserError
+from tasks.formatting.repeats import Repeats
 from tasks.formatting.schema import PROMPT_SCHEMA, PROMPTS
 from tasks.formatting.templates import compile_template
 from tasks.store.ledger import Ledger
@@ -31,7 +33,7 @@ Format = Callable[[dict[str, Any]], Formatted]
 
 
 def write_prompts(rows: Path, tokenizer: Path, config: FormattingConfig, folder: Path) -> dict[str, Any]:
-    """Format every row.
+    """Format every row; a training row that is equal to a held-out one is left out.
 
     Args:
         rows: rows.parquet of download.
@@ -50,23 +52,26 @@ def write_prompts(rows: Path, tokenizer: Path, config: FormattingConfig, folder:
             raise UserError(
                 f"formatting.references: no column is called {name}; the data has {', '.join(sorted(columns))}."
             )
-    ledger = Ledger("format")
+    ledger, repeats = Ledger("format"), Repeats()
     count = 0
     with pq.ParquetWriter(folder / PROMPTS, PROMPT_SCHEMA, compression="zstd") as writer:
-        for batch in source.iter_batches(BATCH):
-            prompts = list(_formatted(batch.to_pylist(), format_row, config, ledger))
-            writer.write_table(pa.Table.from_pylist(prompts, PROMPT_SCHEMA))
-            count += len(prompts)
+        for side in ("test", "train"):  # held-out rows first, so that training rows can be compared with them
+            for batch in source.iter_batches(BATCH):
+                of_side = batch.filter(pc.equal(batch["split"], side)).to_pylist()
+                prompts = list(_formatted(of_side, format_row, config, ledger, repeats))
+                writer.write_table(pa.Table.from_pylist(prompts, PROMPT_SCHEMA))
+                count += len(prompts)
     return {
         "rows": count,
         "special_tokens": "rendered" if config.style == "chat" else "add",
         "ending": "" if config.style == "chat" else config.ending,
+        **repeats.counts,
         **ledger.write(folder),
     }
 
 
 def _formatted(
-    rows: Iterable[dict[str, Any]], format_row: Format, config: FormattingConfig, ledger: Ledger
+    rows: Iterable[dict[str, Any]], format_row: Format, config: FormattingConfig, ledger: Ledger, repeats: Repeats
 ) -> Iterable[dict[str, Any]]:
     for row in rows:
         id, split = row.pop("_id"), row["split"]
@@ -78,7 +83,10 @@ def _formatted(
         if not answer.strip():
             ledger.lost(id, split, "empty answer", "the completion has no text")
             continue
-        text = row.get(config.input_column)
+        if repeats.leaks(split, prompt, completion):
+            ledger.left_out(id, split, "held out", "a held-out row has the same prompt and answer")
+            continue
+        text = row.get(config.input_column) if config.style == "template" else None
         start = prompt.find(text) if isinstance(text, str) and text and prompt.count(text) == 1 else -1
         yield {
             "id": id,

@@ -37,5 +37,9 @@ def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingCon
         lambda folder: write_prompts(rows.path / ROWS, Path(model.folder), config, folder),
         log,
     )
-    log(f"{prompts.rows:,} prompts, {prompts.info['lost']:,} rows lost")
+    info = prompts.info
+    log(
+        f"{prompts.rows:,} prompts, {info['lost']:,} rows lost, {info['leaks']:,} left out as copies of held-out rows; "
+        f"{info['duplicates']:,} repeat another row of their side, {info['shared_prompts']:,} share a held-out prompt"
+    )
     return prompts

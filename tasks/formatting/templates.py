@@ -15,6 +15,9 @@ from tasks.errors import UserError
 LONGEST_TEXT = 200_000_000
 """Characters of one rendered row: far above any text, so that a runaway loop costs its row and not the machine."""
 
+MOST_STEPS = 1_000_000
+"""Numbers that range() gives one row: a loop that writes nothing ends in a blink, not after the seconds below."""
+
 LONGEST_SECONDS = 10.0
 """Processor time of one rendered row."""
 
@@ -40,8 +43,20 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
             f"{field}: no column is called {' or '.join(sorted(unknown))}; the data has {', '.join(sorted(columns))}."
         )
 
+    left = [0]
+
+    def limited_range(*bounds: int) -> range:
+        steps = range(*bounds)
+        if len(steps) > left[0]:
+            raise ValueError(f"{field} loops more than {MOST_STEPS:,} times over the row")
+        left[0] -= len(steps)
+        return steps
+
+    template.globals["range"] = limited_range
+
     def render(row: dict[str, Any]) -> str:
         parts, length = [], 0
+        left[0] = MOST_STEPS
         with _time_limit(field):
             for part in template.generate(row):
                 parts.append(part)

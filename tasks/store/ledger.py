@@ -12,7 +12,10 @@ LEDGER_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("split", pa.string()),
         ("stage", pa.string()),
-        ("verdict", pa.string()),  # lost: not handed on · changed: handed on, shortened
+        (
+            "verdict",
+            pa.string(),
+        ),  # lost: not handed on · changed: handed on, shortened · left out: not handed on, and no loss
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
@@ -31,6 +34,10 @@ class Ledger:
 
     def changed(self, id: str, split: str, reason: str, detail: str) -> None:
         self._add(id, split, "changed", reason, detail)
+
+    def left_out(self, id: str, split: str, reason: str, detail: str) -> None:
+        """A row that is better not handed on, such as a copy; it does not count against the budget."""
+        self._add(id, split, "left out", reason, detail)
 
     def _add(self, id: str, split: str, verdict: str, reason: str, detail: str) -> None:
         id, detail = (text.encode("utf-8", "backslashreplace").decode() for text in (id, detail))
@@ -51,6 +58,6 @@ class Ledger:
         lost = [entry for entry in self.entries if entry["verdict"] == "lost"]
         return {
             "lost": len(lost),
-            "changed": len(self.entries) - len(lost),
+            "changed": sum(entry["verdict"] == "changed" for entry in self.entries),
             "first_lost": [f"row {entry['id']}: {entry['reason']} ({entry['detail']})" for entry in lost[:5]],
         }

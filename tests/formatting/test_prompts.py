@@ -1,5 +1,6 @@
 """Prompts are what the template says, and a template that does not fit is said before any row is read."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ ROW = {"dialogue": "Ada: Hi.", "summary": "Ada greets."}
 
 def prompts(tmp_path: Path, rows: list[dict[str, Any]], model: Path = Path(), **fields: Any) -> tuple[list, list, dict]:
     """Prompts, ledger and manifest info."""
-    table = pa.Table.from_pylist([{**row, "_id": f"r{n}", "split": "train"} for n, row in enumerate(rows)])
+    table = pa.Table.from_pylist([{"split": "train", **row, "_id": f"r{n}"} for n, row in enumerate(rows)])
     pq.write_table(table, tmp_path / "rows.parquet")
     info = write_prompts(tmp_path / "rows.parquet", model, FormattingConfig(**fields), tmp_path)
     return (
@@ -148,3 +149,30 @@ def test_text_never_becomes_a_control_token(tmp_path: Path, model: Path) -> None
     assert len(ledger) == 2
     assert len(found) == 1
     assert "contains <|eot_id|>" in ledger[0]["detail"]
+
+
+def test_a_row_that_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+    leak = {**ROW, "dialogue": " ada:  HI."}
+    other = {**ROW, "summary": "Another answer."}
+    rows = [leak, other, other, {**ROW, "dialogue": "Ben: Ho."}, {**ROW, "split": "test"}]
+    found, ledger, info = prompts(tmp_path, rows)
+    assert [row["id"] for row in found] == ["r4", "r1", "r2", "r3"]
+    assert [(entry["id"], entry["verdict"], entry["reason"]) for entry in ledger] == [("r0", "left out", "held out")]
+    assert (info["rows"], info["lost"], info["changed"]) == (4, 0, 0)
+    assert (info["leaks"], info["shared_prompts"], info["duplicates"]) == (1, 2, 1)
+
+
+def test_a_loop_that_writes_nothing_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "LONGEST_SECONDS", 60.0)
+    began = time.process_time()
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    found, ledger, _ = prompts(tmp_path, [ROW] * 3, prompt=loop)
+    assert found == []
+    assert "formatting.prompt loops more than 1,000,000 times" in ledger[0]["detail"]
+    assert time.process_time() - began < 10
+
+
+def test_the_input_column_of_a_template_changes_no_chat(tmp_path: Path, model: Path) -> None:
+    row = chat("a long question", "ho") | {"dialogue": "a long question"}
+    (found,), _, _ = prompts(tmp_path, [row], model, style="chat")
+    assert found["input_start"] is None
