@@ -183,7 +183,7 @@ def data(
         "splits": names,
         "stages": [(name, splits[name], ledgers[name]) for name in files],
         "ledger": [entry for ledger in ledgers.values() for entry in ledger["first"]][:LEDGER_ROWS],
-        "ledger_rows": sum(ledger["lost"] + ledger["changed"] for ledger in ledgers.values()),
+        "ledger_rows": sum(ledger["rows"] for ledger in ledgers.values()),
         "ledger_files": [str(stages[name].path / "ledger.parquet") for name in files],
         "reasons": [reason for ledger in ledgers.values() for reason in ledger["reasons"]],
         "tokens": [(name, tokens[name]) for name in names if name in tokens],
@@ -219,6 +219,7 @@ def read_ledger(folder: Path) -> dict[str, Any]:
     table = read(folder / LEDGER)
     reasons = Counter(zip(*(table[name].to_pylist() for name in ("verdict", "stage", "reason")), strict=True))
     return {
+        "rows": table.num_rows,
         "lost": sum(rows for (verdict, *_), rows in reasons.items() if verdict == "lost"),
         "changed": sum(rows for (verdict, *_), rows in reasons.items() if verdict == "changed"),
         "reasons": [(rows, *reason) for reason, rows in reasons.most_common(LEDGER_ROWS)],

@@ -12,10 +12,8 @@ LEDGER_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("split", pa.string()),
         ("stage", pa.string()),
-        (
-            "verdict",
-            pa.string(),
-        ),  # lost: not handed on · changed: handed on, shortened · left out: not handed on, and no loss
+        # lost: not handed on · changed: handed on, shortened · left out: better not handed on, and no loss
+        ("verdict", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
