@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.child import run_child
 from tasks.config import ModelConfig
+from tasks.download.hub import refusals
 from tasks.errors import UserError
 from tasks.store.artifact import MANIFEST, content_digest, produce, store_root
 from tasks.store.identity import Identity
@@ -53,10 +54,14 @@ def _snapshot(model: ModelConfig, local_files_only: bool) -> Path:
         raise UserError(f"model.base: the folder {Path(model.base).expanduser().absolute()} does not exist.")
     from huggingface_hub import snapshot_download
 
-    revision = model.revision or None
-    return Path(
-        snapshot_download(model.base, revision=revision, allow_patterns=HUB_FILES, local_files_only=local_files_only)
-    )
+    with refusals("model.base", model.base):
+        folder = snapshot_download(
+            model.base,
+            revision=model.revision or None,
+            allow_patterns=HUB_FILES,
+            local_files_only=local_files_only,
+        )
+    return Path(folder)
 
 
 def bundled_identity() -> Identity:

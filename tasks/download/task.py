@@ -8,6 +8,7 @@ from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from tasks.config import DataConfig, ModelConfig
+from tasks.download.hub import refusals
 from tasks.download.models import BUNDLED, bundled_file, fetch_model
 from tasks.download.sources import find_files
 from tasks.errors import UserError
@@ -49,7 +50,8 @@ def pin(data: DataConfig, model: ModelConfig) -> tuple[DataConfig, ModelConfig]:
 def _commit(kind: str, name: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
-    info = HfApi().repo_info(name, repo_type=kind, revision=revision or None)
+    with refusals({"dataset": "data.hub_id", "model": "model.base"}[kind], name):
+        info = HfApi().repo_info(name, repo_type=kind, revision=revision or None)
     if not info.sha:
         raise UserError(f"The Hub gives no commit for the {kind} {name}.")
     return info.sha

@@ -1,0 +1,42 @@
+"""What the Hub refuses is one sentence; a busy Hub is an error that is tried again."""
+
+from typing import Any
+
+import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import HfHubHTTPError
+
+from tasks.config import DataConfig, ModelConfig
+from tasks.download.models import fetch_model
+from tasks.download.task import pin
+from tasks.errors import UserError
+from tasks.failures import passes_by_itself
+
+MODEL = ModelConfig(base="owner/model")
+
+
+def answers(status: int) -> Any:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise HfHubHTTPError("no", response=httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid")))
+
+    return refuse
+
+
+@pytest.mark.parametrize(("status", "message"), [(401, "set HF_TOKEN"), (403, "ask for access"), (404, "unknown")])
+def test_a_refusal_names_the_field(status: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", answers(status))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answers(status))
+    with pytest.raises(UserError, match=f"data.hub_id: owner/data .*{message}"):
+        pin(DataConfig(hub_id="owner/data"), MODEL)
+    with pytest.raises(UserError, match=f"model.base: owner/model .*{message}"):
+        pin(DataConfig(path="rows.jsonl"), MODEL)
+    with pytest.raises(UserError, match=f"model.base: owner/model .*{message}"):
+        fetch_model(MODEL, print)
+
+
+def test_a_busy_hub_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answers(503))
+    with pytest.raises(HfHubHTTPError) as caught:
+        fetch_model(MODEL, print)
+    assert passes_by_itself(caught.value)
