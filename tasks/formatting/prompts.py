@@ -116,12 +116,27 @@ def _template(config: FormattingConfig, columns: set[str]) -> Format:
     return format_row
 
 
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",  # what today's chat templates call it
+}
+"""Who speaks in ShareGPT's `from` → role. A name outside it would go into the prompt as a role of its own."""
+
+
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     """A message as chat templates take it; ShareGPT's `from` and `value` become role and content."""
-    if "from" not in message:
+    if message.get("from") is None:  # Parquet gives every message all names, when rows of both kinds are mixed
         return {name: value for name, value in message.items() if value is not None}
-    roles = {"human": "user", "gpt": "assistant"}
-    return {"role": roles.get(message["from"], message["from"]), "content": message["value"]}
+    if message["from"] not in ROLES:
+        raise ValueError(f"a message is from {message['from']!r}, which is none of {', '.join(ROLES)}")
+    if message.get("value") is None:
+        raise ValueError(f"a message from {message['from']!r} has no value")
+    return {"role": ROLES[message["from"]], "content": message["value"]}
 
 
 def _chat(folder: Path, config: FormattingConfig, columns: set[str]) -> Format:
