@@ -11,6 +11,7 @@ from typing import Any
 
 from tasks.config import GROUPS
 from tasks.errors import UserError
+from tasks.failures import passes_by_itself
 
 REFRESHABLE = ("download", "format", "tokenize", "train", "evaluate")  # a published version is never changed
 
@@ -28,6 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except Exception as error:
+        if not (passes_by_itself(error) or isinstance(error, ConnectionError)):
+            raise
+        print(f"The Hub cannot be asked, nothing ran: {error}", file=sys.stderr)
+        return 1
 
 
 def run(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from tasks.config import (
     TokenizationConfig,
     TrainingConfig,
 )
-from tasks.download.task import download, pin
+from tasks.download.task import ask_hub, download, moving
 from tasks.evaluation.report import write_report
 from tasks.evaluation.task import evaluate
 from tasks.formatting.task import format_prompts
@@ -57,7 +57,8 @@ def retrain(
         execution: Retries and timeouts; no result depends on them.
     """
     began = time.monotonic()
-    data, model = pin(data, model)
+    if any(moving(data, model)):
+        data, model = patient(ask_hub, execution)(data, model)
     with in_use():
         source = patient(download, execution)(data, model)
         prompts = patient(format_prompts, execution)(source.rows, source.model, formatting)

@@ -14,6 +14,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 JITTER = 0.3
 TIMEOUTS = {
+    "ask the hub": "prepare",
     "download": "prepare",
     "format prompts": "prepare",
     "tokenize": "prepare",

@@ -240,6 +240,12 @@ class ExecutionConfig(Group):
     hang_minutes: float = Field(
         30, description="A training or evaluation process that reports nothing for so many minutes is ended.", gt=0
     )
+    checkpoint_steps: int = Field(
+        0,
+        description="Training saves a checkpoint every so many optimizer steps, and every 5 minutes in any case "
+        "(0: by minutes alone). The last two are kept.",
+        ge=0,
+    )
     prepare_timeout_minutes: float = Field(
         240, description="Longest time for each of download, format and tokenize in minutes.", gt=0
     )

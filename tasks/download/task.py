@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
@@ -33,18 +34,31 @@ class Source(BaseModel):
         self.model.verify()
 
 
+def moving(data: DataConfig, model: ModelConfig) -> tuple[bool, bool]:
+    """Whether rows and base model are named by a Hub branch or tag, which may point elsewhere tomorrow."""
+    local = model.base == BUNDLED or Path(model.base).expanduser().is_dir()
+    return (
+        bool(data.hub_id) and not COMMIT.fullmatch(data.hub_revision),
+        not local and model.base.count("/") == 1 and not COMMIT.fullmatch(model.revision),
+    )
+
+
 def pin(data: DataConfig, model: ModelConfig) -> tuple[DataConfig, ModelConfig]:
     """Hub branches and tags become commits, so that a key names content; what is local stays as it is.
 
     Raises:
-        UserError: the Hub cannot be asked or does not know the name.
+        UserError: the Hub does not know the name.
     """
-    if data.hub_id and not COMMIT.fullmatch(data.hub_revision):
+    rows, base = moving(data, model)
+    if rows:
         data = data.model_copy(update={"hub_revision": _commit("dataset", data.hub_id, data.hub_revision)})
-    local = model.base == BUNDLED or Path(model.base).expanduser().is_dir()
-    if not local and model.base.count("/") == 1 and not COMMIT.fullmatch(model.revision):
+    if base:
         model = model.model_copy(update={"revision": _commit("model", model.base, model.revision)})
     return data, model
+
+
+ask_hub = task(name="ask the hub", cache_policy=NO_CACHE, persist_result=False)(pin)
+"""`pin` with a stage's retries: never cached, since a branch is asked for anew in every run."""
 
 
 def _commit(kind: str, name: str, revision: str) -> str:

@@ -28,8 +28,15 @@ def seal(written: Path, final: Path) -> None:
 
 
 def last_valid(folder: Path) -> Path | None:
-    """The newest checkpoint whose every file is as it was written; None when there is none."""
-    return next((path for path in _newest_first(folder) if _valid(path)), None)
+    """The newest checkpoint whose every file is as it was written; None when there is none.
+
+    Damaged ones are removed on the way: they must not count among the `KEPT`.
+    """
+    for path in _newest_first(folder):
+        if _valid(path):
+            return path
+        shutil.rmtree(path, ignore_errors=True)
+    return None
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -43,6 +43,7 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
             "config": config.model_dump(),
             "output": str(folder),
             "checkpoints": str(checkpoints),
+            "checkpoint_steps": execution.checkpoint_steps,
         }
         run_child("tasks.training.worker", job, log, execution.hang_minutes)
         return json.loads((folder / "training.json").read_text()) | {"model": model.folder}

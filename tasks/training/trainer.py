@@ -111,6 +111,7 @@ class PackedTrainer(SFTTrainer):
         self.adapted, self.folder = model, checkpoint_folder
         self.micro_batch_tokens = config.micro_batch_tokens
         self.halvings = 0
+        self.checkpoint_steps = 0  # by minutes alone
         self.step_log = StepLog(self.args.max_steps, say)
         self.stop_requested = False
         self._say = say
@@ -293,7 +294,7 @@ class PackedTrainer(SFTTrainer):
 
 
 class _StepEnd(TrainerCallback):
-    """Checkpoints by the clock; the end of a step is also where a requested stop takes effect."""
+    """Checkpoints by the clock and by steps; the end of a step is also where a requested stop takes effect."""
 
     def __init__(self, trainer: PackedTrainer) -> None:
         self.trainer = trainer
@@ -303,7 +304,10 @@ class _StepEnd(TrainerCallback):
         self.saved = checkpoints.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if checkpoints.now() - self.saved >= 60 * checkpoints.MINUTES and state.global_step < state.max_steps:
+        every = self.trainer.checkpoint_steps
+        due = every and state.global_step % every == 0
+        due = due or checkpoints.now() - self.saved >= 60 * checkpoints.MINUTES
+        if due and state.global_step < state.max_steps:
             self.saved = checkpoints.now()
             control.should_save = True
 

@@ -3,8 +3,8 @@
     python -m tasks.training.worker JOB.json PARENT_PID
 
 The job names `tokens` (a Parquet file), `model` (folder of the base), `source` (what the adapter names as its base),
-`config` (a dumped TrainingConfig), `output` (an existing empty folder) and `checkpoints` (a folder; what an earlier
-attempt of the same job left there is continued).
+`config` (a dumped TrainingConfig), `output` (an existing empty folder), `checkpoints` (a folder; what an earlier
+attempt of the same job left there is continued) and `checkpoint_steps` (steps between two of them, 0: by minutes alone).
 Written to the output: `adapter/`, `training_log.parquet`, `training.json`.
 """
 
@@ -36,6 +36,7 @@ def train(job: dict[str, Any]) -> None:
     print(f"loading the base model ({config.quantization}, {config.compute_dtype})")
     model = base.load(Path(job["model"]), config, device())
     trainer = PackedTrainer(model, rows, config, Path(job["checkpoints"]))
+    trainer.checkpoint_steps = job["checkpoint_steps"]
     signal.signal(signal.SIGTERM, trainer.request_stop)
     print(f"training on {log.device_name()}: {len(rows):,} rows, {trainer.args.max_steps:,} steps")
     try:

@@ -80,3 +80,10 @@ def test_help_and_import_stay_light() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {path: examples/dialogues.jsonl}\nmodel: {base: owner/name}")
+    assert main(["plan", str(file)]) == 1  # the tests forbid the network
+    assert capsys.readouterr().err.startswith("The Hub cannot be asked, nothing ran: ")

@@ -13,10 +13,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prefect import flow
 
 from flows.config_file import load
 from flows.retrain import retrain
+from flows.stages import patient
+from tasks.config import ModelConfig
 from tasks.download import task as download_room
+from tasks.download.task import ask_hub
 from tasks.errors import UserError
 from tests.tiny import make_rows, write_jsonl
 
@@ -66,6 +70,21 @@ def test_a_mistake_is_not_tried_again(groups: dict, store: Path, monkeypatch: py
     with pytest.raises(UserError, match="nothing there"):
         retrain(**groups)
     assert len(fetch.calls) == 1
+
+
+def test_a_branch_is_asked_for_again_when_the_network_fails(
+    groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = failing(2, httpx.ConnectError("no route"), lambda *_: "0" * 40)
+    monkeypatch.setattr(download_room, "_commit", commit)
+    model = ModelConfig(base="owner/name", revision="main")
+
+    @flow
+    def asks() -> Any:
+        return patient(ask_hub, groups["execution"])(groups["data"], model)
+
+    assert asks() == (groups["data"], model.model_copy(update={"revision": "0" * 40}))
+    assert len(commit.calls) == 3
 
 
 def adapter_of(summary: dict[str, Any]) -> str:

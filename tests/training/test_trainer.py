@@ -161,6 +161,32 @@ def test_step_that_teaches_nothing_stops_the_run(build, monkeypatch, factor, mes
     assert kept is not None and kept.name == "checkpoint-3"
 
 
+def test_checkpoints_by_steps_keep_the_last_two_that_are_valid(build):
+    whole = build("whole")
+    whole.run()
+    stopped = build("stopped")
+    stopped.checkpoint_steps = 3
+    accumulate = stopped._accumulate
+
+    def interrupted(*arguments):
+        if stopped.state.global_step == 10:
+            raise KeyboardInterrupt  # as a kill would, without a last checkpoint
+        return accumulate(*arguments)
+
+    stopped._accumulate = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    folder = Path(stopped.args.output_dir)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-6", "checkpoint-9"]
+    (folder / "checkpoint-9" / "adapter_model.safetensors").write_bytes(b"")
+    resumed = build("stopped")
+    resumed.checkpoint_steps = 4
+    resumed.run()
+    assert resumed.said[0] == "resuming from the checkpoint of step 6"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-6", "checkpoint-8"]
+    assert_identical(weights(whole), weights(resumed))
+
+
 def test_nothing_to_train_on(tmp_path):
     rows = make_rows(3)
     held_out = [{**row, "split": "test"} for row in rows]
@@ -189,6 +215,7 @@ def test_child_stops_on_sigterm_and_the_next_one_finishes(bases, tmp_path):
         "config": config.model_dump(),
         "output": str(tmp_path / "output"),
         "checkpoints": str(tmp_path / "checkpoints"),
+        "checkpoint_steps": 0,
     }
     child = start(job, tmp_path)
     assert child.stdout is not None
