@@ -34,7 +34,7 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the source cannot be read, or leaves a side empty.
     """
-    ledger = Ledger("download")
+    ledger = Ledger("download", folder)
     counts = {"train": 0, "test": 0, "unused": 0}
     parts = source_parts(data)
     schema = _schema(parts)
@@ -49,7 +49,7 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
                 f"data: none of the rows read is left for the {side} side; look at {field}{_why(data, ledger, counts)}."
             )
     total = counts["train"] + counts["test"]
-    return {"rows": total, **counts, "columns": [n for n in schema.names if n != ID], **ledger.write(folder)}
+    return {"rows": total, **counts, "columns": [n for n in schema.names if n != ID], **ledger.write()}
 
 
 def source_parts(data: DataConfig) -> list[tuple[str, Reader]]:
@@ -120,8 +120,8 @@ def _check_columns(data: DataConfig, schema: pa.Schema) -> None:
 
 def _why(data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> str:
     """What became of the rows instead, as far as it is known."""
-    if ledger.entries:
-        return f"; {len(ledger.entries):,} were lost, the first: {ledger.entries[0]['detail']}"
+    if ledger.first_lost:
+        return f"; {ledger.counts['lost']:,} were lost, the first: {ledger.first_lost[0]}"
     if counts["unused"]:
         return f"; {counts['unused']:,} are of no split called {data.train_split!r} or {data.test_split!r}"
     return ""

@@ -52,7 +52,7 @@ def write_prompts(rows: Path, tokenizer: Path, config: FormattingConfig, folder:
             raise UserError(
                 f"formatting.references: no column is called {name}; the data has {', '.join(sorted(columns))}."
             )
-    ledger, repeats = Ledger("format"), Repeats()
+    ledger, repeats = Ledger("format", folder), Repeats()
     count = 0
     with pq.ParquetWriter(folder / PROMPTS, PROMPT_SCHEMA, compression="zstd") as writer:
         for side in ("test", "train"):  # held-out rows first, so that training rows can be compared with them
@@ -66,7 +66,7 @@ def write_prompts(rows: Path, tokenizer: Path, config: FormattingConfig, folder:
         "special_tokens": "rendered" if config.style == "chat" else "add",
         "ending": "" if config.style == "chat" else config.ending,
         **repeats.counts,
-        **ledger.write(folder),
+        **ledger.write(),
     }
 
 

@@ -1,5 +1,6 @@
 """The ledger: one line for every row that did not pass a stage unchanged, so that no row vanishes."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,30 @@ LEDGER_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+BATCH = 10_000
+LONGEST = 500
+"""Characters of a detail or an id; the rest of a longer one is left away."""
 
 
 class Ledger:
-    """Collects verdicts while a stage works, then writes them beside its rows."""
+    """Writes verdicts beside a stage's rows while the stage works, however many they are.
 
-    def __init__(self, stage: str) -> None:
+    Args:
+        stage: whose verdicts these are.
+        folder: where ledger.parquet is written.
+    """
+
+    def __init__(self, stage: str, folder: Path) -> None:
         self.stage = stage
-        self.entries: list[dict[str, str]] = []
+        self.first_lost: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self._lines: list[tuple[str, ...]] = []
+        self._writer = pq.ParquetWriter(folder / LEDGER, LEDGER_SCHEMA, compression="zstd")
 
     def lost(self, id: str, split: str, reason: str, detail: str) -> None:
         self._add(id, split, "lost", reason, detail)
+        if len(self.first_lost) < 5:
+            self.first_lost.append(f"row {_text(id)}: {reason} ({_text(detail)})")
 
     def changed(self, id: str, split: str, reason: str, detail: str) -> None:
         self._add(id, split, "changed", reason, detail)
@@ -37,25 +51,30 @@ class Ledger:
         """A row that is better not handed on, such as a copy; it does not count against the budget."""
         self._add(id, split, "left out", reason, detail)
 
-    def _add(self, id: str, split: str, verdict: str, reason: str, detail: str) -> None:
-        id, detail = (text.encode("utf-8", "backslashreplace").decode() for text in (id, detail))
-        self.entries.append(
-            {
-                "id": id,
-                "split": split,
-                "stage": self.stage,
-                "verdict": verdict,
-                "reason": reason,
-                "detail": detail[:500],
-            }
-        )
-
-    def write(self, folder: Path) -> dict[str, Any]:
-        """Write ledger.parquet and return what the manifest notes: counts and the first five lost rows."""
-        pq.write_table(pa.Table.from_pylist(self.entries, schema=LEDGER_SCHEMA), folder / LEDGER)
-        lost = [entry for entry in self.entries if entry["verdict"] == "lost"]
+    def write(self) -> dict[str, Any]:
+        """Finish ledger.parquet and return what the manifest notes: counts and the first five lost rows."""
+        self._flush()
+        self._writer.close()
         return {
-            "lost": len(lost),
-            "changed": sum(entry["verdict"] == "changed" for entry in self.entries),
-            "first_lost": [f"row {entry['id']}: {entry['reason']} ({entry['detail']})" for entry in lost[:5]],
+            "lost": self.counts["lost"],
+            "changed": self.counts["changed"],
+            "left_out": self.counts["left out"],
+            "first_lost": self.first_lost,
         }
+
+    def _add(self, id: str, split: str, verdict: str, reason: str, detail: str) -> None:
+        self.counts[verdict] += 1
+        self._lines.append((_text(id), split, self.stage, verdict, reason, _text(detail)))
+        if len(self._lines) >= BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._lines:
+            columns = [pa.array(column, pa.string()) for column in zip(*self._lines, strict=True)]
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=LEDGER_SCHEMA))
+            self._lines.clear()
+
+
+def _text(text: str) -> str:
+    """What Parquet takes: half a character is written as its escape."""
+    return text[:LONGEST].encode("utf-8", "backslashreplace").decode()

@@ -31,14 +31,14 @@ def write_tokens(
         counts for the manifest: rows, tokens, learnt_tokens, longest, and what the ledger says.
     """
     vocabulary = Vocabulary(model, rendered=special_tokens == "rendered")
-    ledger = Ledger("tokenize")
+    ledger = Ledger("tokenize", folder)
     counts = {"rows": 0, "train": 0, "test": 0, "tokens": 0, "learnt_tokens": 0, "longest": 0, "limit": limit}
     with pq.ParquetWriter(folder / TOKENS, TOKEN_SCHEMA, compression="zstd") as writer:
         for batch in pq.ParquetFile(prompts).iter_batches(BATCH):
             rows = list(_encoded(batch.to_pylist(), vocabulary, limit, config, ledger))
             if rows:
                 writer.write_table(_table(rows, counts))
-    return {**counts, "eos": vocabulary.eos, **ledger.write(folder)}
+    return {**counts, "eos": vocabulary.eos, **ledger.write()}
 
 
 class Encoded(NamedTuple):

@@ -86,9 +86,11 @@ def test_rows_without_an_id_are_named_by_their_content(tmp_path: Path) -> None:
 
 
 def test_a_source_with_splits_keeps_them(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
     for name in ("train", "test", "validation"):
-        write_jsonl(tmp_path / f"{name}.jsonl", [{"id": f"{name}{n}", "text": "x"} for n in range(5)])
-    found, _, info = download(tmp_path, path=str(tmp_path))
+        write_jsonl(folder / f"{name}.jsonl", [{"id": f"{name}{n}", "text": "x"} for n in range(5)])
+    found, _, info = download(tmp_path, path=str(folder))
     assert sides(found) == {f"{name}{n}": name for name in ("train", "test") for n in range(5)}
     assert info["unused"] == 5
 
@@ -108,7 +110,7 @@ def test_a_split_column_of_another_kind_holds_no_side(tmp_path: Path) -> None:
 
 def test_why_no_row_is_left_is_said(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", make_rows(1) * 20)
-    with pytest.raises(UserError, match="19 were lost, the first: an earlier row has id 'r000'"):
+    with pytest.raises(UserError, match="19 were lost, the first: row r000: duplicate id"):
         download(tmp_path, path=str(file))
 
 

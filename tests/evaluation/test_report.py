@@ -81,10 +81,10 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
     def rows(name: str) -> Callable[[Path], dict[str, Any]]:
         def write(folder: Path) -> dict[str, Any]:
             pq.write_table(pa.table({"split": splits}), folder / name)
-            ledger = Ledger("download" if name == "rows.parquet" else "format")
+            ledger = Ledger("download" if name == "rows.parquet" else "format", folder)
             for entry in run.lost if name == "rows.parquet" else []:
                 ledger.lost(*entry)
-            return {"rows": len(splits), **ledger.write(folder)}
+            return {"rows": len(splits), **ledger.write()}
 
         return write
 
@@ -93,7 +93,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         row = {"input_ids": prompt + answer, "labels": [NOT_LEARNT] * len(prompt) + answer}
         made = [{"id": f"r{n}", "split": split, **row} for n, split in enumerate(splits)]
         pq.write_table(pa.Table.from_pylist(made, TOKEN_SCHEMA), folder / "tokens.parquet")
-        return {"rows": len(made), "limit": 2048, **Ledger("tokenize").write(folder)}
+        return {"rows": len(made), "limit": 2048, **Ledger("tokenize", folder).write()}
 
     def train(folder: Path) -> dict[str, Any]:
         log = [{"step": n, "loss": 3 / n + 1, **STEP} for n in range(1, run.steps + 1)]
