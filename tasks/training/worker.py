@@ -4,7 +4,7 @@
 
 The job names `tokens` (a Parquet file), `model` (folder of the base), `source` (what the adapter names as its base),
 `config` (a dumped TrainingConfig), `output` (an existing empty folder), `checkpoints` (a folder; what an earlier
-attempt of the same job left there is continued) and `checkpoint_steps` (steps between two of them, 0: by minutes alone).
+attempt of the same job left there is continued) and `checkpoint_steps` (steps between two of them, 0: none by steps).
 Written to the output: `adapter/`, `training_log.parquet`, `training.json`.
 """
 
