@@ -1,5 +1,6 @@
 """What the campaign runs: one server, a tiny model, and a flow in processes of its own."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from tests.faults.forked import Forked
 from tests.tiny import make_model, make_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -70,15 +72,15 @@ def environment(home: Path, api: str, **more: str) -> dict[str, str]:
 
 
 def write_config(folder: Path) -> Path:
-    """A retrain that takes seconds, nearly all of them the imports of its child processes."""
+    """A retrain of seconds, with a checkpoint at every tenth of it so that kills hit their writing as well."""
     data = write_jsonl(folder / "rows.jsonl", make_rows(40))
     model = make_model(folder / "model")
     config = {
         "data": {"path": str(data)},
         "model": {"base": str(model)},
-        "training": {"lora_r": 4, "max_steps": 150},
+        "training": {"lora_r": 4, "max_steps": 60},
         "evaluation": {"max_rows": 2, "max_new_tokens": 2},
-        "execution": {"retry_seconds": 0.5},
+        "execution": {"retry_seconds": 0.5, "checkpoint_steps": 6},
     }
     file = folder / "config.yaml"
     file.write_text(json.dumps(config))  # JSON is YAML
@@ -88,13 +90,16 @@ def write_config(folder: Path) -> Path:
 class Run:
     """One `qlora-flow run` on a store, in a process of its own, with a temporary folder of its own."""
 
-    def __init__(self, config: Path, store: Path, api: str, **faults: str) -> None:
+    process: subprocess.Popen[bytes] | Forked
+
+    def __init__(self, config: Path, store: Path, api: str, fork: bool = False, **faults: str) -> None:
         temporary = store.parent / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
         places = {"QLORA_FLOW_STORE": str(store), "TMPDIR": str(temporary)}
         self.log = store.parent / "run.log"
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
+            start = Forked if fork else subprocess.Popen
+            self.process = start(
                 [sys.executable, "-m", "flows", "run", str(config)],
                 env=environment(config.parent, api, **places, **faults),
                 cwd=ROOT,
@@ -137,6 +142,16 @@ def processes(store: Path) -> list[int]:
 
 
 def leftovers(store: Path) -> list[str]:
-    """What a run that is over should not have left: half folders, checkpoints, temporary files."""
+    """What a run that is over should not have left: half folders, checkpoints, temporary files, held locks."""
     half = [p for p in store.rglob(".*") if p.is_dir() or p.name.startswith(".writing")]
-    return [str(p) for p in [*half, *store.glob("work/*"), *(store.parent / "tmp").iterdir()]]
+    held = [p for p in store.glob("locks/*") if not _free(p)]
+    return [str(p) for p in [*half, *held, *store.glob("work/*"), *(store.parent / "tmp").iterdir()]]
+
+
+def _free(lock: Path) -> bool:
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

@@ -6,6 +6,8 @@ Each run starts from an empty store. After its fault the same command runs again
 adapter is bit for bit the undisturbed one; no stage that had finished (and was not damaged) is computed again; no
 process outlives the fault by 15 s; no half folder, checkpoint or temporary file is left. A run that fails one of these
 is lost; its folder is kept.
+
+Runs are forks of this process, which spares them the imports; with --fresh every process starts from nothing.
 """
 
 import argparse
@@ -21,10 +23,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.faults.bench import Run, Server, adapter, leftovers, processes, stages, write_config
+from tests.faults import forked
+from tests.faults.bench import Run, Server, adapter, environment, leftovers, processes, stages, write_config
 
 DEATH_SECONDS = 15
 OUTAGE_SECONDS = 20
@@ -35,15 +38,19 @@ class Bench:
     """What all runs share: how an undisturbed run went."""
 
     config: Path
-    server: Server
-    adapter: str
-    seconds: float
-    operations: int  # files it opened for writing, renamed or made in its store
+    api: str
+    fork: bool
+    adapter: str = ""
+    seconds: float = 0
+    operations: int = 0  # files it opened for writing, renamed or made in its store
+
+    def run(self, store: Path, **faults: str) -> Run:
+        return Run(self.config, store, self.api, self.fork, **faults)
 
 
 def signalled(number: signal.Signals) -> Callable[..., list[str]]:
     def fault(bench: Bench, store: Path, chance: random.Random) -> list[str]:
-        run = Run(bench.config, store, bench.server.url)
+        run = bench.run(store)
         if run.wait(chance.uniform(0.2, bench.seconds)) is None:
             run.process.send_signal(number)
             run.wait()
@@ -54,7 +61,7 @@ def signalled(number: signal.Signals) -> Callable[..., list[str]]:
 
 def killed_child(bench: Bench, store: Path, chance: random.Random) -> list[str]:
     """A child process is killed: the run itself goes on from its checkpoint."""
-    run = Run(bench.config, store, bench.server.url)
+    run = bench.run(store)
     end = time.monotonic() + bench.seconds
     while run.wait(0.05) is None and time.monotonic() < end:
         if children := [p for p in processes(store) if p != run.process.pid]:
@@ -75,9 +82,7 @@ def failing(number: int) -> Callable[..., list[str]]:
     def fault(bench: Bench, store: Path, chance: random.Random) -> list[str]:
         nth = str(chance.randint(1, bench.operations))
         counter = store.parent / "operations"
-        Run(
-            bench.config, store, bench.server.url, FAULT_ERRNO=str(number), FAULT_NTH=nth, FAULT_COUNTER=str(counter)
-        ).wait()
+        bench.run(store, FAULT_ERRNO=str(number), FAULT_NTH=nth, FAULT_COUNTER=str(counter)).wait()
         return []
 
     return fault
@@ -85,7 +90,7 @@ def failing(number: int) -> Callable[..., list[str]]:
 
 def flipped(bench: Bench, store: Path, chance: random.Random) -> list[str]:
     """One bit of one result turns over, its size and name stay."""
-    Run(bench.config, store, bench.server.url).wait()
+    bench.run(store).wait()
     folder = chance.choice(sorted(store.glob("artifacts/*")))
     file = chance.choice([p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"])
     content = bytearray(file.read_bytes())
@@ -95,7 +100,7 @@ def flipped(bench: Bench, store: Path, chance: random.Random) -> list[str]:
 
 
 def unlisted(bench: Bench, store: Path, chance: random.Random) -> list[str]:
-    Run(bench.config, store, bench.server.url).wait()
+    bench.run(store).wait()
     folder = chance.choice(sorted(store.glob("artifacts/*")))
     (folder / "manifest.json").unlink()
     return [folder.name]
@@ -103,21 +108,27 @@ def unlisted(bench: Bench, store: Path, chance: random.Random) -> list[str]:
 
 def clock_back(bench: Bench, store: Path, chance: random.Random) -> list[str]:
     """Killed, and the rest of the attempts live a day earlier."""
-    run = Run(bench.config, store, bench.server.url)
+    run = bench.run(store)
     if run.wait(chance.uniform(0.5, bench.seconds)) is None:
         run.process.kill()
         run.wait()
-    Run(bench.config, store, bench.server.url, FAULT_CLOCK="-86400").wait()
+    bench.run(store, FAULT_CLOCK="-86400").wait()
     return []
 
 
 def server_gone(bench: Bench, store: Path, chance: random.Random) -> list[str]:
-    run = Run(bench.config, store, bench.server.url)
-    run.wait(chance.uniform(0.5, bench.seconds))
-    bench.server.stop()
-    time.sleep(OUTAGE_SECONDS)
-    bench.server.start()
-    run.wait()
+    """The server of this run alone stops for a while, and comes back with what it knew."""
+    store.parent.joinpath("server").mkdir()
+    server = Server(store.parent / "server")
+    try:
+        run = replace(bench, api=server.url).run(store)
+        run.wait(chance.uniform(0.5, bench.seconds))
+        server.stop()
+        time.sleep(OUTAGE_SECONDS)
+        server.start()
+        run.wait()
+    finally:
+        server.stop()
     return []
 
 
@@ -147,7 +158,7 @@ def attempt(bench: Bench, name: str, number: int, seed: int) -> list[str]:
     if alive:
         wrong.append(f"processes {alive} live on")
     finished = {stage: inode for stage, inode in stages(store).items() if stage not in damaged}
-    if (status := Run(bench.config, store, bench.server.url).wait()) != 0:
+    if (status := bench.run(store).wait()) != 0:
         wrong.append(f"the run after it ended with {status}")
     if again := [stage for stage, inode in finished.items() if stages(store).get(stage) != inode]:
         wrong.append(f"computed again: {', '.join(again)}")
@@ -166,19 +177,12 @@ def drawn(runs: int, seed: int) -> list[str]:
     return names[:runs]
 
 
-def campaign(names: list[str], seed: int, folder: Path, parallel: int) -> dict[str, list[str]]:
+def campaign(names: list[str], seed: int, folder: Path, parallel: int, fork: bool = False) -> dict[str, list[str]]:
     """Run the faults; returns run → what is wrong with it."""
     config = write_config(folder)
     server = Server(folder)
     try:
-        began = time.monotonic()
-        counter = folder / "calm" / "operations"
-        count = {"FAULT_ERRNO": "0", "FAULT_NTH": "0", "FAULT_COUNTER": str(counter)}  # counts and never fails
-        status = Run(config, folder / "calm" / "store", server.url, **count).wait()
-        seconds = time.monotonic() - began
-        bench = Bench(config, server, adapter(folder / "calm" / "store"), seconds, counter.stat().st_size)
-        if status != 0 or bench.adapter == "none" or leftovers(folder / "calm" / "store"):
-            raise RuntimeError(f"the undisturbed run failed, see {folder / 'calm' / 'run.log'}")
+        bench = undisturbed(Bench(config, server.url, fork), folder / "calm")
         print(f"an undisturbed run takes {bench.seconds:.1f} s, {bench.operations} operations on its store", flush=True)
 
         def one(job: tuple[int, str]) -> tuple[str, list[str]]:
@@ -189,14 +193,23 @@ def campaign(names: list[str], seed: int, folder: Path, parallel: int) -> dict[s
             print(f"{number:4} {name:18} {took:5.1f} s  {'; '.join(wrong) or 'survived'}", flush=True)
             return f"{number} {name}", wrong
 
-        jobs = list(enumerate(names))
-        shared = [job for job in jobs if job[1] != "server away 20 s"]
         with ThreadPoolExecutor(parallel) as pool:
-            results = list(pool.map(one, shared))
-        results += [one(job) for job in jobs if job not in shared]  # nobody else may miss the server
-        return dict(results)
+            return dict(pool.map(one, enumerate(names)))
     finally:
         server.stop()
+
+
+def undisturbed(bench: Bench, folder: Path) -> Bench:
+    """The bench with how a run goes that nothing disturbs."""
+    began = time.monotonic()
+    counter = folder / "operations"
+    count = {"FAULT_ERRNO": "0", "FAULT_NTH": "0", "FAULT_COUNTER": str(counter)}  # counts and never fails
+    status = bench.run(folder / "store", **count).wait()
+    seconds = time.monotonic() - began
+    made = adapter(folder / "store")
+    if status != 0 or made == "none" or leftovers(folder / "store"):
+        raise RuntimeError(f"the undisturbed run failed, see {folder / 'run.log'}")
+    return replace(bench, adapter=made, seconds=seconds, operations=counter.stat().st_size)
 
 
 def table(results: dict[str, list[str]]) -> str:
@@ -214,10 +227,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
+    parser.add_argument("--fresh", action="store_true", help="every process imports all anew: four times as long")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="qlora-flow-faults-"))
     began = time.monotonic()
-    results = campaign(drawn(options.runs, options.seed), options.seed, folder, options.parallel)
+    if not options.fresh:
+        os.environ.update(environment(folder, ""))
+        forked.preload()
+    results = campaign(drawn(options.runs, options.seed), options.seed, folder, options.parallel, not options.fresh)
     print(f"\n{table(results)}\n\n{(time.monotonic() - began) / 60:.1f} minutes, seed {options.seed}")
     if any(results.values()):
         print(f"what is left of the lost runs: {folder}")

@@ -1,4 +1,4 @@
-"""A short campaign; the long one is `python -m tests.faults.campaign`."""
+"""A short campaign, every process started from nothing; the long one is `python -m tests.faults.campaign`."""
 
 from pathlib import Path
 

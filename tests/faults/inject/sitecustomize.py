@@ -1,10 +1,8 @@
 """Faults inside the processes of a run. Python imports this module by itself when its folder is on PYTHONPATH.
 
-    FAULT_ERRNO=28 FAULT_NTH=17 FAULT_COUNTER=FILE   the 17th file the run opens for writing, renames or makes fails
-    FAULT_CLOCK=-86400                                the clock is a day behind
-    QLORA_FLOW_STORE                                  only files below it are counted
-
-Training checkpoints every second, so that kills also hit the writing of checkpoints.
+FAULT_ERRNO=28 FAULT_NTH=17 FAULT_COUNTER=FILE   the 17th file the run opens for writing, renames or makes fails
+FAULT_CLOCK=-86400                                the clock is a day behind
+QLORA_FLOW_STORE                                  only files below it are counted
 """
 
 import os
@@ -22,12 +20,13 @@ def _writes(event: str, arguments: tuple) -> bool:
 
 
 def _fail_at(number: int, nth: int, counter: str) -> None:
-    descriptor = os.open(counter, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
     def hook(event: str, arguments: tuple) -> None:
         if _writes(event, arguments):
+            descriptor = os.open(counter, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(descriptor, b".")  # one byte a call, of all processes together
-            if os.lseek(descriptor, 0, os.SEEK_CUR) == nth:
+            count = os.lseek(descriptor, 0, os.SEEK_CUR)
+            os.close(descriptor)
+            if count == nth:
                 raise OSError(number, os.strerror(number), str(arguments[0]))
 
     sys.addaudithook(hook)
@@ -43,7 +42,3 @@ if "FAULT_ERRNO" in os.environ:
     _fail_at(int(os.environ["FAULT_ERRNO"]), int(os.environ["FAULT_NTH"]), os.environ["FAULT_COUNTER"])
 if "FAULT_CLOCK" in os.environ:
     _shift_clock(int(os.environ["FAULT_CLOCK"]))
-if "tasks.training.worker" in sys.orig_argv:
-    from tasks.training import checkpoints
-
-    checkpoints.MINUTES = 1 / 60
