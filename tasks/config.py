@@ -31,7 +31,8 @@ class DataConfig(Group):
     path: str = Field(
         "",
         description="Rows to train on: a .jsonl, .json, .csv (each also .gz or .zst), .parquet or .arrow file, a "
-        "folder of them, or a glob pattern. A relative path starts at the working directory.",
+        "folder of them, or a glob pattern; also behind a URL (https://, s3://, gs://). A relative path starts at the "
+        "working directory.",
     )
     test_path: str = Field("", description="Held-out rows in a file, folder or glob of their own. Empty: split `path`.")
     hub_id: str = Field("", description="A data set on the Hugging Face Hub (owner/name) instead of files.")

@@ -1,102 +1,91 @@
 """Source rows → rows.parquet: every row gets an id and a side, train or test, that it keeps in every later run."""
 
-import contextlib
-import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from tasks.config import DataConfig
+from tasks.download.columns import GrowingTable
+from tasks.download.formats import BadRow, Block, Row
 from tasks.download.schema import ID, ROWS, SPLIT
-from tasks.download.sources import BadRow, Row, find_files, hub_splits, read_file, read_hub
+from tasks.download.sources import source_parts
 from tasks.errors import UserError
 from tasks.store.ledger import Ledger
 
-BATCH = 10_000
-UNFIT = (pa.ArrowException, UnicodeError, OverflowError)
-"""What Arrow raises for a value that a column cannot hold."""
-
-Reader = Callable[[], Iterator[Row | BadRow]]
+ENCODE = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
 
 
 def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
-    """Read the source and write rows.parquet and ledger.parquet.
+    """Read the source once and write rows.parquet and ledger.parquet.
 
     Returns:
-        counts for the manifest: rows, train, test, unused, columns, and what the ledger says.
+        counts for the manifest: rows, train, test, unused, columns, formats, and what the ledger says.
     Raises:
         UserError: the source cannot be read, or leaves a side empty.
     """
     ledger = Ledger("download", folder)
     counts = {"train": 0, "test": 0, "unused": 0}
-    parts = source_parts(data)
-    schema = _schema(parts)
-    _check_columns(data, schema)
-    with pq.ParquetWriter(folder / ROWS, schema, compression="zstd") as writer:
-        rows = _sided(parts, data, ledger, counts)
-        while batch := list(islice(rows, BATCH)):
-            writer.write_table(_table(batch, schema, ledger, counts))
+    formats: Counter[str] = Counter()
+    table = GrowingTable(folder / ROWS, ledger, counts)
+    sort = _Sorter(data, ledger, counts)
+    for side, blocks in source_parts(data, formats):
+        for block in blocks():
+            table.add(sort.rows(block, side))
+    table.close()
+    names = [name for name in table.schema.names if name != ID]
+    _check_columns(data, names)
     for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
         if not counts[side]:
             raise UserError(
                 f"data: none of the rows read is left for the {side} side; look at {field}{_why(data, ledger, counts)}."
             )
     total = counts["train"] + counts["test"]
-    return {"rows": total, **counts, "columns": [n for n in schema.names if n != ID], **ledger.write()}
+    return {"rows": total, **counts, "columns": names, "formats": dict(formats), **ledger.write()}
 
 
-def source_parts(data: DataConfig) -> list[tuple[str, Reader]]:
-    """The source as (side, reader) parts; side is empty where the rows themselves decide."""
-    if data.hub_id:
-        names = {data.train_split: "train", data.test_split: "test"}
-        there = hub_splits(data)
-        if data.train_split not in there:
-            raise UserError(
-                f"data.train_split: {data.hub_id} has no split {data.train_split!r}, only {', '.join(there)}."
-            )
-        given = data.test_split in there
-        return [
-            (side if given else "", functools.partial(read_hub, data, split))
-            for split, side in names.items()
-            if split in there
-        ]
-    files = [("", path) for path in find_files(data.path, "data.path")]
-    by_name = {data.train_split: "train", data.test_split: "test"}
-    if data.test_path:
-        files = [("train", path) for _, path in files]
-        files += [("test", path) for path in find_files(data.test_path, "data.test_path")]
-    elif {path.stem for _, path in files} >= set(by_name):
-        files = [(by_name.get(path.stem, "unused"), path) for _, path in files]
-    return [(side, functools.partial(read_file, path)) for side, path in files]
+class _Sorter:
+    """Gives every row of the source its id and side; what comes twice or holds nothing goes into the ledger."""
 
+    def __init__(self, data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> None:
+        self.data, self.ledger, self.counts = data, ledger, counts
+        self._seen: set[bytes] = set()
 
-def _sided(parts: list[tuple[str, Reader]], data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> Iterator[Row]:
-    seen: set[bytes] = set()
-    for part_side, rows in parts:
-        for row in rows():
+    def rows(self, block: Block, part_side: str) -> list[Row]:
+        """The rows of a block that are handed on, with ID and SPLIT."""
+        data, found = self.data, []
+        for row in block:
             if isinstance(row, BadRow):
-                ledger.lost("", part_side, "unreadable", row)
+                self.ledger.lost("", part_side, "unreadable", row)
                 continue
+            if ID in row and data.id_column != ID:
+                raise UserError(
+                    f"data: a column is called {ID}, a name that this stage gives itself; "
+                    f"if it names the rows, set data.id_column: {ID}, else rename it in the source."
+                )
             given = row.get(data.id_column)
-            id = str(given) if given not in (None, "") else _content_id(row)
+            named = given not in (None, "")
+            id = str(given) if named else _content_id(row)
             side = part_side or _side(row, id, data)
-            mark = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-            if mark in seen:
-                ledger.lost(id, side, "duplicate id", f"an earlier row has {data.id_column} {id!r}")
+            if not any(row.values()) and all(value in (None, "", [], {}) for value in row.values()):
+                self.ledger.lost(id, side, "empty row", "no column has a value")
                 continue
-            seen.add(mark)
-            if side == "train" and data.max_train_rows and counts["train"] >= data.max_train_rows:
+            mark = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+            if mark in self._seen:
+                if named:
+                    self.ledger.lost(id, side, "duplicate id", f"an earlier row has {data.id_column} {id!r}")
+                else:
+                    self.ledger.left_out(id, side, "copy", "an earlier row has the same content in every column")
+                continue
+            self._seen.add(mark)
+            if side == "train" and data.max_train_rows and self.counts["train"] >= data.max_train_rows:
                 side = "unused"
-            counts[side] += 1
+            self.counts[side] += 1
             if side != "unused":
-                yield {**row, ID: id, SPLIT: side}
+                row[ID], row[SPLIT] = id, side
+                found.append(row)
+        return found
 
 
 def _side(row: Row, id: str, data: DataConfig) -> str:
@@ -109,10 +98,9 @@ def _side(row: Row, id: str, data: DataConfig) -> str:
     return "test" if share < data.test_share else "train"
 
 
-def _check_columns(data: DataConfig, schema: pa.Schema) -> None:
+def _check_columns(data: DataConfig, there: list[str]) -> None:
     """A column that is asked for by name is there; the default `id` may be absent."""
-    there = [name for name in schema.names if name != ID]
-    optional = {"", DataConfig.model_fields["id_column"].default}
+    optional = {"", ID, DataConfig.model_fields["id_column"].default}
     for field, name in (("id_column", data.id_column), ("group_column", data.group_column)):
         if name not in optional and name not in there:
             raise UserError(f"data.{field}: no column is called {name}; the data has {', '.join(there)}.")
@@ -124,78 +112,10 @@ def _why(data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> str:
         return f"; {ledger.counts['lost']:,} were lost, the first: {ledger.first_lost[0]}"
     if counts["unused"]:
         return f"; {counts['unused']:,} are of no split called {data.train_split!r} or {data.test_split!r}"
+    if ledger.counts["left out"]:
+        return f"; {ledger.counts['left out']:,} were left out as copies of earlier rows"
     return ""
 
 
 def _content_id(row: Row) -> str:
-    text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _table(batch: list[Row], schema: pa.Schema, ledger: Ledger, counts: dict[str, int]) -> pa.Table:
-    """The rows as a table; a row with a value that its column cannot hold goes into the ledger."""
-    try:
-        return pa.Table.from_pylist(batch, schema)
-    except UNFIT:
-        good = []
-        for row in batch:
-            if wrong := _misfit(row, schema):
-                ledger.lost(row[ID], row[SPLIT], "wrong value", wrong)
-                counts[row[SPLIT]] -= 1
-            else:
-                good.append(row)
-        return pa.Table.from_pylist(good, schema)
-
-
-def _misfit(row: Row, schema: pa.Schema) -> str:
-    """Which value does not fit its column, empty when all do."""
-    for field in schema:
-        value = row.get(field.name)
-        try:
-            pa.array([value], field.type)
-        except UnicodeError:
-            return f"column {field.name} holds a lone surrogate, which is no character: {value!r}"
-        except UNFIT:
-            return f"column {field.name} takes {field.type}, not {value!r}"
-    return ""
-
-
-def _schema(parts: list[tuple[str, Reader]]) -> pa.Schema:
-    """Columns of all rows together, each of the type that most of its values have."""
-    fields: dict[str, pa.Field] = {}
-    for _, rows in parts:
-        good = (row for row in rows() if not isinstance(row, BadRow))
-        while batch := list(islice(good, BATCH)):
-            for name in dict.fromkeys(name for row in batch for name in row):
-                found = pa.field(name, _type_of([row.get(name) for row in batch]))
-                fields[name] = _unified(fields.get(name, found), found)
-    if ID in fields:
-        raise UserError(f"data: a column is called {ID}, which this stage adds itself; rename it in the source.")
-    own = [pa.field(ID, pa.string()), pa.field(SPLIT, pa.string())]
-    return pa.schema([field for name, field in fields.items() if name not in (ID, SPLIT)] + own)
-
-
-def _type_of(values: list[Any]) -> pa.DataType:
-    try:
-        return pa.array(values).type
-    except UNFIT:
-        kinds = Counter(type(value) for value in values if value is not None)
-        kind = kinds.most_common(1)[0][0]
-        return pa.string() if kind is str else _first_type([value for value in values if type(value) is kind])
-
-
-def _first_type(values: list[Any]) -> pa.DataType:
-    """The type of as many values as go together with the first."""
-    found = pa.null()
-    for value in values:
-        with contextlib.suppress(*UNFIT):
-            found = _unified(pa.field("", found), pa.field("", pa.array([value]).type)).type
-    return found
-
-
-def _unified(known: pa.Field, found: pa.Field) -> pa.Field:
-    """A type that holds both; the known one where there is none."""
-    try:
-        return pa.unify_schemas([pa.schema([known]), pa.schema([found])], promote_options="permissive").field(0)
-    except pa.ArrowException:
-        return known
+    return hashlib.sha256(ENCODE(row).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -11,13 +11,15 @@ from pydantic import BaseModel, ConfigDict
 from tasks.config import DataConfig, ModelConfig
 from tasks.download.hub import refusals
 from tasks.download.models import BUNDLED, bundled_file, fetch_model
-from tasks.download.sources import find_files
+from tasks.download.places import digest, is_remote, pin_files, places
 from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef, content_digest, produce
 from tasks.store.caching import cached
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
+ROOM = ("rows", "sources", "places", "formats", "columns", "verdicts", "schema")
+"""The modules that decide what becomes of rows."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -35,22 +37,24 @@ class Source(BaseModel):
 
 
 def moving(data: DataConfig, model: ModelConfig) -> tuple[bool, bool]:
-    """Whether rows and base model are named by a Hub branch or tag, which may point elsewhere tomorrow."""
+    """Whether rows and base model lie behind a Hub branch or tag or a URL, where something else may be tomorrow."""
     local = model.base == BUNDLED or Path(model.base).expanduser().is_dir()
     return (
-        bool(data.hub_id) and not COMMIT.fullmatch(data.hub_revision),
+        is_remote(data) or (bool(data.hub_id) and not COMMIT.fullmatch(data.hub_revision)),
         not local and model.base.count("/") == 1 and not COMMIT.fullmatch(model.revision),
     )
 
 
 def pin(data: DataConfig, model: ModelConfig) -> tuple[DataConfig, ModelConfig]:
-    """Hub branches and tags become commits, so that a key names content; what is local stays as it is.
+    """Hub branches become commits and URLs get their versions, so that a key names content; what is local stays.
 
     Raises:
-        UserError: the Hub does not know the name.
+        UserError: the Hub does not know the name, or nothing can be read behind a URL.
     """
     rows, base = moving(data, model)
-    if rows:
+    if is_remote(data):
+        data = pin_files(data)
+    elif rows:
         data = data.model_copy(update={"hub_revision": _commit("dataset", data.hub_id, data.hub_revision)})
     if base:
         model = model.model_copy(update={"revision": _commit("model", model.base, model.revision)})
@@ -73,16 +77,17 @@ def _commit(kind: str, name: str, revision: str) -> str:
 
 def rows_identity(data: DataConfig) -> Identity:
     """The rows depend on the files' content, not on where they lie."""
-    inputs = {}
-    for field in ("path", "test_path") if data.path else ():
-        if pattern := getattr(data, field):
-            for number, file in enumerate(find_files(pattern, f"data.{field}")):
-                inputs[f"{field} {number} {file.name}"] = content_digest(file)
+    inputs = {
+        f"{field} {number} {place.name}": digest(place)
+        for field in ("path", "test_path")
+        if getattr(data, field)
+        for number, place in enumerate(places(data, field))
+    }
     return Identity(
         stage="download",
         inputs=inputs,
-        config=data.model_dump(exclude={"path", "max_lost_share"}) | {"test_path": bool(data.test_path)},
-        code=("tasks.download.rows", "tasks.download.sources", "tasks.store.ledger"),
+        config=data.model_dump(exclude={"path", "max_lost_share", "files"}) | {"test_path": bool(data.test_path)},
+        code=(*(f"tasks.download.{name}" for name in ROOM), "tasks.store.ledger"),
         libraries=("pyarrow", *(["datasets"] if data.hub_id else [])),
     )
 
@@ -105,5 +110,6 @@ def download(data: DataConfig, model: ModelConfig) -> Source:
     log = get_run_logger().info
     rows = produce(rows_identity(data), lambda folder: write_rows(data, folder), log)
     info = rows.info
+    log("rows read from " + ", ".join(f"{kind} ({count:,})" for kind, count in info["formats"].items()))
     log(f"{info['train']:,} training and {info['test']:,} held-out rows, {info['lost']:,} lost")
     return Source(rows=rows, model=fetch_model(model, log))

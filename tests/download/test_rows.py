@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import DataConfig
+from tasks.download import formats
 from tasks.download.rows import write_rows
 from tasks.errors import UserError
 from tests.tiny import make_rows, write_jsonl
@@ -32,13 +33,24 @@ def write(file: Path, content: str | bytes) -> str:
     return str(file)
 
 
+def write_kind(file: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as a .jsonl, .json, .csv or .parquet file, by its name."""
+    kind = file.suffix[1:]
+    if kind == "jsonl":
+        return write_jsonl(file, rows)
+    if kind == "json":
+        file.write_text(json.dumps(rows, indent=1))
+        return file
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, file) if kind == "parquet" else __import__("pyarrow.csv").csv.write_csv(table, file)
+    return file
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "arrow", "arrow stream", "jsonl.gz", "jsonl.zst"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     rows = make_rows(30)
     file = tmp_path / f"rows.{kind.removesuffix(' stream')}"
-    if kind == "jsonl":
-        write_jsonl(file, rows)
-    elif kind == "jsonl.gz":
+    if kind == "jsonl.gz":
         file.write_bytes(gzip.compress(write_jsonl(tmp_path / "plain", rows).read_bytes()))
     elif kind == "jsonl.zst":
         with pa.output_stream(str(file), compression="zstd") as out:
@@ -48,11 +60,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
         new = pa.ipc.new_stream if "stream" in kind else pa.ipc.new_file
         with new(str(file), table.schema) as writer:
             writer.write_table(table)
-    elif kind == "json":
-        file.write_text(json.dumps(rows))
     else:
-        table = pa.Table.from_pylist(rows)
-        pq.write_table(table, file) if kind == "parquet" else __import__("pyarrow.csv").csv.write_csv(table, file)
+        write_kind(file, rows)
     found, ledger, info = download(tmp_path, path=str(file))
     assert [{k: row[k] for k in rows[0]} for row in found] == rows
     assert ledger == []
@@ -189,20 +198,33 @@ def test_numbers_that_are_whole_or_broken_go_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "x", "is none of"),
-        ("a.json", '{"id": 1}\n{"id": 2}', "one object a line is named .jsonl"),
-        ("a.json", '{"rows": []}', "takes a list of objects"),
+        ("a.txt", "x", "may be anything"),
+        ("a.json", '{"rows": [{"id": 1}]}', "begins with one object"),
+        ("a.json", '{\n"id": 1}', "begins with one object"),
+        ("a.json", '"text"', "is not one JSON list: it takes a list of objects"),
+        ("a.json", "", "is not one JSON list"),
+        ("a.json", '[{"id": 1}', "is not one JSON list: item 2"),
+        ("a.json", '[{"id": 1}] 2', "something follows the list"),
+        ("a.csv", "id;text\n1;x\n", "has columns between ';'"),
+        ("a.csv", "id,Gr\u00fc\u00dfe\n1,x\n".encode("cp1252"), "is not UTF-8 in its first line"),
+        ("a.jsonl", b"PAR1", "holds Parquet and is named like JSON lines"),
+        ("a.parquet", b"id,text", "does not begin like Parquet"),
         ("a.csv", "", "starts with a line of column names"),
         ("a.csv", "id,text\n", "none of the rows read"),
         ("a.jsonl", "", "none of the rows read"),
-        ("a.jsonl", "\ufeff[\n", "begins with a list"),
+        ("a.jsonl", "\ufeff[\n", "is not one JSON list"),
         ("a.csv", "id,a,a\n1,2,3\n", "two columns called 'a'"),
         ("a.jsonl", '{"_id": 1}', "a column is called _id"),
         ("a.jsonl", '{"id": 1, "split": "dev"}', "1 are of no split called 'train' or 'test'"),
         ("a.arrow", b"ARROW1 cut short", "cut short or damaged"),
         ("a.jsonl.zst", b"no zstd", "jsonl.zst is cut short or damaged"),
         ("a.parquet", b"PAR1cut short", "cannot be read as Parquet"),
-        ("a.csv", "id,text\n1,Gr\u00fc\u00dfe\n".encode("cp1252"), "cannot be read as UTF-8"),
+        (
+            "a.csv",
+            "id,text\n1,Gr\u00fc\u00dfe\n".encode("cp1252"),
+            "1 were lost, the first: .*a.csv line 2 is not UTF-8",
+        ),
+        ("a.jsonl", '{"text": "x"}\n' * 9, "8 were left out as copies"),
         ("a.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 1000)[:-20], "jsonl.gz is cut short or damaged"),
         ("a.csv.gz", b"id,text\n", "csv.gz is cut short or damaged"),
     ],
@@ -220,18 +242,141 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"data.path: .* does not exist"):
             download(tmp_path, path=str(tmp_path / path))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.md").write_text("x")
     with pytest.raises(UserError, match=r"holds no \.jsonl"):
         download(tmp_path, path=str(tmp_path / "empty"))
 
 
-def test_one_enormous_row_is_a_row(tmp_path: Path) -> None:
-    rows = [*make_rows(10), {"id": "big", "dialogue": "word " * 10_000_000}]
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_a_text_beyond_all_use_costs_its_row(tmp_path: Path, kind: str) -> None:
+    rows = [*make_rows(10), make_rows(11)[10] | {"id": "big", "dialogue": "word " * 10_000_000}]
+    file = write_kind(tmp_path / f"a.{kind}", rows)
+    found, ledger, _ = download(tmp_path, path=str(file))
+    assert len(found) == 10
+    assert [(e["id"], e["verdict"], e["reason"]) for e in ledger] == [("big", "lost", "wrong value")]
+    assert "column dialogue has a text of 50,000,000 characters" in ledger[0]["detail"]
+
+
+def test_a_line_without_end_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(formats, "LONGEST_LINE", 1000)
+    file = write_jsonl(tmp_path / "a.jsonl", [*make_rows(20), {"id": "x" * 5000}, {"id": "last"}])
+    found, ledger, _ = download(tmp_path, path=str(file))
+    assert [row["id"] for row in found] == [row["id"] for row in make_rows(20)] + ["last"]
+    assert "line 21 is longer than 1,000 bytes" in ledger[0]["detail"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_rows_are_the_same_wherever_the_blocks_end(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 37)
+    monkeypatch.setattr(formats, "BLOCK_ROWS", 3)
+    rows = [{**row, "text": "你好 👋" * n} for n, row in enumerate(make_rows(30))]
+    found, ledger, info = download(tmp_path, path=str(write_kind(tmp_path / f"a.{kind}", rows)))
+    assert [{name: row[name] for name in rows[0]} for row in found] == rows
+    assert ledger == [] and sum(info["formats"].values()) == 1
+
+
+def test_columns_that_come_late_are_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "BLOCK_ROWS", 4)
+    rows: list[dict[str, Any]] = [{"id": f"r{n}", "score": n, "who": {"name": "Ada"}} for n in range(20)]
+    rows[9]["score"], rows[13]["late"], rows[17]["who"] = 0.5, "x", {"name": "Ben", "age": 3}
+    rows[2]["score"] = 2**53 + 1  # a whole number until row 9 shows the column is none
+    found, ledger, info = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert len(found) == 19 == info["rows"] == info["train"] + info["test"]
+    assert [(e["id"], e["reason"]) for e in ledger] == [("r2", "wrong value")]
+    by_id = {row["id"]: row for row in found}
+    assert (by_id["r9"]["score"], by_id["r10"]["score"]) == (0.5, 10.0)
+    assert (by_id["r12"]["late"], by_id["r13"]["late"]) == (None, "x")
+    assert by_id["r17"]["who"] == {"name": "Ben", "age": 3} and by_id["r16"]["who"] == {"name": "Ada", "age": None}
+    assert info["columns"] == ["id", "score", "who", "late", "split"]
+    assert list((tmp_path / "out").glob(".rows*")) == []
+
+
+def test_an_object_without_fields_is_no_value(tmp_path: Path) -> None:
+    rows = [{"id": f"r{n}", "meta": {}, "calls": [{"name": "f", "arguments": {}}]} for n in range(20)]
     found, ledger, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
-    assert len(found) == 11
     assert ledger == []
+    assert found[0]["meta"] is None and found[0]["calls"] == [{"name": "f", "arguments": None}]
 
 
-@pytest.mark.parametrize("text", ["שלום עולם", "你好，世界", "👩‍👩‍👧‍👦 🇺🇳", "a\x00b", "\u202eright"])
+def test_control_characters_are_taken_out_and_noted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": f"r{n}", "text": "tab\there", "turns": [{"said": "x"}]} for n in range(20)]
+    rows[3]["text"], rows[5]["turns"] = "a\x00b\x01", [{"said": "\x08y"}, {"said": "\x1b[1mz"}]
+    found, ledger, info = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert (found[3]["text"], found[4]["text"]) == ("ab", "tab\there")
+    assert found[5]["turns"] == [{"said": "y"}, {"said": "\x1b[1mz"}]
+    assert [(e["id"], e["verdict"], e["detail"]) for e in ledger] == [
+        ("r3", "changed", "column text: 2 taken out"),
+        ("r5", "changed", "column turns: 1 taken out"),
+    ]
+    assert (info["rows"], info["changed"], info["lost"]) == (20, 2, 0)
+
+
+def test_rows_that_hold_nothing_are_lost_and_copies_left_out(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"text": f"row {n}", "label": 0} for n in range(20)]
+    rows += [rows[0], {"text": "", "label": None}, {}]
+    found, ledger, info = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert len(found) == 20
+    assert [(e["verdict"], e["reason"]) for e in ledger] == [
+        ("left out", "copy"),
+        ("lost", "empty row"),
+        ("lost", "empty row"),
+    ]
+    assert (info["lost"], info["left_out"]) == (2, 1)
+
+
+def test_a_column_called_as_our_own_can_name_the_rows(tmp_path: Path) -> None:
+    rows = [{"_id": n, "text": "x"} for n in range(20)]
+    found, ledger, info = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)), id_column="_id")
+    assert [row["_id"] for row in found] == [str(n) for n in range(20)]
+    assert ledger == [] and info["columns"] == ["text", "split"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a", "a.txt"])
+def test_lines_are_recognised_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
+    rows = make_rows(20)
+    found, _, info = download(tmp_path, path=str(write_jsonl(tmp_path / name, rows)))
+    assert len(found) == 20 and info["formats"] == {"JSON lines": 1}
+
+
+def test_a_list_is_recognised_in_a_file_of_lines(tmp_path: Path) -> None:
+    found, _, info = download(tmp_path, path=write(tmp_path / "a.jsonl", json.dumps(make_rows(20))))
+    assert len(found) == 20 and info["formats"] == {"JSON list": 1}
+
+
+def test_a_json_list_that_is_not_of_objects_loses_those_items(tmp_path: Path) -> None:
+    found, ledger, _ = download(tmp_path, path=write(tmp_path / "a.json", json.dumps([*make_rows(20), 7, "x"])))
+    assert len(found) == 20
+    assert [e["detail"] for e in ledger] == [f"a.json item {n} is not an object of columns" for n in (21, 22)]
+
+
+def test_two_rows_on_a_line_are_no_row(tmp_path: Path) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in make_rows(20)) + '{"id": "x"},0,{"id": "y"}\n'
+    found, ledger, _ = download(tmp_path, path=write(tmp_path / "a.jsonl", text))
+    assert len(found) == 20
+    assert "line 21 is not JSON: Extra data" in ledger[0]["detail"]
+
+
+def test_csv_rows_that_are_not_utf8_are_in_the_ledger(tmp_path: Path) -> None:
+    text = "id,text\n" + "".join(f"{n:03d},row\n" for n in range(20))
+    found, ledger, _ = download(
+        tmp_path, path=write(tmp_path / "a.csv", text.encode() + "020,Gr\u00fc\u00dfe\n".encode("cp1252"))
+    )
+    assert len(found) == 20
+    assert ledger[0]["detail"] == "a.csv line 22 is not UTF-8"
+
+
+def test_packed_splits_are_splits(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in ("train", "test"):
+        text = "".join(json.dumps({"id": f"{name}{n}"}) + "\n" for n in range(5))
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    found, _, _ = download(tmp_path, path=str(folder))
+    assert sides(found) == {f"{name}{n}": name for name in ("train", "test") for n in range(5)}
+
+
+@pytest.mark.parametrize("text", ["שלום עולם", "你好，世界", "👩‍👩‍👧‍👦 🇺🇳", "\u202eright", "\ufeffbom"])
 def test_text_of_every_kind_comes_through(tmp_path: Path, text: str) -> None:
     rows = [{"id": f"r{n}", "text": text} for n in range(10)]
     found, _, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))

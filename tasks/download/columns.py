@@ -1,0 +1,223 @@
+"""rows.parquet, written while its columns and their types are still being found out.
+
+A batch that brings a new column or a wider type begins a new file; only then are the files brought to one schema at the
+end. A source whose first rows show its columns is written once.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.download.formats import Row
+from tasks.download.schema import ID, SPLIT
+from tasks.download.verdicts import mended, suspicious
+from tasks.store.ledger import Ledger
+
+OWN = {ID: pa.field(ID, pa.string()), SPLIT: pa.field(SPLIT, pa.string())}
+UNFIT = (pa.ArrowException, UnicodeError, OverflowError)
+"""What Arrow raises for a value that a column cannot hold."""
+GROUP_ROWS, GROUP_BYTES = 10_000, 16 << 20
+Columns = dict[str, list[Any]]
+
+
+class GrowingTable:
+    """Takes rows with ID and SPLIT; what a column cannot hold goes into the ledger and out of the counts.
+
+    Args:
+        file: rows.parquet, there after `close`.
+        counts: rows on each side, corrected for the rows that are lost here.
+    """
+
+    def __init__(self, file: Path, ledger: Ledger, counts: dict[str, int]) -> None:
+        self.file, self.ledger, self.counts = file, ledger, counts
+        self.schema = pa.schema([OWN[ID], OWN[SPLIT]])
+        self._parts: list[Path] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self._thread = ThreadPoolExecutor(1)  # packs one group while the next is read
+        self._packing: Future[None] | None = None
+
+    def add(self, rows: list[Row]) -> None:
+        """Write rows, or keep them until they are worth writing."""
+        names = dict.fromkeys(self.schema.names)
+        for row in rows:
+            if not row.keys() <= names.keys():
+                names.update(dict.fromkeys(row))
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        guesses = {name: _guess(columns, name) for name in columns}
+        wider = _widened(self.schema, guesses)
+        if not wider.equals(self.schema):
+            self._end_part()
+            self.schema = wider
+        fit = {name: guess for name, guess in guesses.items() if isinstance(guess, pa.Array)}
+        fit = {name: array for name, array in fit.items() if array.type.equals(self.schema.field(name).type)}
+        self._waiting.append(self._table(columns, fit))
+        if sum(map(len, self._waiting)) >= GROUP_ROWS or sum(table.nbytes for table in self._waiting) >= GROUP_BYTES:
+            self._write_group()
+
+    def close(self) -> None:
+        """Bring what was written to one schema, as `file`."""
+        self._end_part()
+        if len(self._parts) == 1:
+            self._parts[0].rename(self.file)
+            return
+        with pq.ParquetWriter(self.file, self.schema, compression="zstd") as writer:
+            for part in self._parts:
+                source = pq.ParquetFile(part)
+                for group in range(source.num_row_groups):
+                    writer.write_table(self._brought(source.read_row_group(group)))
+                part.unlink()
+
+    def _brought(self, table: pa.Table) -> pa.Table:
+        """A table of an earlier schema in the last one; columns that stay the same are not touched."""
+        there = {name: table[name].combine_chunks() for name in table.schema.names}
+        same = {name: array for name, array in there.items() if array.type.equals(self.schema.field(name).type)}
+        columns = {
+            name: there[name].to_pylist() if name in there else [None] * len(table)
+            for name in self.schema.names
+            if name in (ID, SPLIT) or name not in same
+        }
+        return self._table(columns, same)
+
+    def _table(self, columns: Columns, arrays: dict[str, pa.Array]) -> pa.Table:
+        """The columns as the schema has them; a row with a value that does not fit goes into the ledger.
+
+        Args:
+            columns: the values, of ID and SPLIT in any case.
+            arrays: columns that have their type already.
+        """
+        wrong: dict[int, str] = {}
+        arrays = dict(arrays)
+        for name, values in columns.items():
+            kind = self.schema.field(name).type
+            try:
+                arrays[name] = arrays[name] if name in arrays else pa.array(values, kind)
+            except UNFIT:
+                values = self._fitting(name, values, wrong)
+                arrays[name] = pa.array(values, kind)
+            if suspicious(arrays[name]):
+                arrays[name] = pa.array(self._mended(name, values, columns, wrong), kind)
+        table = pa.table([arrays[name] for name in self.schema.names], schema=self.schema)
+        for row, why in sorted(wrong.items()):
+            side = columns[SPLIT][row]
+            self.ledger.lost(columns[ID][row], side, "wrong value", why)
+            self.counts[side] -= 1
+        return table.filter(pa.array([row not in wrong for row in range(len(table))])) if wrong else table
+
+    def _fitting(self, name: str, values: list[Any], wrong: dict[int, str]) -> list[Any]:
+        """The values with None where one does not fit its column; `wrong` says which rows and why."""
+        fitting = list(values)
+        for row, value in enumerate(values):
+            try:
+                pa.array([value], self.schema.field(name).type)
+            except UnicodeError:
+                fitting[row] = None
+                wrong.setdefault(row, f"column {name} holds a lone surrogate, which is no character: {_short(value)}")
+            except UNFIT:
+                fitting[row] = None
+                wrong.setdefault(row, f"column {name} takes {self.schema.field(name).type}, not {_short(value)}")
+        return fitting
+
+    def _mended(self, name: str, values: list[Any], columns: Columns, wrong: dict[int, str]) -> list[Any]:
+        """The values without control characters; None where a text is too long."""
+        values = list(values)
+        for row, value in enumerate(values):
+            try:
+                values[row], removed = mended(value)
+            except ValueError as error:
+                values[row], removed = None, 0
+                wrong.setdefault(row, f"column {name} {error}")
+            if removed and name != ID:
+                detail = f"column {name}: {removed:,} taken out"
+                self.ledger.changed(columns[ID][row], columns[SPLIT][row], "control characters", detail)
+        return values
+
+    def _write_group(self) -> None:
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        self._waiting = []
+        if self._writer is None:
+            self._parts.append(self.file.with_name(f".rows-{len(self._parts)}"))
+            self._writer = pq.ParquetWriter(self._parts[-1], self.schema, compression="zstd")
+        self._packed()
+        self._packing = self._thread.submit(self._writer.write_table, table)
+
+    def _packed(self) -> None:
+        if self._packing:
+            self._packing.result()
+            self._packing = None
+
+    def _end_part(self) -> None:
+        self._write_group()
+        self._packed()
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+
+
+def _short(value: Any) -> str:
+    """A value for a message, without copying a large one."""
+    return repr(value[:200] if isinstance(value, str) else value)
+
+
+def _widened(schema: pa.Schema, guesses: dict[str, pa.Array | pa.DataType]) -> pa.Schema:
+    """The schema with what a batch brings; ID and SPLIT stay last."""
+    known = {field.name: field for field in schema}
+    for name, guess in guesses.items():
+        found = pa.field(name, guess.type if isinstance(guess, pa.Array) else guess)
+        known[name] = _unified(known.get(name, found), found)
+    return pa.schema([field for name, field in known.items() if name not in (ID, SPLIT)] + [OWN[ID], OWN[SPLIT]])
+
+
+def _guess(columns: Columns, name: str) -> pa.Array | pa.DataType:
+    """A column as Arrow takes it, or else the type that most of its values have."""
+    try:
+        array = pa.array(columns[name], OWN[name].type if name in OWN else None)
+        if _has_empty(array.type):  # Parquet has no object without fields: it is read as no value
+            columns[name] = [_without_empty(value) for value in columns[name]]
+            array = pa.array(columns[name])
+        return array
+    except UNFIT:
+        if name in OWN:
+            return OWN[name].type
+        kinds = Counter(type(value) for value in columns[name] if value is not None)
+        kind = kinds.most_common(1)[0][0]
+        return pa.string() if kind is str else _first_type(v for v in columns[name] if type(v) is kind)
+
+
+def _has_empty(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return not kind.num_fields or any(_has_empty(field.type) for field in kind)
+    return pa.types.is_list(kind) and _has_empty(kind.value_type)
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_empty(item) for name, item in value.items()} or None
+    return [_without_empty(item) for item in value] if isinstance(value, list) else value
+
+
+def _first_type(values: Iterable[Any]) -> pa.DataType:
+    """The type of as many values as go together with the first."""
+    found = pa.null()
+    for value in values:
+        with contextlib.suppress(*UNFIT):
+            found = _unified(pa.field("", found), pa.field("", pa.array([_without_empty(value)]).type)).type
+    return found
+
+
+def _unified(known: pa.Field, found: pa.Field) -> pa.Field:
+    """A type that holds both; the known one where there is none."""
+    if known.type.equals(found.type):
+        return known
+    try:
+        return pa.unify_schemas([pa.schema([known]), pa.schema([found])], promote_options="permissive").field(0)
+    except pa.ArrowException:
+        return known

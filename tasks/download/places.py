@@ -1,0 +1,210 @@
+"""Where the files of a source lie: on this machine, or behind a URL that fsspec knows."""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from tasks.config import DataConfig
+from tasks.errors import UserError
+from tasks.failures import PASSING_STATUS, causes
+from tasks.store.checked import content_digest
+
+TEXT = (".jsonl", ".json", ".csv")
+ENDINGS = (*TEXT, ".parquet", ".arrow", *(kind + packed for kind in TEXT for packed in (".gz", ".zst")))
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "sha", "blob_id", "LastModified", "last_modified", "Last-Modified")
+"""What file systems call a file's version, the surest first. One that tells none is read once more."""
+BUFFER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """One file of the source.
+
+    Args:
+        where: path or URL.
+        field: the field of the configuration that named it.
+        mark: what tells the content of a remote file from another; empty for one on this machine.
+    """
+
+    where: str
+    field: str
+    mark: str = ""
+
+    @property
+    def remote(self) -> bool:
+        return "://" in self.where
+
+    @property
+    def shown(self) -> str:
+        """For messages: a URL without what may be a secret."""
+        return _public(self.where)
+
+    @property
+    def name(self) -> str:
+        return self.shown.rsplit("/", 1)[-1]
+
+    def open(self) -> BinaryIO:
+        if not self.remote:
+            return Path(self.where).open("rb", buffering=BUFFER)
+        with trouble(self.where, self.field):
+            system, path = _system(self.where)
+            return cast(BinaryIO, io.BufferedReader(system.open(path, "rb"), BUFFER))
+
+    def check_unchanged(self) -> None:
+        """After reading: a remote file is still the one that the key names.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self.mark and self.mark != _mark(self.where, self.field):
+            raise UserError(f"{self.field}: {self.shown} changed while this run read it; run again.")
+
+
+class PinnedData(DataConfig):
+    """A configuration whose remote files have been looked up: field → URL → mark."""
+
+    files: dict[str, dict[str, str]]
+
+
+def is_remote(data: DataConfig) -> bool:
+    return any("://" in where and not where.startswith("file://") for where in (data.path, data.test_path))
+
+
+def pin_files(data: DataConfig) -> PinnedData:
+    """Look up the remote files of a configuration, so that a key names their content.
+
+    Raises:
+        UserError: nothing is there, or it may not be read.
+        ConnectionError: what passes by itself.
+    """
+    files = {
+        field: {place.where: _mark(place.where, place.field) for place in find_files(where, f"data.{field}")}
+        for field, where in (("path", data.path), ("test_path", data.test_path))
+        if "://" in where and not where.startswith("file://")
+    }
+    return PinnedData(**data.model_dump(), files=files)
+
+
+def places(data: DataConfig, field: str) -> list[Place]:
+    """The files of `path` or `test_path`, sorted; those that are pinned as they were pinned."""
+    if isinstance(data, PinnedData) and field in data.files:
+        return [Place(where, f"data.{field}", mark) for where, mark in data.files[field].items()]
+    return find_files(getattr(data, field), f"data.{field}")
+
+
+def find_files(pattern: str, field: str) -> list[Place]:
+    """The data files behind a path, URL, folder or glob, sorted by name. One that is named alone may end as it likes.
+
+    Raises:
+        UserError: nothing is there, or nothing of a known ending.
+    """
+    pattern = pattern.removeprefix("file://")
+    if "://" in pattern:
+        with trouble(pattern, field):
+            alone, found = _find_remote(pattern)
+    else:
+        alone, found = _find_local(Path(pattern).expanduser())
+    files = found if alone else [where for where in found if _public(where).lower().endswith(ENDINGS)]
+    if not files:
+        what = "holds no" if found else "does not exist or is empty; it takes a"
+        where = _public(pattern) if "://" in pattern else Path(pattern).expanduser().absolute()
+        raise UserError(f"{field}: {where} {what} {', '.join(ENDINGS)} file.")
+    return [Place(where, field) for where in files]
+
+
+def _find_local(path: Path) -> tuple[bool, list[str]]:
+    if path.is_file():
+        return True, [str(path)]
+    anchor = Path(path.anchor or ".")
+    found = path.rglob("*") if path.is_dir() else anchor.glob(str(path.relative_to(path.anchor)))
+    return False, [str(p) for p in sorted(found) if p.is_file()]
+
+
+def _find_remote(pattern: str) -> tuple[bool, list[str]]:
+    system, path = _system(pattern)
+    web = pattern.startswith(("http://", "https://"))
+    if not any(sign in path for sign in ("*[" if web else "*?[")):
+        if web or system.isfile(path):
+            return True, [pattern]
+        found = system.find(path)
+    else:
+        found = [name for name, about in system.glob(path, detail=True).items() if about.get("type") != "directory"]
+    return False, sorted(system.unstrip_protocol(name) for name in found)
+
+
+def _system(where: str) -> tuple[Any, str]:
+    import fsspec
+
+    return fsspec.core.url_to_fs(where, skip_instance_cache=True, use_listings_cache=False)
+
+
+def _mark(where: str, field: str) -> str:
+    """What tells a remote file's content from another: the version its file system tells, else a digest."""
+    with trouble(where, field):
+        system, path = _system(where)
+        about = system.info(path)
+        marks = {name: str(about[name]) for name in MARKS if about.get(name)}
+        if marks:
+            return json.dumps([about.get("size"), *next(iter(marks.items()))])
+        with system.open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(place: Place) -> str:
+    """What a key says of a file's content."""
+    return place.mark or (_mark(place.where, place.field) if place.remote else content_digest(Path(place.where)))
+
+
+@contextlib.contextmanager
+def trouble(where: str, field: str) -> Iterator[None]:
+    """Say in one sentence what keeps a URL from being read; what passes by itself becomes a ConnectionError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if said := _said(error, where, field):
+            raise said from error
+        raise
+
+
+def _said(error: BaseException, where: str, field: str) -> Exception | None:
+    import aiohttp
+    import fsspec
+
+    protocol, public = where.partition("://")[0], _public(where)
+    chain = list(causes(error))
+    status = next((e.status for e in chain if isinstance(e, aiohttp.ClientResponseError)), 0)
+    if isinstance(error, ImportError):
+        package = PACKAGES.get(protocol)
+        what = f"pip install {package}" if package else str(error)
+        return UserError(f"{field}: {protocol}:// needs a package that is not installed here: {what}.")
+    if isinstance(error, ValueError) and "not known" in str(error):
+        return UserError(f"{field}: fsspec knows no {protocol}://; usual are https, {', '.join(PACKAGES)}.")
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return UserError(f"{field}: {public} may not be read with this machine's credentials.")
+    if status and status not in PASSING_STATUS and status != 404:
+        return UserError(f"{field}: the server refuses {public} with HTTP {status}.")
+    # fsspec says "not found" of any failure, but names the network's own error as its cause
+    passing = (aiohttp.ClientError, fsspec.exceptions.FSTimeoutError, TimeoutError, ConnectionError)
+    if status != 404 and any(isinstance(e, passing) for e in chain):
+        return ConnectionError(f"{field}: {public} cannot be read: {chain[-1] or type(chain[-1]).__name__}")
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{field}: {public} does not exist.")
+    return None
+
+
+def _public(where: str) -> str:
+    """A URL without the query, which may hold a signature, and without a password."""
+    if "://" not in where:
+        return where
+    protocol, _, rest = where.partition("://")
+    rest = rest if protocol == "memory" else rest.partition("?")[0].partition("#")[0]
+    host, slash, path = rest.partition("/")
+    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
