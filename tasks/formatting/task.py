@@ -42,4 +42,9 @@ def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingCon
         f"{prompts.rows:,} prompts, {info['lost']:,} rows lost, {info['leaks']:,} left out as copies of held-out rows; "
         f"{info['duplicates']:,} repeat another row of their side, {info['shared_prompts']:,} share a held-out prompt"
     )
+    if info["changed"]:
+        log(
+            f"{info['changed']:,} conversations: only the last answer is learnt, because the chat template writes "
+            "earlier ones differently once others follow"
+        )
     return prompts

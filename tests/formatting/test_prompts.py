@@ -1,5 +1,6 @@
 """Prompts are what the template says, and a template that does not fit is said before any row is read."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,32 @@ def test_the_input_column_of_a_template_changes_no_chat(tmp_path: Path, model: P
     row = chat("a long question", "ho") | {"dialogue": "a long question"}
     (found,), _, _ = prompts(tmp_path, [row], model, style="chat")
     assert found["input_start"] is None
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path, model: Path) -> Path:
+    """A model whose template drops what earlier answers thought, as Qwen3's does."""
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    )
+    folder = tmp_path / "forgetful"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_template_that_rewrites_earlier_answers_teaches_the_last_one(tmp_path: Path, forgetful: Path) -> None:
+    rows = [chat("a", "<think>x</think>first", "b", "<think>y</think>second"), chat("a", "plain", "b", "second")]
+    found, ledger, info = prompts(tmp_path, rows, forgetful, style="chat")
+    assert [row["completion"] for row in found] == ["<think>y</think>second<|eot_id|>", "second<|eot_id|>"]
+    assert "<think>x" not in found[0]["prompt"] and found[0]["learnt"] == []
+    spans = [found[1]["prompt"][span["start"] : span["end"]] for span in found[1]["learnt"]]
+    assert spans == ["plain<|eot_id|>"]
+    assert [(line["id"], line["verdict"], line["reason"]) for line in ledger] == [
+        ("r0", "changed", "only the last answer is learnt")
+    ]
+    assert (info["rows"], info["changed"], info["lost"]) == (2, 1, 0)

@@ -1,0 +1,18 @@
+"""A row as the model sees it, whichever style made it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class Formatted(NamedTuple):
+    """A prompt and what is learnt after it."""
+
+    prompt: str
+    completion: str  # the text to learn
+    answer: str  # the same as a reader sees it, without ending or control tokens
+    learnt: Sequence[tuple[int, int]] = ()  # parts of the prompt that are learnt too, in characters
+    only_last: str = ""  # why earlier answers are not learnt, where that is so
+
+
+Format = Callable[[dict[str, Any]], Formatted]
+"""Raises ValueError with the reason when the row cannot be formatted."""
