@@ -47,17 +47,22 @@ def run(options: argparse.Namespace) -> int:
     if options.verify:
         os.environ["QLORA_FLOW_VERIFY"] = options.verify
     from flows.retrain import retrain
+    from flows.server import ensure_server
     from flows.table import show
 
     if options.refresh:
         _refresh(groups, options.refresh)
-    # Prefect hands SIGTERM on to this handler; leaving by it stops the temporary server, dying of the signal would not
+    # Prefect hands SIGTERM on to this handler; leaving by it ends what the run started, and says so by its status
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
+        ensure_server()
         summary = retrain(**groups)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished stages are kept: the same command goes on from there.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:  # Prefect has logged the stack; here is what to read first
         print(
             f"\nThe run failed: {error}\nFinished stages are kept: the same command goes on from there.",

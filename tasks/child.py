@@ -129,15 +129,24 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait(5)
 
 
+def follow_parent(parent: int) -> None:
+    """From now on this process gets SIGTERM when its parent dies, however that happens.
+
+    Args:
+        parent: process id; this process exits when it is gone already.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before prctl took effect
+        sys.exit(STOPPED_EXIT)
+
+
 def main(work: Callable[[dict[str, Any]], None]) -> None:
     """Entry of a child: read the job, follow the parent into death, turn mistakes into one sentence.
 
     Command line: JOB (a JSON file), the parent's process id, and where to write the sentence (standard error).
     """
     job, parent, sentence = Path(sys.argv[1]), int(sys.argv[2]), Path(*sys.argv[3:] or ["/dev/stderr"])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before prctl took effect
-        sys.exit(STOPPED_EXIT)
+    follow_parent(parent)
     try:
         work(json.loads(job.read_text()))
     except UserError as error:

@@ -69,13 +69,21 @@ class Forked:
             self.stdout = os.fdopen(reader, errors=errors)
         else:
             output = stdout.fileno()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         self.pid = os.fork()
         if self.pid == 0:
-            os.setsid()
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            _let_go_of_all_but((0, 1, 2, *pass_fds))
-            _begin(command[2], command[3:], env, cwd)
+            status = 1
+            try:
+                os.setsid()
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                _let_go_of_all_but((0, 1, 2, *pass_fds))
+                _settle(env, cwd)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                status = _be(command[2], command[3:])
+            finally:
+                os._exit(status)  # whatever happened: the code that forked runs on in the parent alone
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if self.stdout:
             os.close(output)
 
@@ -112,33 +120,33 @@ def _let_go_of_all_but(kept: tuple[int, ...]) -> None:
                 continue
 
 
-def _begin(module: str, arguments: list[str], environment: dict[str, str], folder: Path | None) -> None:
-    """Be `python -m MODULE ARGUMENTS`, and end."""
+def _settle(environment: dict[str, str], folder: Path | None) -> None:
+    """Be as a process is that has just started."""
     global _is_run
-    status = 1
-    try:
-        os.chdir(folder or ".")
-        os.environ.clear()
-        os.environ.update(environment)
-        for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(-1)
-        tempfile.tempdir = None
-        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
-        if not _is_run:
-            from prefect.context import refresh_global_settings_context
+    os.chdir(folder or ".")
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)
+    tempfile.tempdir = None
+    sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+    if not _is_run:
+        from prefect.context import refresh_global_settings_context
 
-            _is_run = True
-            refresh_global_settings_context()  # what it read from the environment
-            runpy.run_path(str(INJECT))
-        sys.argv = [module, *arguments]
+        _is_run = True
+        refresh_global_settings_context()  # what it read from the environment
+        runpy.run_path(str(INJECT))
+
+
+def _be(module: str, arguments: list[str]) -> int:
+    """Run `python -m MODULE ARGUMENTS` in this process; returns its exit status."""
+    sys.argv = [module, *arguments]
+    try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-        status = 0
+        return 0
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
+        return 1

@@ -1,5 +1,6 @@
 """Failures inside a run: what passes is tried again, training goes on where it was, mistakes are not repeated."""
 
+import fcntl
 import hashlib
 import os
 import signal
@@ -112,22 +113,46 @@ def kill_training(number: signal.Signals, steps: int) -> threading.Thread:
     return thread
 
 
-def test_a_terminated_command_leaves_no_process(groups: dict, store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_an_ended_command_leaves_no_process_and_no_lock(
+    groups: dict, store: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}  # no server there: the command starts its own
     environment.pop("PREFECT_API_URL", None)
     config = str(tmp_path / "config.yaml")
-    command = [sys.executable, "-m", "flows", "run", config, "--training.max_steps", "100000"]
     run = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "flows", "run", config, "--training.max_steps", "100000"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     assert run.stdout is not None
     while "step " not in (line := run.stdout.readline()):
         assert line, "the run ended before it trained"
     below = psutil.Process(run.pid).children(recursive=True)
     assert len(below) >= 2  # the trainer and the server
-    run.terminate()
-    assert run.wait(20) == 143
-    assert psutil.wait_procs(below, timeout=10)[1] == []
+    run.send_signal(number)
+    assert run.wait(15) == status
+    assert psutil.wait_procs(below, timeout=15)[1] == []
+    assert "Traceback" not in run.stdout.read()
+    held = [lock for lock in (store / "locks").iterdir() if not is_free(lock)]
+    half = [path for path in (store / "artifacts").glob(".train-*") if number != signal.SIGKILL]
+    assert (held, half) == ([], [])
+    assert len(list((store / "work").glob("train-*/checkpoint-*"))) == 1  # what it goes on from
+
+
+def is_free(lock: Path) -> bool:
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def test_killed_training_goes_on_and_ends_with_the_same_adapter(
