@@ -144,11 +144,12 @@ def processes(store: Path) -> list[int]:
 def leftovers(store: Path) -> list[str]:
     """What a run that is over should not have left: half folders, checkpoints, temporary files, held locks."""
     half = [p for p in store.rglob(".*") if p.is_dir() or p.name.startswith(".writing")]
-    held = [p for p in store.glob("locks/*") if not _free(p)]
+    held = [p for p in store.glob("locks/*") if not is_free(p)]
     return [str(p) for p in [*half, *held, *store.glob("work/*"), *(store.parent / "tmp").iterdir()]]
 
 
-def _free(lock: Path) -> bool:
+def is_free(lock: Path) -> bool:
+    """Whether no process holds a lock of a store."""
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

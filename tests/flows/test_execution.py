@@ -1,6 +1,5 @@
 """Failures inside a run: what passes is tried again, training goes on where it was, mistakes are not repeated."""
 
-import fcntl
 import hashlib
 import os
 import signal
@@ -23,6 +22,7 @@ from tasks.config import ModelConfig
 from tasks.download import task as download_room
 from tasks.download.task import ask_hub
 from tasks.errors import UserError
+from tests.faults.bench import is_free
 from tests.tiny import make_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -144,15 +144,6 @@ def test_an_ended_command_leaves_no_process_and_no_lock(
     half = [path for path in (store / "artifacts").glob(".train-*") if number != signal.SIGKILL]
     assert (held, half) == ([], [])
     assert len(list((store / "work").glob("train-*/checkpoint-*"))) == 1  # what it goes on from
-
-
-def is_free(lock: Path) -> bool:
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 def test_killed_training_goes_on_and_ends_with_the_same_adapter(

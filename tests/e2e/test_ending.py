@@ -1,0 +1,72 @@
+"""However a run under a worker ends, training ends with it: no process, no lock, and the next run goes on."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.served import Served, wait_for
+from tests.faults.bench import is_free
+
+LONG = {"lora_r": 4, "max_steps": 100_000}
+
+
+def cancelled(deployed: Served, id: str, flow: psutil.Process) -> None:
+    """What the button in the UI sends."""
+    deployed.api(f"/flow_runs/{id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+
+
+def killed(deployed: Served, id: str, flow: psutil.Process) -> None:
+    flow.kill()
+
+
+def interrupted(deployed: Served, id: str, flow: psutil.Process) -> None:
+    flow.send_signal(signal.SIGINT)
+
+
+def running_out_of_time(deployed: Served, id: str, flow: psutil.Process) -> None:
+    """Nothing: the stage has a time limit."""
+
+
+@pytest.mark.parametrize(
+    ("end", "states"),
+    [
+        (cancelled, {"CANCELLED"}),
+        (killed, {"CRASHED"}),
+        (interrupted, {"CRASHED"}),
+        (running_out_of_time, {"FAILED"}),
+    ],
+)
+def test_training_ends_with_the_run(
+    deployed: Served, parameters: dict[str, Any], tmp_path: Path, end: Callable[..., None], states: set[str]
+) -> None:
+    store = tmp_path / "store"
+    limit = {"train_timeout_minutes": 0.4} if end is running_out_of_time else {}
+    id = deployed.start_run(
+        parameters | {"training": LONG, "execution": {"checkpoint_steps": 20, **limit}}, QLORA_FLOW_STORE=str(store)
+    )
+    checkpoints = "work/train-*/checkpoint-*"
+    wait_for(lambda: list(store.glob(checkpoints)), 120, "training did not begin")
+    trainer = next(p for p in working_on(store) if "tasks.training.worker" in p.cmdline())
+    end(deployed, id, trainer.parent())
+    wait_for(lambda: not working_on(store), 45 if limit else 15, "a process lives on")
+    run = wait_for(lambda: deployed.finished(id), 60, "the server was not told")
+    assert run["state_type"] in states, run["state"]
+    assert all(is_free(lock) for lock in (store / "locks").iterdir())
+    assert not list(store.glob("artifacts/train-*"))
+    assert list(store.glob(checkpoints))  # what the next run goes on from
+    assert end is killed or not list(store.glob("artifacts/.train-*"))  # the next run removes it
+
+
+def working_on(store: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("QLORA_FLOW_STORE") == str(store):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
