@@ -1,6 +1,8 @@
 """rows.parquet → prompts.parquet: what the model reads and what it is to answer."""
 
+import contextlib
 from collections.abc import Iterable
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ from tasks.config import FormattingConfig
 from tasks.errors import UserError
 from tasks.formatting.chat import chat_format
 from tasks.formatting.formatted import Format, Formatted
-from tasks.formatting.repeats import Repeats
+from tasks.formatting.repeats import Repeats, common_part, signs
 from tasks.formatting.schema import PROMPT_SCHEMA, PROMPTS
 from tasks.formatting.templates import compile_template
 from tasks.store.ledger import Ledger
 
 BATCH = 4096
+SAMPLE = 1000
+UNFIT = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, jinja2.TemplateError)
+"""What a row that does not fit its template raises."""
 
 
 def write_prompts(rows: Path, tokenizer: Path, config: FormattingConfig, folder: Path) -> dict[str, Any]:
@@ -42,12 +47,16 @@ def write_prompts(rows: Path, tokenizer: Path, config: FormattingConfig, folder:
                 f"formatting.references: no column is called {name}; the data has {', '.join(sorted(columns))}."
             )
     ledger, repeats = Ledger("format", folder), Repeats()
+    common = common_part(_sample(source, format_row))
     count = 0
     with pq.ParquetWriter(folder / PROMPTS, PROMPT_SCHEMA, compression="zstd") as writer:
         for side in ("test", "train"):  # held-out rows first, so that training rows can be compared with them
             for batch in source.iter_batches(BATCH):
                 of_side = batch.filter(pc.equal(batch["split"], side)).to_pylist()
-                prompts = list(_formatted(of_side, format_row, config, ledger, repeats))
+                prompts = list(_formatted(of_side, format_row, config, ledger))
+                texts = [(row["prompt"], row["completion"]) for row in prompts]
+                kept = repeats.kept(side, [row["id"] for row in prompts], signs(texts, common), ledger)
+                prompts = list(compress(prompts, kept))
                 writer.write_table(pa.Table.from_pylist(prompts, PROMPT_SCHEMA))
                 count += len(prompts)
     return {
@@ -59,21 +68,31 @@ def write_prompts(rows: Path, tokenizer: Path, config: FormattingConfig, folder:
     }
 
 
+def _sample(source: pq.ParquetFile, format_row: Format) -> list[tuple[str, str]]:
+    """Prompt and answer of the first held-out rows: enough to see what all rows share."""
+    found: list[tuple[str, str]] = []
+    for batch in source.iter_batches(BATCH):
+        for row in batch.filter(pc.equal(batch["split"], "test")).slice(0, SAMPLE - len(found)).to_pylist():
+            with contextlib.suppress(*UNFIT):
+                formatted = format_row(row)
+                found.append((formatted.prompt, formatted.completion))
+        if len(found) >= SAMPLE:
+            break
+    return found
+
+
 def _formatted(
-    rows: Iterable[dict[str, Any]], format_row: Format, config: FormattingConfig, ledger: Ledger, repeats: Repeats
+    rows: Iterable[dict[str, Any]], format_row: Format, config: FormattingConfig, ledger: Ledger
 ) -> Iterable[dict[str, Any]]:
     for row in rows:
         id, split = row.pop("_id"), row["split"]
         try:
             prompt, completion, answer, learnt, only_last = format_row(row)
-        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, jinja2.TemplateError) as error:
+        except UNFIT as error:
             ledger.lost(id, split, "cannot be formatted", str(error))
             continue
         if not answer.strip():
             ledger.lost(id, split, "empty answer", "the completion has no text")
-            continue
-        if repeats.leaks(split, prompt, completion):
-            ledger.left_out(id, split, "held out", "a held-out row has the same prompt and answer")
             continue
         if only_last:
             ledger.changed(id, split, "only the last answer is learnt", only_last)

@@ -21,7 +21,7 @@ def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -
         inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),
         config=config.model_dump(exclude=unread),
         code=("tasks.formatting", "tasks.store.ledger"),
-        libraries=("jinja2", "pyarrow", *(["transformers"] if chat else [])),
+        libraries=("jinja2", "pyarrow", "rensa", *(["transformers"] if chat else [])),
     )
 
 
@@ -39,7 +39,8 @@ def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingCon
     )
     info = prompts.info
     log(
-        f"{prompts.rows:,} prompts, {info['lost']:,} rows lost, {info['leaks']:,} left out as copies of held-out rows; "
+        f"{prompts.rows:,} prompts, {info['lost']:,} rows lost, "
+        f"{info['leaks'] + info['near_leaks']:,} left out as copies of held-out rows; "
         f"{info['duplicates']:,} repeat another row of their side, {info['shared_prompts']:,} share a held-out prompt"
     )
     if info["changed"]:

@@ -1,0 +1,154 @@
+"""Texts that are nearly the same: five words in a row, hashed, compared through 64 min-hashes.
+
+Words are what white space parts, and single characters in scripts written without it. What many rows have in common
+(the template, a system prompt) says nothing about a row and is not compared.
+"""
+
+import array
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+WORDS = 5
+THRESHOLD = 0.8
+"""Estimated Jaccard similarity of the five-word sequences from which two rows are near copies."""
+SLOT = np.uint16
+"""Half of what the library gives: two different slots look equal once in 65,536."""
+SLOTS, BANDS = 64, 16
+"""The estimate's standard error is 0.05 at the threshold, where the bands miss one pair in 5,000."""
+FEWEST = 20
+"""Sequences of its own that a row needs: in shorter ones a number or a name makes another row."""
+COMMON_SHARE = 0.02
+PIECE = 1 << 20
+"""Bytes hashed at once. A text beyond it is compared by its beginning."""
+SEED = 42
+BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses
+
+Hashes = tuple[np.ndarray, np.ndarray]
+"""Hashes of all word sequences, row after row, and where each row's begin (one more than rows)."""
+
+
+def shingles(texts: Sequence[bytes]) -> Hashes:
+    """Hash every sequence of WORDS words of normalised texts (single spaces, one case)."""
+    found, sizes = [], []
+    piece: list[bytes] = []
+    length = 0
+    for text in texts:
+        text = text[: PIECE - 1]
+        if piece and length + len(text) + 1 > PIECE:
+            hashes, counts = _hash(piece)
+            found.append(hashes)
+            sizes.append(counts)
+            piece, length = [], 0
+        piece.append(text)
+        length += len(text) + 1
+    hashes, counts = _hash(piece)
+    offsets = np.concatenate([[0], *sizes, counts]).cumsum()
+    return np.concatenate([*found, hashes]), offsets
+
+
+def _powers(base: int) -> np.ndarray:
+    powers = np.full(PIECE + 1, base, np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers, dtype=np.uint64)
+
+
+POWERS, INVERSES = _powers(BASE), _powers(pow(BASE, -1, 1 << 64))
+
+
+def _hash(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes, and how many each text has: prefix sums of byte times power give the hash of any stretch at once."""
+    data = np.frombuffer(b" ".join(texts) + b" ", np.uint8)
+    sums = np.zeros(len(data) + 1, np.uint64)
+    np.cumsum(data * POWERS[: len(data)], out=sums[1:])
+    space = data == ord(" ")
+    begins = np.concatenate([[True], space[:-1]]) & ~space
+    begins |= data >= 0xE0  # three or more bytes in UTF-8: Chinese, Japanese, Thai, emoji
+    words = np.flatnonzero(begins)
+    ends = np.append(words[1:], len(data))
+    first = np.cumsum([0, *(len(text) + 1 for text in texts)])
+    of_text = np.searchsorted(words, first)  # each text's first word
+    counts = np.maximum(np.diff(of_text) - WORDS + 1, 0)
+    from_word = np.arange(counts.sum()) + np.repeat(of_text[:-1] - np.cumsum(counts) + counts, counts)
+    begin, end = words[from_word], ends[from_word + WORDS - 1]
+    hashes = (sums[end] - sums[begin]) * INVERSES[begin]
+    hashes ^= hashes >> np.uint64(29)
+    hashes *= np.uint64(0xBF58476D1CE4E5B9)
+    return hashes ^ (hashes >> np.uint64(32)), counts
+
+
+def common(hashes: Hashes) -> np.ndarray:
+    """Sorted hashes that more than COMMON_SHARE of the rows have, and more than one of them."""
+    values, offsets = hashes
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    order = np.lexsort((rows, values))
+    values, rows = values[order], rows[order]
+    new = np.ones(len(values), bool)
+    new[1:] = (values[1:] != values[:-1]) | (rows[1:] != rows[:-1])
+    found, counts = np.unique(values[new], return_counts=True)
+    return found[counts > max(1, COMMON_SHARE * (len(offsets) - 1))]
+
+
+def without(hashes: Hashes, common: np.ndarray) -> Hashes:
+    values, offsets = hashes
+    if not len(common):
+        return hashes
+    own = common[np.minimum(np.searchsorted(common, values), len(common) - 1)] != values
+    return values[own], np.concatenate([[0], np.cumsum(own)])[offsets]
+
+
+def sketch(hashes: Hashes) -> np.ndarray:
+    """Min-hashes, rows x SLOTS."""
+    from rensa import RMinHash
+
+    values, offsets = hashes
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(values, offsets.astype(np.uint64), SLOTS, SEED)
+    slots = array.array("I", itertools.chain.from_iterable(matrix.to_rows()))
+    return np.frombuffer(slots, np.uint32).astype(SLOT).reshape(-1, SLOTS)
+
+
+class Index:
+    """Finds the row that a new one nearly equals among rows that were added before."""
+
+    def __init__(self) -> None:
+        self._sketches: list[np.ndarray] = []
+        self._rows: list[np.ndarray] = []
+        self._bands: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, sketches: np.ndarray, rows: np.ndarray) -> None:
+        """Args: sketches, and what `nearest` shall call each of them."""
+        self._sketches.append(sketches)
+        self._rows.append(rows)
+        self._bands = []
+
+    def nearest(self, sketches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The most similar known row of each sketch, -1 for none at THRESHOLD; and the estimated similarity."""
+        best, similarity = np.full(len(sketches), -1), np.zeros(len(sketches))
+        self._finish()
+        if not self._bands or not len(sketches):
+            return best, similarity
+        known, rows = self._sketches[0], self._rows[0]
+        for (keys, order), asked in zip(self._bands, _band_keys(sketches), strict=True):
+            place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+            hit = np.flatnonzero(keys[place] == asked)
+            candidate = order[place[hit]]
+            alike = (known[candidate] == sketches[hit]).mean(axis=1)
+            better = (alike >= THRESHOLD) & (alike > similarity[hit])
+            best[hit[better]], similarity[hit[better]] = rows[candidate[better]], alike[better]
+        return best, similarity
+
+    def _finish(self) -> None:
+        """Sort the bands, once after the last row."""
+        if self._bands or not sum(map(len, self._rows)):
+            return
+        self._sketches, self._rows = [np.concatenate(self._sketches)], [np.concatenate(self._rows)]
+        for keys in _band_keys(self._sketches[0]):
+            order = np.argsort(keys, kind="stable").astype(np.int32)
+            self._bands.append((keys[order], order))
+
+
+def _band_keys(sketches: np.ndarray) -> list[np.ndarray]:
+    """One number a row for each band of slots."""
+    slots = sketches.astype(np.uint64).reshape(len(sketches), BANDS, -1)
+    return list((slots * POWERS[1 : slots.shape[2] + 1]).sum(axis=2, dtype=np.uint64).T.copy())
