@@ -6,6 +6,7 @@ A child's printed lines become log lines of the task; a user's mistake travels b
 
 import contextlib
 import ctypes
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ def run_child(module: str, job: dict[str, Any], log: Callable[[str], None], hang
         UserError: the child found a mistake in configuration or data.
         ChildFailed: the child ended otherwise than by finishing.
     """
+    with started(module, job, log) as child:
+        child.finish(hang_minutes)
+
+
+@contextlib.contextmanager
+def started(
+    module: str, job: dict[str, Any], log: Callable[[str], None], pass_fds: tuple[int, ...] = ()
+) -> Iterator["Child"]:
+    """`run_child` for those who do something meanwhile: whatever interrupts the body ends the child.
+
+    Args:
+        pass_fds: open files that the child gets as well, under the same numbers.
+    """
     with _memory_file() as job_file, _memory_file() as sentence:
         os.write(job_file, json.dumps(job).encode())
         process = subprocess.Popen(
@@ -59,24 +73,40 @@ def run_child(module: str, job: dict[str, Any], log: Callable[[str], None], hang
             text=True,
             errors="replace",
             env={**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
-            pass_fds=(job_file, sentence),
+            pass_fds=(job_file, sentence, *pass_fds),
             start_new_session=True,  # so that its whole group can be ended, and Ctrl-C reaches only the parent
         )
-        said = _Said(process, log)
+        child = Child(module, process, _Said(process, log), sentence)
         try:
-            code = _wait(process, said, hang_minutes)
+            yield child
         except BaseException:
             _end(process)
             raise
         finally:
-            said.join(timeout=5)
+            child.said.join(timeout=5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Child:
+    """A child at work."""
+
+    module: str
+    process: subprocess.Popen[str]
+    said: "_Said"
+    sentence: int
+    """Where it writes the sentence about a user's mistake."""
+
+    def finish(self, hang_minutes: float | None = None) -> None:
+        """Wait for its end; raises as `run_child` does."""
+        code = _wait(self.process, self.said, hang_minutes)
         if code == 0:
             return
         if code == USER_ERROR_EXIT:
-            raise UserError(os.pread(sentence, 1 << 20, 0).decode())
+            raise UserError(os.pread(self.sentence, 1 << 20, 0).decode())
+        self.said.join(timeout=5)  # its last lines
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         passing = code < 0 or code in (STOPPED_EXIT, PASSING_EXIT)
-        raise ChildFailed(f"{module} {how}:\n" + "\n".join(said.lines[-25:]), passing)
+        raise ChildFailed(f"{self.module} {how}:\n" + "\n".join(self.said.lines[-25:]), passing)
 
 
 @contextlib.contextmanager

@@ -15,3 +15,6 @@ PROMPT_SCHEMA = pa.schema(
         ("input_end", pa.int32()),
     ]
 )
+
+SIGNS = "signs"
+"""Column that says, within the stage, what a row is recognised by."""

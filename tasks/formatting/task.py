@@ -20,7 +20,7 @@ def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -
         stage="format",
         inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),
         config=config.model_dump(exclude=unread),
-        code=("tasks.formatting", "tasks.store.ledger"),
+        code=("tasks.formatting", "tasks.spread", "tasks.store.ledger"),
         libraries=("jinja2", "pyarrow", "rensa", *(["transformers"] if chat else [])),
     )
 
@@ -34,7 +34,7 @@ def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingCon
     log = get_run_logger().info
     prompts = produce(
         identity(rows, model, config),
-        lambda folder: write_prompts(rows.path / ROWS, Path(model.folder), config, folder),
+        lambda folder: write_prompts(rows.path / ROWS, Path(model.folder), config, folder, log),
         log,
     )
     info = prompts.info

@@ -19,9 +19,13 @@ MOST_STEPS = 1_000_000
 """Numbers that range() gives one row: a loop that writes nothing ends in a blink, not after the seconds below."""
 
 LONGEST_SECONDS = 10.0
-"""Processor time of one rendered row."""
+"""Processor time of one rendered row; up to twice as much passes before it is noticed."""
 
 Render = Callable[[dict[str, Any]], str]
+
+
+class Runaway(ValueError):
+    """A row's text that one of these limits ended."""
 
 
 def compile_template(source: str, field: str, columns: set[str]) -> Render:
@@ -48,41 +52,67 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
     def limited_range(*bounds: int) -> range:
         steps = range(*bounds)
         if len(steps) > left[0]:
-            raise ValueError(f"{field} loops more than {MOST_STEPS:,} times over the row")
+            raise Runaway(f"{field} loops more than {MOST_STEPS:,} times over the row")
         left[0] -= len(steps)
         return steps
 
-    template.globals["range"] = limited_range
+    context = template.new_context()  # one for all rows: making it costs more than rendering
+    constants = {**context.parent, "range": limited_range}
 
     def render(row: dict[str, Any]) -> str:
-        parts, length = [], 0
+        context.parent = {**constants, **row}
+        context.vars.clear()  # what the row before has set
+        context.exported_vars.clear()
         left[0] = MOST_STEPS
-        with _time_limit(field):
-            for part in template.generate(row):
+        parts, length = [], 0
+        _clock.begin(field)
+        try:
+            for part in template.root_render_func(context):
                 parts.append(part)
                 length += len(part)
                 if length > LONGEST_TEXT:
-                    raise ValueError(f"{field} makes more than {LONGEST_TEXT:,} characters of the row")
+                    raise Runaway(f"{field} makes more than {LONGEST_TEXT:,} characters of the row")
+        finally:
+            _clock.end()
         return "".join(parts)
 
     return render
 
 
+class _Clock:
+    """Counts the renderings, so that a timer sees which one has been at it since the last tick."""
+
+    def __init__(self) -> None:
+        self._field = ""
+        self._count = self._at_last_tick = 0
+
+    def begin(self, field: str) -> None:
+        self._field = field
+        self._count += 1
+
+    def end(self) -> None:
+        self._field = ""
+
+    def tick(self, *_: Any) -> None:
+        if self._field and self._count == self._at_last_tick:
+            raise Runaway(f"{self._field} did not end within {LONGEST_SECONDS:g} s of processor time")
+        self._at_last_tick = self._count
+
+
+_clock = _Clock()
+
+
 @contextlib.contextmanager
-def _time_limit(field: str) -> Iterator[None]:
-    """End a loop without end. The timer counts processor time, beside the one of Prefect's timeouts.
+def time_limit() -> Iterator[None]:
+    """End a loop without end in what is rendered meanwhile. The timer counts processor time, beside Prefect's own.
 
     Signals reach the main thread alone; elsewhere the stage's own timeout has to do.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def stop(*_: Any) -> None:
-        raise ValueError(f"{field} did not end within {LONGEST_SECONDS:g} s of processor time")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_SECONDS)
+    before = signal.signal(signal.SIGVTALRM, _clock.tick)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_SECONDS, LONGEST_SECONDS)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks import spread
 from tasks.config import FormattingConfig
 from tasks.errors import UserError
 from tasks.formatting import templates
@@ -232,3 +233,44 @@ def test_a_template_that_rewrites_earlier_answers_teaches_the_last_one(tmp_path:
         ("r0", "changed", "only the last answer is learnt")
     ]
     assert (info["rows"], info["changed"], info["lost"]) == (2, 1, 0)
+
+
+def test_a_template_that_runs_wild_on_many_rows_ends_the_stage(tmp_path: Path) -> None:
+    loop = "{% for a in range(9999999) %}{% endfor %}"
+    with pytest.raises(
+        UserError, match=r"formatting.prompt loops more than 1,000,000 times .* 10 rows before row r10;"
+    ):
+        prompts(tmp_path, [ROW] * 20, prompt=loop)
+
+
+def test_a_loop_that_only_takes_time_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "LONGEST_SECONDS", 0.2)
+    monkeypatch.setattr(templates, "MOST_STEPS", 10**12)
+    loop = "{% for a in range(99999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    loop = "{% if dialogue == 'slow' %}" + loop + "{% endif %}x"
+    found, ledger, _ = prompts(tmp_path, [ROW, {**ROW, "dialogue": "slow"}, ROW], prompt=loop)
+    assert [row["id"] for row in found] == ["r0", "r2"]
+    assert "did not end within 0.2 s of processor time" in ledger[0]["detail"]
+
+
+def test_what_a_row_sets_is_not_there_for_the_next(tmp_path: Path) -> None:
+    template = "{% if dialogue == 'first' %}{% set topic = 'set' %}{% endif %}[{{ topic }}]"
+    rows = [{**ROW, "dialogue": text, "topic": None} for text in ("first", "second")]
+    found, _, _ = prompts(tmp_path, rows, prompt=template)
+    assert [row["prompt"] for row in found] == ["[set]", "[]"]
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**ROW, "_id": f"r{n}", "split": "test" if n % 4 == 0 else "train"} for n in range(60)]
+    rows[7] |= {"dialogue": "Ben: Ho."}
+    rows[9] |= {"summary": ""}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=10)
+    written = []
+    for cores in (1, 3):
+        monkeypatch.setattr(spread, "cores", lambda cores=cores: cores)
+        folder = tmp_path / str(cores)
+        folder.mkdir()
+        info = write_prompts(tmp_path / "rows.parquet", Path(), FormattingConfig(), folder)
+        written.append((info, {file.name: file.read_bytes() for file in folder.iterdir()}))
+    assert written[0] == written[1]
+    assert written[0][0]["leaks"] == 43

@@ -1,0 +1,145 @@
+"""Rows become prompts and answers: the part of the stage that every process does for itself."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks.config import FormattingConfig
+from tasks.errors import UserError
+from tasks.formatting.chat import chat_format
+from tasks.formatting.formatted import Format, Formatted
+from tasks.formatting.repeats import common_part, signs
+from tasks.formatting.schema import PROMPT_SCHEMA, SIGNS
+from tasks.formatting.templates import Runaway, compile_template, time_limit
+from tasks.spread import Result, serve
+
+SIDES = ("test", "train")  # held-out rows first, so that training rows can be compared with them
+SIGNED_SCHEMA = PROMPT_SCHEMA.append(pa.field(SIGNS, pa.binary()))
+PROMPT, COMPLETION = (PROMPT_SCHEMA.get_field_index(name) for name in ("prompt", "completion"))
+SAMPLE = 1000
+BATCH = 1000
+MOST_RUNAWAYS = 10
+"""Rows of a unit that a template's limits may end; with more, the template is at fault and not the row."""
+UNFIT = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, jinja2.TemplateError)
+"""What a template raises over a row."""
+
+
+def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
+    """The prompts of a row group's held-out rows, then those of its training rows.
+
+    Args:
+        job: `rows` (file), `model` (folder) and `config`.
+        units: row group n of the file as n for its held-out rows and as n + row groups for its training rows.
+    Yields:
+        rows of SIGNED_SCHEMA; noted is a ledger line for each row that is not among them or changed:
+        [verdict, id, split, reason, detail].
+    Raises:
+        UserError: the template does not fit the columns, or runs wild.
+    """
+    config = FormattingConfig(**job["config"])
+    source = pq.ParquetFile(job["rows"])
+    columns = set(source.schema_arrow.names) - {"_id"}
+    for name in config.references:
+        if name not in columns:
+            raise UserError(
+                f"formatting.references: no column is called {name}; the data has {', '.join(sorted(columns))}."
+            )
+    chat = config.style == "chat"
+    format_row = chat_format(Path(job["model"]), config, columns) if chat else _template(config, columns)
+    common = common_part(_sample(source, format_row))
+    for unit in units:
+        turn, group = divmod(unit, source.num_row_groups)
+        table = source.read_row_group(group)
+        rows = table.filter(pc.equal(table["split"], SIDES[turn])).to_pylist()
+        ledger: list[list[str]] = []
+        with time_limit():
+            formatted = list(_formatted(rows, format_row, config, ledger))
+        yield Result(_signed(formatted, common), ledger)
+
+
+def _signed(formatted: list[tuple[Any, ...]], common: Any) -> pa.RecordBatch:
+    if not formatted:
+        return pa.RecordBatch.from_pylist([], SIGNED_SCHEMA)
+    columns = list(zip(*formatted, strict=True))
+    columns.append(tuple(signs([(row[PROMPT], row[COMPLETION]) for row in formatted], common)))
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SIGNED_SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=SIGNED_SCHEMA)
+
+
+def _sample(source: pq.ParquetFile, format_row: Format) -> list[tuple[str, str]]:
+    """Prompt and answer of the first held-out rows: enough to see what all rows share."""
+    found: list[tuple[str, str]] = []
+    for batch in source.iter_batches(BATCH):
+        with time_limit():
+            for row in batch.filter(pc.equal(batch["split"], "test")).slice(0, SAMPLE - len(found)).to_pylist():
+                try:
+                    formatted = format_row(row)
+                except Runaway:  # a thousand of them would take hours
+                    return found
+                except UNFIT:
+                    continue
+                found.append((formatted.prompt, formatted.completion))
+        if len(found) >= SAMPLE:
+            break
+    return found
+
+
+def _template(config: FormattingConfig, columns: set[str]) -> Format:
+    prompt = compile_template(config.prompt, "formatting.prompt", columns)
+    completion = compile_template(config.completion, "formatting.completion", columns)
+
+    def format_row(row: dict[str, Any]) -> Formatted:
+        answer = completion(row)
+        return Formatted(prompt(row), answer + config.ending, answer)
+
+    return format_row
+
+
+def _formatted(
+    rows: list[dict[str, Any]], format_row: Format, config: FormattingConfig, ledger: list[list[str]]
+) -> Iterator[tuple[Any, ...]]:
+    """Values in the order of PROMPT_SCHEMA."""
+    runaways = 0
+    for row in rows:
+        id, split = row.pop("_id"), row["split"]
+        try:
+            prompt, completion, answer, learnt, only_last = format_row(row)
+        except UNFIT as error:
+            ledger.append(["lost", id, split, "cannot be formatted", str(error)])
+            runaways += isinstance(error, Runaway)
+            if runaways > MOST_RUNAWAYS:
+                raise UserError(
+                    f"{error}, and so with {MOST_RUNAWAYS} rows before row {id}; give it shorter loops."
+                ) from error
+            continue
+        if not answer.strip():
+            ledger.append(["lost", id, split, "empty answer", "the completion has no text"])
+            continue
+        if only_last:
+            ledger.append(["changed", id, split, "only the last answer is learnt", only_last])
+        text = row.get(config.input_column) if config.style == "template" else None
+        start = prompt.find(text) if isinstance(text, str) and text and prompt.count(text) == 1 else -1
+        yield (
+            id,
+            split,
+            prompt,
+            completion,
+            _references(row, config.references) or [answer.strip()],
+            [{"start": start, "end": end} for start, end in learnt],
+            start if start >= 0 else None,
+            start + len(text) if start >= 0 and text else None,
+        )
+
+
+def _references(row: dict[str, Any], columns: list[str]) -> list[str]:
+    values = [value for name in columns for value in (row[name] if isinstance(row[name], list) else [row[name]])]
+    return [str(value) for value in values if value not in (None, "")]
+
+
+if __name__ == "__main__":
+    serve(work)

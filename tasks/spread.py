@@ -1,0 +1,118 @@
+"""One piece of work over the units of a file, on all cores; its results come in order, however many cores there are.
+
+A module that can be spread has `work(job, units)`, which yields one `Result` a unit in their order, and ends with
+`if __name__ == "__main__": serve(work)`. Each of n processes takes every n-th unit and sends its results through a pipe
+of its own, which holds it back when the reader is slower: memory does not grow with the number of units.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+
+from tasks.child import Child, ChildFailed, main, started
+
+UNITS_A_PROCESS = 4
+"""Fewer are done sooner than a process starts."""
+
+
+class Result(NamedTuple):
+    """Rows, and JSON-able notes about them."""
+
+    rows: pa.RecordBatch
+    notes: Any
+
+
+Work = Callable[[dict[str, Any], Iterable[int]], Iterator[Result]]
+
+
+def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], None]) -> Generator[Result, None, None]:
+    """The result of every unit, first to last; worked out in this process where there are few.
+
+    Close it (`contextlib.closing`), so that no process outlives an interruption.
+
+    Args:
+        module: has `work`.
+        job: JSON-able arguments of `work`.
+        log: receives every line that a process prints.
+    Raises:
+        UserError: a mistake in configuration or data.
+        ChildFailed: a process ended otherwise than by finishing.
+    """
+    processes = min(cores(), units // UNITS_A_PROCESS)
+    if processes < 2:
+        yield from importlib.import_module(module).work(job, range(units))
+        return
+    with contextlib.ExitStack() as stack:
+        at_work = [
+            stack.enter_context(_process(module, job, range(n, units, processes), log)) for n in range(processes)
+        ]
+        for unit in range(units):
+            yield at_work[unit % processes].next_result()
+        for process in at_work:
+            process.child.finish()
+
+
+def cores() -> int:
+    """Processors that this process may use: by affinity, and by the quota of its container."""
+    allowed = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or the quota is `max`
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        return max(1, min(allowed, round(quota / period)))
+    return allowed
+
+
+@contextlib.contextmanager
+def _process(module: str, job: dict[str, Any], units: range, log: Callable[[str], None]) -> Iterator["_Process"]:
+    receiving, sending = os.pipe()
+    with os.fdopen(receiving, "rb") as source, contextlib.ExitStack() as stack:
+        whole = {"job": job, "units": [units.start, units.stop, units.step], "pipe": sending}
+        try:
+            child = stack.enter_context(started(module, whole, log, pass_fds=(sending,)))
+        finally:
+            os.close(sending)
+        yield _Process(child, source)
+
+
+class _Process:
+    """A child that sends its results."""
+
+    def __init__(self, child: Child, source: BinaryIO) -> None:
+        self.child, self._source = child, source
+        self._reader: Any = None
+
+    def next_result(self) -> Result:
+        try:
+            self._reader = self._reader or pa.ipc.open_stream(self._source)
+            message = self._reader.read_next_batch_with_custom_metadata()
+        except (StopIteration, pa.ArrowInvalid, OSError):
+            self.child.finish()
+            raise ChildFailed(f"{self.child.module} ended before its work was done", passing=False) from None
+        return Result(message.batch, json.loads(message.custom_metadata[b"notes"]))
+
+
+def serve(work: Work) -> None:
+    """Entry of a child: send the results of its units."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processes have the other cores
+    pa.set_cpu_count(1)
+    main(lambda whole: _send(work(whole["job"], range(*whole["units"])), whole["pipe"]))
+
+
+def _send(results: Iterator[Result], pipe: int) -> None:
+    """A result travels while the next one is worked out."""
+    with os.fdopen(pipe, "wb") as sink, ThreadPoolExecutor(1) as sender, contextlib.ExitStack() as stack:
+        writer: Any = None
+        sent: Future[None] | None = None
+        for rows, notes in results:
+            if sent:
+                sent.result()
+            writer = writer or stack.enter_context(pa.ipc.new_stream(sink, rows.schema))
+            sent = sender.submit(writer.write_batch, rows, {"notes": json.dumps(notes)})
+        if sent:
+            sent.result()
