@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
+from flows.changes import earlier_rows, sentence
 from flows.logs import quiet_user_errors
 from flows.stages import patient
 from flows.summary import markdown, summarize
@@ -20,11 +21,11 @@ from tasks.config import (
     TokenizationConfig,
     TrainingConfig,
 )
-from tasks.download.task import ask_hub, download, moving
+from tasks.download.task import ask_hub, compare_rows, download, moving
 from tasks.evaluation.report import write_report
 from tasks.evaluation.task import evaluate
 from tasks.formatting.task import format_prompts
-from tasks.publishing.task import publish
+from tasks.publishing.task import publish, registry_folder
 from tasks.store.artifact import in_use
 from tasks.store.budget import check_losses
 from tasks.tokenization.task import tokenize
@@ -61,6 +62,10 @@ def retrain(
         data, model = patient(ask_hub, execution)(data, model)
     with in_use():
         source = patient(download, execution)(data, model)
+        changes: dict[str, Any] = {}
+        if earlier := earlier_rows(registry_folder(publishing), source.rows):
+            changes = {"since": earlier[0], **patient(compare_rows, execution)(earlier[1], source.rows).info}
+            get_run_logger().info(sentence(changes))
         prompts = patient(format_prompts, execution)(source.rows, source.model, formatting)
         tokens = patient(tokenize, execution)(prompts, source.model, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
@@ -72,7 +77,7 @@ def retrain(
         download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version
     )
     report = write_report(stages)
-    summary = summarize(stages, began, report)
+    summary = summarize(stages, began, report, changes)
     create_markdown_artifact(markdown(summary), key=f"retrain-{publishing.name}".replace(".", "-").replace("_", "-"))
     get_run_logger().info(f"report: {report}")
     return summary

@@ -16,6 +16,7 @@ JITTER = 0.3
 TIMEOUTS = {
     "ask the hub": "prepare",
     "download": "prepare",
+    "compare rows": "prepare",
     "format prompts": "prepare",
     "tokenize": "prepare",
     "train": "train",

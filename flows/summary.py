@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from flows.changes import sentence
 from tasks.store.artifact import ArtifactRef, written_here
 
 
-def summarize(stages: dict[str, ArtifactRef], began: float, report: Path) -> dict[str, Any]:
+def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """For each stage its key, whether it ran, seconds, rows and path; scores; the published version.
 
     Args:
         began: `time.monotonic()` at the run's start; what was written since then ran.
+        changes: how the rows differ from those of an earlier version; empty without one.
     """
 
     def ran(manifest: dict[str, Any]) -> bool:
@@ -37,6 +39,7 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path) -> dic
             "digest": stages["publish"].digest,
         },
         "report": str(report),
+        "changes": changes,
     }
 
 
@@ -58,6 +61,7 @@ def markdown(summary: dict[str, Any]) -> str:
         "|---|---|---:|---:|",
         *(f"| {name} | {s['outcome']} | {s['seconds']:.1f} | {s['rows']:,} |" for name, s in summary["stages"].items()),
         "",
+        *([sentence(summary["changes"]), ""] if summary["changes"] else []),
         f"Adapter: `{published['path']}`  ",
         f"Report: `{summary['report']}`",
     ]

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.changes import sentence
 from flows.plan import Planned
 
 
@@ -23,6 +24,8 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
         interval = f"{s['low']:+.3f} to {s['high']:+.3f}"
         scores.add_row(name, f"{s['base']:.3f}", f"{s['tuned']:.3f}", f"{s['difference']:+.3f}", interval)
     console.print(stages, scores)
+    if summary["changes"]:
+        console.print(sentence(summary["changes"]), soft_wrap=True, highlight=False)
     published = summary["published"]
     console.print(f"report   {summary['report']}", soft_wrap=True, highlight=False)
     console.print(

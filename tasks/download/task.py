@@ -113,3 +113,24 @@ def download(data: DataConfig, model: ModelConfig) -> Source:
     log("rows read from " + ", ".join(f"{kind} ({count:,})" for kind, count in info["formats"].items()))
     log(f"{info['train']:,} training and {info['test']:,} held-out rows, {info['lost']:,} lost")
     return Source(rows=rows, model=fetch_model(model, log))
+
+
+def difference_identity(before: ArtifactRef, now: ArtifactRef) -> Identity:
+    return Identity(
+        stage="difference",
+        inputs={"before": before.digest, "now": now.digest},
+        code=("tasks.download.difference",),
+        libraries=("pyarrow",),
+    )
+
+
+@task(name="compare rows", **cached(difference_identity))
+def compare_rows(before: ArtifactRef, now: ArtifactRef) -> ArtifactRef:
+    """Two results of download → difference.parquet; nothing else depends on it."""
+    from tasks.download.difference import write_difference
+
+    return produce(
+        difference_identity(before, now),
+        lambda folder: write_difference(before.path, now.path, folder),
+        get_run_logger().info,
+    )

@@ -68,6 +68,32 @@ def test_a_run_leaves_every_artifact_and_a_second_run_reuses_it(config: Path, st
 
     evaluated = run(config, "--evaluation.max_new_tokens", "4")
     assert outcomes(evaluated) == ["reused"] * 4 + ["ran"] * 2
+    assert evaluated["changes"] == {}
+
+
+def test_what_changed_in_the_rows_is_said(
+    config: Path, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config)
+    rows = make_rows(43)[1:]
+    rows[4]["summary"] = "They meet elsewhere."
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    changes = run(config)["changes"]
+    counts = {"added": 3, "removed": 1, "changed": 1, "same": 38}
+    assert changes == {"since": "v0001", "rows": 5, **counts}
+    assert "rows since v0001: 3 added, 1 removed, 1 changed, 38 same" in capsys.readouterr().out
+    again = run(config)
+    assert outcomes(again) == ["reused"] * 6
+    assert again["changes"] == changes  # still against the version before
+    (folder,) = (store / "artifacts").glob("difference-*")
+    lines = pq.read_table(folder / "difference.parquet").to_pylist()
+    assert [(line["id"], line["what"]) for line in lines] == [
+        ("r040", "added"),
+        ("r041", "added"),
+        ("r042", "added"),
+        ("r000", "removed"),
+        ("r005", "changed"),
+    ]
 
 
 def test_the_published_adapter_loads_on_its_base(config: Path, store: Path, tiny_model: Path) -> None:
