@@ -24,7 +24,7 @@ def test_the_bundled_dialogues_are_varied_and_complete() -> None:
     assert len({row["topic"] for row in rows}) > 100
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_is_a_valid_configuration(example: Path) -> None:
     load(example, {})
 

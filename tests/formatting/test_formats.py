@@ -1,0 +1,89 @@
+"""Every input format of examples/formats: its rows, as its first lines describe them, become prompts and answers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.config_file import load
+from tasks.config import DataConfig, FormattingConfig
+from tasks.download.rows import write_rows
+from tasks.formatting.prompts import write_prompts
+
+FORMATS = Path(__file__).parents[2] / "examples/formats"
+COUNT = 30
+
+
+def rows_of(name: str, n: int) -> dict[str, Any]:
+    ask, answer = f"How much is {n} plus {n}?", f"It is {2 * n}."
+    return {
+        "instruction": {"instruction": ask, "input": f"Think of {n} apples." if n % 2 else "", "output": answer},
+        "prompt-completion": {"prompt": ask, "completion": answer},
+        "messages": {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]},
+        "sharegpt": {"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]},
+        "references": {"id": f"a{n}", "dialogue": ask, "summary": answer},
+        "csv": {"number": f"{n:03d}", "question": ask, "answer": answer, "topic": f"topic {n % 15}"},
+        "hub": {"instruction": ask, "context": "", "response": answer, "category": "sums"},
+    }[name]
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the file that an example names, and gives its groups."""
+
+    def make(name: str) -> tuple[DataConfig, FormattingConfig]:
+        groups: dict[str, Any] = dict(load(FORMATS / f"{name}.yaml", {}))
+        data, rows = groups["data"], [rows_of(name, n) for n in range(COUNT)]
+        monkeypatch.chdir(tmp_path)
+        if data.hub_id:
+            import datasets
+
+            monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+            monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
+        elif data.path.endswith(".csv"):
+            with Path(data.path).open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+        else:
+            Path(data.path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if data.test_path:
+            held_out = {"id": "b", "dialogue": "How much is 50 plus 50?", "summary1": "100", "summary2": "It is 100."}
+            Path(data.test_path).write_text(json.dumps({**held_out, "summary3": "A hundred."}) + "\n")
+        return data, groups["formatting"]
+
+    return make
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FORMATS.glob("*.yaml")))
+def test_an_example_formats_its_rows(name: str, source: Any, tmp_path: Path, tiny_model: Path) -> None:
+    data, formatting = source(name)
+    out = tmp_path / "out"
+    out.mkdir()
+    info = write_rows(data, out)
+    expected = COUNT + bool(data.test_path)
+    assert (info["rows"], info["lost"]) == (expected, 0)
+    (tmp_path / "prompts").mkdir()
+    found = write_prompts(out / "rows.parquet", tiny_model, formatting, tmp_path / "prompts")
+    prompts = pq.read_table(tmp_path / "prompts/prompts.parquet").to_pylist()
+    assert (found["rows"], found["lost"], found["changed"]) == (expected, 0, 0)
+    asked = {f"How much is {n} plus {n}?" for n in range(COUNT)}
+    for row in prompts:
+        if row["split"] == "test" and data.test_path:
+            assert row["references"] == ["100", "It is 100.", "A hundred."] and "100" in row["completion"]
+            continue
+        (question,) = [question for question in asked if question in row["prompt"]]
+        number = int(question.split()[3])
+        assert f"It is {2 * number}." in row["completion"] and f"It is {2 * number}." not in row["prompt"]
+        assert row["references"] == [f"It is {2 * number}."]
+
+
+def test_a_topic_of_the_table_is_on_one_side(source: Any, tmp_path: Path) -> None:
+    write_rows(source("csv")[0], tmp_path)
+    sides: dict[str, set[str]] = {}
+    for row in pq.read_table(tmp_path / "rows.parquet").to_pylist():
+        sides.setdefault(row["topic"], set()).add(row["split"])
+    assert len(sides) == 15 and all(len(side) == 1 for side in sides.values())
