@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not (passes_by_itself(error) or isinstance(error, ConnectionError)):
             raise
-        print(f"The Hub cannot be asked, nothing ran: {error}", file=sys.stderr)
+        print(f"The network does not answer, nothing ran: {error}", file=sys.stderr)
         return 1
 
 

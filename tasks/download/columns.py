@@ -17,11 +17,14 @@ import pyarrow.parquet as pq
 from tasks.download.formats import Row
 from tasks.download.schema import ID, SPLIT
 from tasks.download.verdicts import mended, suspicious
+from tasks.errors import UserError
 from tasks.store.ledger import Ledger
 
 OWN = {ID: pa.field(ID, pa.string()), SPLIT: pa.field(SPLIT, pa.string())}
 UNFIT = (pa.ArrowException, UnicodeError, OverflowError)
 """What Arrow raises for a value that a column cannot hold."""
+MOST_FIELDS = 5_000
+"""Fields of one column's objects, those inside counted: every row would hold them all."""
 GROUP_ROWS, GROUP_BYTES = 10_000, 16 << 20
 Columns = dict[str, list[Any]]
 
@@ -173,6 +176,11 @@ def _widened(schema: pa.Schema, guesses: dict[str, pa.Array | pa.DataType]) -> p
     for name, guess in guesses.items():
         found = pa.field(name, guess.type if isinstance(guess, pa.Array) else guess)
         known[name] = _unified(known.get(name, found), found)
+        if _fields(known[name].type) > MOST_FIELDS:
+            raise UserError(
+                f"data: column {name} holds objects of more than {MOST_FIELDS:,} different fields; "
+                "write such objects as JSON text."
+            )
     return pa.schema([field for name, field in known.items() if name not in (ID, SPLIT)] + [OWN[ID], OWN[SPLIT]])
 
 
@@ -190,6 +198,12 @@ def _guess(columns: Columns, name: str) -> pa.Array | pa.DataType:
         kinds = Counter(type(value) for value in columns[name] if value is not None)
         kind = kinds.most_common(1)[0][0]
         return pa.string() if kind is str else _first_type(v for v in columns[name] if type(v) is kind)
+
+
+def _fields(kind: pa.DataType) -> int:
+    if pa.types.is_struct(kind):
+        return sum(1 + _fields(field.type) for field in kind)
+    return _fields(kind.value_type) if pa.types.is_list(kind) else 0
 
 
 def _has_empty(kind: pa.DataType) -> bool:

@@ -42,7 +42,7 @@ class Ledger:
     def lost(self, id: str, split: str, reason: str, detail: str) -> None:
         self._add(id, split, "lost", reason, detail)
         if len(self.first_lost) < 5:
-            self.first_lost.append(f"row {_text(id)}: {reason} ({_text(detail)})")
+            self.first_lost.append(f"{f'row {_text(id)}: ' if id else ''}{reason} ({_text(detail)})")
 
     def changed(self, id: str, split: str, reason: str, detail: str) -> None:
         self._add(id, split, "changed", reason, detail)

@@ -29,8 +29,9 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
 
 
 class Shelf(http.server.BaseHTTPRequestHandler):
-    """Serves `files` with ETag and byte ranges; `status` instead of everything when it is set."""
+    """Serves `files` with ETag and byte ranges, or neither when it is `plain`; `status` alone when it is set."""
 
+    plain = False
     files: dict[str, bytes] = {}  # noqa: RUF012
     status = 0
     asked: list[str] = []  # noqa: RUF012
@@ -42,6 +43,12 @@ class Shelf(http.server.BaseHTTPRequestHandler):
             self.send_error(self.status or 404)
             return
         start, end, code = 0, len(body) - 1, 200
+        if self.plain:
+            self.send_response(200)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+            return
         if given := self.headers.get("Range"):
             first, _, last = given.removeprefix("bytes=").partition("-")
             start, end, code = int(first), min(int(last or end), end), 206
@@ -66,6 +73,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server on this machine."""
     monkeypatch.setattr(Shelf, "files", {})
     monkeypatch.setattr(Shelf, "status", 0)
+    monkeypatch.setattr(Shelf, "plain", False)
     monkeypatch.setattr(Shelf, "asked", [])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shelf)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -129,6 +137,17 @@ def test_a_changed_file_behind_the_same_url_is_noticed(web: str) -> None:
     assert key(path=f"{web}/rows.jsonl?token=2") == first
     Shelf.files["/rows.jsonl"] = lines(make_rows(19) + make_rows(21)[20:])  # as long as before
     assert key(path=f"{web}/rows.jsonl") != first
+
+
+def test_a_server_that_tells_nothing_is_read_once_more(tmp_path: Path, web: str) -> None:
+    Shelf.plain = True
+    Shelf.files["/rows.jsonl.gz"] = gzip.compress(lines(make_rows(300)))
+    found, _ = read(tmp_path, path=f"{web}/rows.jsonl.gz")
+    assert len(found) == 300
+    first = key(path=f"{web}/rows.jsonl.gz")
+    assert key(path=f"{web}/rows.jsonl.gz") == first
+    Shelf.files["/rows.jsonl.gz"] = gzip.compress(lines(make_rows(299) + make_rows(301)[300:]))
+    assert key(path=f"{web}/rows.jsonl.gz") != first
 
 
 def test_a_file_that_changes_while_it_is_read_ends_the_run(tmp_path: Path, web: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import DataConfig
-from tasks.download import formats
+from tasks.download import columns, formats
 from tasks.download.rows import write_rows
 from tasks.errors import UserError
 from tests.tiny import make_rows, write_jsonl
@@ -330,6 +330,54 @@ def test_a_column_called_as_our_own_can_name_the_rows(tmp_path: Path) -> None:
     found, ledger, info = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)), id_column="_id")
     assert [row["_id"] for row in found] == [str(n) for n in range(20)]
     assert ledger == [] and info["columns"] == ["text", "split"]
+
+
+def test_a_parquet_file_that_is_cut_short_is_one_sentence(tmp_path: Path) -> None:
+    whole = write_kind(tmp_path / "a.parquet", make_rows(500)).read_bytes()
+    for length in (len(whole) - 9, len(whole) // 2, 4):
+        with pytest.raises(UserError, match=r"a\.parquet cannot be read as Parquet"):
+            download(tmp_path, path=write(tmp_path / "a.parquet", whole[:length]))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path: Path, kind: str) -> None:
+    file = write_kind(tmp_path / f"a.{kind}", make_rows(20))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    found, ledger, _ = download(tmp_path, path=str(file))
+    assert len(found) == 20 and next(iter(found[0])) == "id" and ledger == []
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_another_encoding_never_passes_for_text(tmp_path: Path, kind: str) -> None:
+    text = write_kind(tmp_path / f"a.{kind}", make_rows(20)).read_text()
+    with pytest.raises(
+        UserError, match=r"21 were lost, the first: .*line 1 is not UTF-8|is not UTF-8 in its first line"
+    ):
+        download(tmp_path, path=write(tmp_path / f"a.{kind}", text.encode("utf-16")))
+
+
+def test_a_nul_in_a_table_is_taken_out(tmp_path: Path) -> None:
+    text = "id,text\n" + "".join(f"{n},row\n" for n in range(20)) + "20,a\0b\n"
+    found, ledger, _ = download(tmp_path, path=write(tmp_path / "a.csv", text))
+    assert found[20]["text"] == "ab"
+    assert [(e["id"], e["verdict"]) for e in ledger] == [("20", "changed")]
+
+
+def test_ids_that_begin_anew_in_every_file_collide_or_are_given_up(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / f"data-{name}.jsonl", [{"id": n, "text": f"{name} {n}"} for n in range(20)])
+    found, ledger, _ = download(tmp_path, path=str(tmp_path / "data-*.jsonl"))
+    assert len(found) == 20
+    assert [e["reason"] for e in ledger] == ["duplicate id"] * 20
+    found, ledger, _ = download(tmp_path, path=str(tmp_path / "data-*.jsonl"), id_column="")
+    assert len({row["_id"] for row in found}) == 40 and ledger == []
+
+
+def test_objects_of_ever_new_fields_are_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "MOST_FIELDS", 50)
+    rows = [{"id": f"r{n}", "arguments": {f"name{n}": n}} for n in range(60)]
+    with pytest.raises(UserError, match="column arguments holds objects of more than 50 different fields"):
+        download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
 
 
 @pytest.mark.parametrize("name", ["a.json", "a", "a.txt"])

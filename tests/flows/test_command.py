@@ -86,4 +86,4 @@ def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path, capsys: pytest.Captu
     file = tmp_path / "config.yaml"
     file.write_text("data: {path: examples/dialogues.jsonl}\nmodel: {base: owner/name}")
     assert main(["plan", str(file)]) == 1  # the tests forbid the network
-    assert capsys.readouterr().err.startswith("The Hub cannot be asked, nothing ran: ")
+    assert capsys.readouterr().err.startswith("The network does not answer, nothing ran: ")
