@@ -17,6 +17,7 @@ from tasks.publishing.task import identity as publish_identity
 from tasks.publishing.task import registry_folder
 from tasks.store.artifact import ArtifactRef, DamagedArtifact, check_folder, read_manifest, reference, store_root
 from tasks.store.identity import Identity
+from tasks.store.remote import Remote
 from tasks.tokenization.task import identity as tokenize_identity
 from tasks.training.task import identity as train_identity
 
@@ -49,6 +50,7 @@ def plan(groups: dict[str, Any]) -> Iterator[Planned]:
     data, model = pin(groups["data"], groups["model"])
     base: Any = present_model(model)  # None: then no later stage has its input
     found: dict[str, ArtifactRef] = {}
+    remote, fetched = Remote.configured(), False
     stages: list[tuple[str, str, Callable[[], Identity]]] = [
         ("download", "", lambda: rows_identity(data)),
         ("format", "download", lambda: format_identity(found["download"], base, groups["formatting"])),
@@ -68,10 +70,12 @@ def plan(groups: dict[str, Any]) -> Iterator[Planned]:
     for name, needs, identity in stages:
         folders = _folders(name, registry_folder(groups["publishing"]))
         if needs and needs not in found:
-            yield Planned(name, False, f"{needs} runs", _latest(folders))
+            yield Planned(name, False, f"{needs} is fetched first" if fetched else f"{needs} runs", _latest(folders))
             continue
         who = identity()
         why = _why(who, folders)
+        if why and remote and remote.manifest(who.key):
+            why, fetched = f"its result is fetched from {remote.url}", True
         if not why:
             folder = next(f for f in folders if read_manifest(f)["key"] == who.key)
             if name != "download" or base:

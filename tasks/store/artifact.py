@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity, digest_of
+from tasks.store.remote import DamagedBlob, Remote
 from tasks.store.root import store_root
 
 MANIFEST = "manifest.json"
@@ -136,46 +137,79 @@ def produce(
     write: Callable[[Path], dict[str, Any]],
     log: Callable[[str], None] = lambda line: None,
 ) -> ArtifactRef:
-    """Return the folder of an identity: an intact one that exists, or what `write` puts into a new one.
+    """Return the folder of an identity: an intact one that exists, here or in the remote store, or what `write` makes.
 
     Args:
         identity: what decides the content.
         write: fills an empty folder and returns what to note beside it; `rows` is its main table's length.
-        log: told why an existing folder was not used.
+        log: told why an existing folder was not used, and what the remote store gave or got.
     """
     key = identity.key
     folder = store_root() / "artifacts" / key
+    remote = Remote.configured()
     with locked(key):
-        if folder.exists():
-            try:
-                return reference(folder, check_folder(folder))
-            except DamagedArtifact as error:
-                log(f"{identity.stage} runs again: {error}")
-        ref = write_folder(identity, folder, write)
+        manifest = _present(folder, identity, log) or (_fetched(remote, folder, key, log) if remote else None)
+        if manifest is None:
+            write_folder(identity, folder, write)
+            manifest = read_manifest(folder)
         shutil.rmtree(work_folder(identity), ignore_errors=True)
-        return ref
+        if remote and remote.push(manifest, folder):
+            log(f"{key} is in {remote.url} now")
+        return reference(folder, manifest)
+
+
+def _present(folder: Path, identity: Identity, log: Callable[[str], None]) -> dict[str, Any] | None:
+    if folder.exists():
+        try:
+            return check_folder(folder)
+        except DamagedArtifact as error:
+            log(f"{identity.stage} runs again: {error}")
+    return None
+
+
+def _fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None]) -> dict[str, Any] | None:
+    if (manifest := remote.manifest(key)) is None:
+        return None
+    try:
+        with _aside(folder) as aside:
+            remote.fetch(manifest, aside)
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    except DamagedBlob as error:
+        log(f"{key} is computed: {error}")
+        return None
+    log(f"{key} was fetched from {remote.url}")
+    return manifest
 
 
 def write_folder(identity: Identity, folder: Path, write: Callable[[Path], dict[str, Any]]) -> ArtifactRef:
     """Fill a folder aside, add its manifest, and move it into place. The caller holds a lock that covers the folder."""
-    aside = folder.parent / f".{folder.name}"
-    for left in (aside, _damaged(aside)):  # by a holder that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    aside.mkdir(parents=True)
     began = time.monotonic()
-    try:
+    with _aside(folder) as aside:
         info = write(aside)
         manifest = _manifest(identity, aside, info, seconds=round(time.monotonic() - began, 3))
-        _put(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     written_here[identity.key] = time.monotonic()
     return reference(folder, manifest)
 
 
+@contextlib.contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` in the end, or vanishes when something goes wrong."""
+    aside = folder.parent / f".{folder.name}"
+    for left in (aside, _damaged(aside)):  # by a holder that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        _put(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
 def discard(key: str) -> None:
-    """Remove a result, so that its stage runs again."""
+    """Remove a result, in the remote store as well, so that its stage runs again."""
+    if remote := Remote.configured():
+        remote.forget(key)
     with locked(key):
         shutil.rmtree(store_root() / "artifacts" / key, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """The plan says what runs and why; refresh and clean do what they say."""
 
 import fcntl
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,18 @@ def test_clean_waits_for_no_run(config: Path, capsys: pytest.CaptureFixture[str]
     assert "A run is using" in capsys.readouterr().err
     with locked("store", fcntl.LOCK_EX | fcntl.LOCK_NB):
         pass
+
+
+def test_what_another_machine_computed_is_fetched(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QLORA_FLOW_REMOTE", f"file://{tmp_path}/remote")
+    monkeypatch.setenv("QLORA_FLOW_STORE", str(tmp_path / "first"))
+    assert main(["run", str(config)]) == 0
+    monkeypatch.setenv("QLORA_FLOW_STORE", str(tmp_path / "second"))
+    whys = planned(config)
+    assert whys["download"] == f"its result is fetched from file://{tmp_path}/remote"
+    assert (whys["format"], whys["publish"]) == ("download is fetched first", "evaluate is fetched first")
+    assert main(["run", str(config), "--summary", str(tmp_path / "summary.json")]) == 0
+    stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
+    assert [name for name, stage in stages.items() if stage["outcome"] == "ran"] == ["publish"]

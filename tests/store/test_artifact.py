@@ -112,14 +112,30 @@ print(produce(Identity(stage="slow"), write).digest)
 """
 
 
-def start(counter: Path, seconds: float) -> subprocess.Popen[str]:
+def start(counter: Path, seconds: float, folder: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SLOW, str(counter), str(seconds)]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ.copy(), stdout=subprocess.PIPE, text=True)
+    there = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(command, cwd=folder, env=there, stdout=subprocess.PIPE, text=True)
 
 
 def test_two_processes_compute_once(store: Path, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     answers = [process.communicate(timeout=60)[0] for process in [start(counter, 1.0), start(counter, 1.0)]]
+    assert counter.read_text() == "computed\n"
+    assert len({answer.split()[-1] for answer in answers}) == 1
+
+
+def test_processes_that_see_the_store_elsewhere_compute_once(store: Path, tmp_path: Path) -> None:
+    """As two machines with one mount: another path, another working directory."""
+    store.mkdir()
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "mount" / "point").symlink_to(store)
+    counter = tmp_path / "counter"
+    processes = [
+        start(counter, 1.0),
+        start(counter, 1.0, tmp_path / "mount", QLORA_FLOW_STORE="point"),
+    ]
+    answers = [process.communicate(timeout=60)[0] for process in processes]
     assert counter.read_text() == "computed\n"
     assert len({answer.split()[-1] for answer in answers}) == 1
 

@@ -1,0 +1,120 @@
+"""What one machine computed, another fetches; what is damaged on the way is computed."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from tasks.errors import UserError
+from tasks.failures import passes_by_itself
+from tasks.store.artifact import discard, produce
+from tasks.store.identity import Identity
+from tasks.store.remote import Remote
+
+WHO = Identity(stage="test", config={"n": 1})
+
+
+@pytest.fixture(params=["memory://results", "file"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    url = f"file://{tmp_path}/remote/results" if request.param == "file" else request.param
+    monkeypatch.setenv("QLORA_FLOW_REMOTE", url)
+    yield url
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`machine("a")`: from now on the store is that machine's."""
+    return lambda name: monkeypatch.setenv("QLORA_FLOW_STORE", str(tmp_path / name))
+
+
+def write(folder: Path) -> dict[str, int]:
+    (folder / "part").mkdir()
+    (folder / "part" / "file").write_text("content")
+    (folder / "same").write_text("content")
+    return {"rows": 3}
+
+
+def never(folder: Path) -> dict[str, int]:
+    raise AssertionError("computed again")
+
+
+def blobs(url: str) -> list[str]:
+    fs, root = fsspec.core.url_to_fs(url)
+    return fs.ls(f"{root}/blobs", detail=False)
+
+
+def test_another_machine_fetches_what_one_computed(remote: str, machine: Callable[[str], None]) -> None:
+    said: list[str] = []
+    machine("a")
+    ref = produce(WHO, write, said.append)
+    assert len(blobs(remote)) == 1  # both files have one content
+    machine("b")
+    assert produce(WHO, never, said.append) == ref
+    ref.verify()
+    assert (ref.path / "part" / "file").read_text() == "content"
+    assert said == [f"{WHO.key} is in {remote} now", f"{WHO.key} was fetched from {remote}"]
+
+
+def test_a_damaged_blob_is_computed_and_replaced(remote: str, machine: Callable[[str], None]) -> None:
+    said: list[str] = []
+    machine("a")
+    ref = produce(WHO, write)
+    fs, _ = fsspec.core.url_to_fs(remote)
+    fs.pipe_file(blobs(remote)[0], b"CONTENT")
+    machine("b")
+    assert produce(WHO, write, said.append) == ref
+    assert "not what its manifest says" in said[0]
+    machine("c")
+    assert produce(WHO, never) == ref
+
+
+def test_a_result_without_manifest_is_not_there(remote: str, machine: Callable[[str], None]) -> None:
+    machine("a")
+    produce(WHO, write)
+    fs, root = fsspec.core.url_to_fs(remote)
+    fs.rm_file(f"{root}/manifests/{WHO.key}.json")  # as a machine that was killed in the middle leaves it
+    machine("b")
+    with pytest.raises(AssertionError, match="computed again"):
+        produce(WHO, never)
+
+
+def test_what_could_not_be_brought_there_is_brought_by_the_next_attempt(
+    remote: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("a")
+    fs, _ = fsspec.core.url_to_fs(remote)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fs), "put_file", lambda *_, **__: 1 / 0)  # every client has errors of its own
+        with pytest.raises(ConnectionError, match="does not answer") as away:
+            produce(WHO, write)
+    assert passes_by_itself(away.value)
+    ref = produce(WHO, never)
+    machine("b")
+    assert produce(WHO, never) == ref
+
+
+def test_what_is_to_run_again_is_not_fetched(remote: str, machine: Callable[[str], None]) -> None:
+    machine("a")
+    produce(WHO, write)
+    discard(WHO.key)
+    with pytest.raises(AssertionError, match="computed again"):
+        produce(WHO, never)
+
+
+def test_a_manifest_cannot_name_files_elsewhere(remote: str, machine: Callable[[str], None], tmp_path: Path) -> None:
+    machine("a")
+    produce(WHO, write)
+    place = Remote(remote)
+    manifest = place.manifest(WHO.key) or {}
+    manifest["files"] = {"../outside": manifest["files"]["same"]}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="outside its folder"):
+        place.fetch(manifest, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("url", ["nonsense://somewhere", "s3://bucket/folder"])
+def test_a_url_that_cannot_be_used_is_one_sentence(url: str) -> None:
+    with pytest.raises(UserError, match=rf"QLORA_FLOW_REMOTE={url} cannot be used: .*(nonsense|s3fs)"):
+        Remote(url)
