@@ -1,4 +1,4 @@
-"""What tokenization hands on: the arrays that trainer and evaluation read."""
+"""What tokenization hands on: the arrays that trainer and evaluation read, and what people look at."""
 
 import pyarrow as pa
 
@@ -13,3 +13,5 @@ TOKEN_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),  # the token itself where it is learnt, not shifted; else NOT_LEARNT
     ]
 )
+LEARNT = "learnt_tokens"
+"""Column that counts, within the stage, a row's labels that are learnt."""

@@ -18,30 +18,27 @@ def identity(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConf
         inputs={"prompts": prompts.digest, "tokenizer": model.tokenizer_digest},
         config=config.model_dump(exclude={"max_length"})
         | {"limit": min(config.max_length, model.max_length), "special_tokens": prompts.info["special_tokens"]},
-        code=("tasks.tokenization", "tasks.store.ledger"),
+        code=("tasks.tokenization", "tasks.spread", "tasks.excerpt", "tasks.store.ledger"),
         libraries=("tokenizers", "pyarrow"),
     )
 
 
 @task(name="tokenize", **cached(identity))
 def tokenize(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConfig) -> ArtifactRef:
-    """prompts.parquet → tokens.parquet (id, split, input_ids, labels)."""
+    """prompts.parquet → tokens.parquet (id, split, input_ids, labels), statistics.json and preview.json."""
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.encode import write_tokens
+    from tasks.tokenization.statistics import lines, read_statistics
 
     log = get_run_logger().info
     limit = min(config.max_length, model.max_length)
     tokens = produce(
         identity(prompts, model, config),
         lambda folder: write_tokens(
-            prompts.path / PROMPTS, prompts.info["special_tokens"], Path(model.folder), limit, config, folder
+            prompts.path / PROMPTS, prompts.info["special_tokens"], Path(model.folder), limit, config, folder, log
         ),
         log,
     )
-    info = tokens.info
-    learnt = info["learnt_tokens"] / max(1, info["tokens"])
-    log(
-        f"{tokens.rows:,} rows, {info['tokens']:,} tokens, {learnt:.0%} learnt, "
-        f"longest {info['longest']:,} of {limit:,}; {info['changed']:,} shortened, {info['lost']:,} lost"
-    )
+    for line in lines(read_statistics(tokens.path)):
+        log(line)
     return tokens

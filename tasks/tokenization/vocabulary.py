@@ -1,6 +1,7 @@
 """The base model's tokenizer without transformers: text to ids, and the ids that begin and end a sequence."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -31,13 +32,14 @@ class Vocabulary:
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of a sequence stands in its text, in characters; (0, 0) for the prefix."""
-        found = self.tokenizer.encode(text, add_special_tokens=False).offsets
-        return [(0, 0)] * len(self.prefix) + found
-
-    def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+    def inside(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Indices of a sequence's tokens, prefix included, that lie wholly inside one of some spans of characters."""
+        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        return [
+            index
+            for index, (a, b) in enumerate(offsets, len(self.prefix))
+            if b > a and any(a >= start and b <= end for start, end in spans)
+        ]
 
     def _id(self, token: str | dict[str, str] | None, folder: Path) -> int:
         text = token["content"] if isinstance(token, dict) else token

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks import spread
 from tasks.config import TokenizationConfig
 from tasks.errors import UserError
 from tasks.formatting.schema import PROMPT_SCHEMA
@@ -46,12 +47,16 @@ def tokens(
     )
 
 
+def decode(vocabulary: Vocabulary, ids: list[int]) -> str:
+    return vocabulary.tokenizer.decode(ids, skip_special_tokens=False)
+
+
 def parts(model: Path, found: dict[str, Any]) -> tuple[str, str]:
     """Prompt and answer as text, without the first and last token."""
     vocabulary = Vocabulary(model, rendered=False)
     masked = [i for i, label in zip(found["input_ids"], found["labels"], strict=True) if label == -100]
     learnt = [i for i, label in zip(found["input_ids"], found["labels"], strict=True) if label != -100]
-    return vocabulary.decode(masked[1:]), vocabulary.decode(learnt[:-1])
+    return decode(vocabulary, masked[1:]), decode(vocabulary, learnt[:-1])
 
 
 def test_the_answer_and_its_end_are_learnt(tmp_path: Path, model: Path) -> None:
@@ -86,7 +91,7 @@ def test_earlier_answers_of_a_chat_are_learnt_with_their_end(tmp_path: Path, mod
     rendered = row("x") | {"prompt": prompt, "completion": "last<|eot_id|>", "learnt": [span]}
     (found,), _, _ = tokens(tmp_path, model, [rendered], special_tokens="rendered")
     learnt = [id for id, label in zip(found["input_ids"], found["labels"], strict=True) if label != -100]
-    assert Vocabulary(model, rendered=True).decode(learnt) == "first answer<|eot_id|>last<|eot_id|>"
+    assert decode(Vocabulary(model, rendered=True), learnt) == "first answer<|eot_id|>last<|eot_id|>"
 
 
 LONG = " ".join(f"word{n}" for n in range(300))
@@ -176,3 +181,19 @@ def test_no_row_vanishes_and_labels_are_masked_on_the_prompt_exactly(
             assert parts(model, r) == (original["prompt"], original["completion"])
         elif too_long == "truncate_prompt":
             assert parts(model, r)[1] == original["completion"]
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(f"text {n} " * (n % 7), id=f"r{n}") | {"split": "test" if n % 5 == 0 else "train"} for n in range(90)]
+    rows[11] = row(LONG, id="r11")
+    pq.write_table(pa.Table.from_pylist(rows, PROMPT_SCHEMA), tmp_path / "prompts.parquet", row_group_size=8)
+    written = []
+    for cores in (1, 3):
+        monkeypatch.setattr(spread, "cores", lambda cores=cores: cores)
+        folder = tmp_path / str(cores)
+        folder.mkdir()
+        info = write_tokens(tmp_path / "prompts.parquet", "add", model, 200, TokenizationConfig(), folder)
+        written.append((info, {file.name: file.read_bytes() for file in folder.iterdir()}))
+    assert written[0] == written[1]
+    assert set(written[0][1]) == {"tokens.parquet", "ledger.parquet", "statistics.json", "preview.json"}
+    assert (written[0][0]["rows"], written[0][0]["changed"]) == (90, 1)

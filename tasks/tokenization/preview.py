@@ -1,0 +1,116 @@
+"""A few training rows as text, what is learnt told apart: made when the rows are written, so that showing it is cheap.
+
+preview.json    [{"label", "id", "tokens", "learnt", "parts": [[kind, text], …]}, …]; kind: masked, learnt or gap
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.excerpt import Part, shortened
+
+PREVIEW = "preview.json"
+BESIDE = 90
+"""Characters of a part in a line of the log."""
+
+
+def write_preview(folder: Path, lengths: Sequence[int], rows: Sequence[int], tokenizer: Any) -> None:
+    """Decode the first training row, the shortest, the median and the longest from the file that training reads.
+
+    Args:
+        folder: holds tokens.parquet; preview.json is written beside it.
+        lengths: tokens of each training row.
+        rows: number of each training row in the file.
+        tokenizer: turns ids into text.
+    """
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    last = len(order) - 1
+    picks = {rows[0]: "first"} if rows else {}
+    picks |= {rows[order[n]]: label for n, label in ((0, "shortest"), (last // 2, "median"), (last, "longest")) if rows}
+    preview = [
+        {
+            "label": picks[number],
+            "id": row["id"],
+            "tokens": len(row["input_ids"]),
+            "learnt": sum(_learnt(row)),
+            "parts": [part for kind, text in decoded(tokenizer, row) for part in shortened(text, kind)],
+        }
+        for number, row in _rows_at(folder, picks)
+    ]
+    (folder / PREVIEW).write_text(json.dumps(preview, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def read_preview(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / PREVIEW).read_text(encoding="utf-8"))
+
+
+def decoded(tokenizer: Any, row: Mapping[str, Any]) -> Iterator[Part]:
+    """Stretches of masked and learnt tokens as text, special tokens included."""
+    ids, learnt = row["input_ids"], _learnt(row)
+    start, before = 0, ""
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or learnt[end] != learnt[start]:
+            # decoded from the row's beginning: a space depends on the token before it
+            whole = tokenizer.decode(ids[:end], skip_special_tokens=False)
+            alone = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+            yield ("learnt" if learnt[start] else "masked"), whole[len(before) :] if whole.startswith(before) else alone
+            start, before = end, whole
+
+
+def lines(folder: Path) -> Iterator[str]:
+    """The first row for a log: the end of what is read, and in «» what is learnt."""
+    for row in read_preview(folder):
+        if row["label"] in ("first", "shortest"):  # the first row may be the shortest one
+            shown = "".join(_beside(kind, text) for kind, text in row["parts"])
+            yield f"row {row['id']} as it is learnt («»): {shown}"
+            return
+
+
+def markdown(folder: Path) -> Iterator[str]:
+    """The rows for the Prefect UI."""
+    for row in read_preview(folder):
+        yield f"### {row['label'].capitalize()}: row {row['id']}, {row['tokens']:,} tokens, {row['learnt']:,} learnt\n"
+        for kind, text in row["parts"]:
+            yield f"*{text}*\n" if kind == "gap" else f"{NAMES[kind]}\n\n{_fenced(text)}\n"
+
+
+NAMES = {"masked": "read, not learnt:", "learnt": "**learnt:**"}
+
+
+def _beside(kind: str, text: str) -> str:
+    """A part on one line: of what is masked its end, of what is learnt its beginning."""
+    plain = text.replace("\n", "⏎")
+    if kind == "learnt":
+        return f"«{plain[:BESIDE]}{'…' if len(plain) > BESIDE else ''}»"
+    return "…" if kind == "gap" else f"{'…' if len(plain) > BESIDE else ''}{plain[-BESIDE:]}"
+
+
+def _fenced(text: str) -> str:
+    """A code block that no text can end."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _learnt(row: Mapping[str, Any]) -> list[bool]:
+    from tasks.tokenization.schema import NOT_LEARNT
+
+    return [label != NOT_LEARNT for label in row["labels"]]
+
+
+def _rows_at(folder: Path, numbers: Mapping[int, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows at some places of the file, in its order; one row group is in memory at a time."""
+    import pyarrow.parquet as pq
+
+    from tasks.tokenization.schema import TOKENS
+
+    file, first = pq.ParquetFile(folder / TOKENS), 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        inside = [number for number in sorted(numbers) if first <= number < first + count]
+        if inside:
+            table = file.read_row_group(group)
+            yield from ((number, table.slice(number - first, 1).to_pylist()[0]) for number in inside)
+        first += count
