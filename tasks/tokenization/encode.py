@@ -63,7 +63,7 @@ def write_tokens(
             if rows.num_rows:
                 writer.write_batch(rows.drop_columns([LEARNT]))
     found = statistics.write(folder, limit)["splits"]
-    write_preview(folder, *statistics.training_rows(), vocabulary.tokenizer)
+    write_preview(folder, *statistics.training_rows(), vocabulary.decode)
     return {
         "rows": sum(split["rows"] for split in found.values()),
         **{name: split["rows"] for name, split in found.items()},

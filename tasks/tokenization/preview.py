@@ -4,25 +4,25 @@ preview.json    [{"label", "id", "tokens", "learnt", "parts": [[kind, text], …
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.excerpt import Part, shortened
 
 PREVIEW = "preview.json"
+Decode = Callable[[list[int]], str]
 BESIDE = 90
 """Characters of a part in a line of the log."""
 
 
-def write_preview(folder: Path, lengths: Sequence[int], rows: Sequence[int], tokenizer: Any) -> None:
+def write_preview(folder: Path, lengths: Sequence[int], rows: Sequence[int], decode: Decode) -> None:
     """Decode the first training row, the shortest, the median and the longest from the file that training reads.
 
     Args:
         folder: holds tokens.parquet; preview.json is written beside it.
         lengths: tokens of each training row.
         rows: number of each training row in the file.
-        tokenizer: turns ids into text.
     """
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     last = len(order) - 1
@@ -34,7 +34,7 @@ def write_preview(folder: Path, lengths: Sequence[int], rows: Sequence[int], tok
             "id": row["id"],
             "tokens": len(row["input_ids"]),
             "learnt": sum(_learnt(row)),
-            "parts": [part for kind, text in decoded(tokenizer, row) for part in shortened(text, kind)],
+            "parts": [part for kind, text in decoded(decode, row) for part in shortened(text, kind)],
         }
         for number, row in _rows_at(folder, picks)
     ]
@@ -45,15 +45,15 @@ def read_preview(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / PREVIEW).read_text(encoding="utf-8"))
 
 
-def decoded(tokenizer: Any, row: Mapping[str, Any]) -> Iterator[Part]:
+def decoded(decode: Decode, row: Mapping[str, Any]) -> Iterator[Part]:
     """Stretches of masked and learnt tokens as text, special tokens included."""
     ids, learnt = row["input_ids"], _learnt(row)
     start, before = 0, ""
     for end in range(1, len(ids) + 1):
         if end == len(ids) or learnt[end] != learnt[start]:
             # decoded from the row's beginning: a space depends on the token before it
-            whole = tokenizer.decode(ids[:end], skip_special_tokens=False)
-            alone = tokenizer.decode(ids[start:end], skip_special_tokens=False)
+            whole = decode(ids[:end])
+            alone = decode(ids[start:end])
             yield ("learnt" if learnt[start] else "masked"), whole[len(before) :] if whole.startswith(before) else alone
             start, before = end, whole
 

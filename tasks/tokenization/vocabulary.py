@@ -32,6 +32,10 @@ class Vocabulary:
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens included."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
     def inside(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
         """Indices of a sequence's tokens, prefix included, that lie wholly inside one of some spans of characters."""
         offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets

@@ -47,16 +47,12 @@ def tokens(
     )
 
 
-def decode(vocabulary: Vocabulary, ids: list[int]) -> str:
-    return vocabulary.tokenizer.decode(ids, skip_special_tokens=False)
-
-
 def parts(model: Path, found: dict[str, Any]) -> tuple[str, str]:
     """Prompt and answer as text, without the first and last token."""
     vocabulary = Vocabulary(model, rendered=False)
     masked = [i for i, label in zip(found["input_ids"], found["labels"], strict=True) if label == -100]
     learnt = [i for i, label in zip(found["input_ids"], found["labels"], strict=True) if label != -100]
-    return decode(vocabulary, masked[1:]), decode(vocabulary, learnt[:-1])
+    return vocabulary.decode(masked[1:]), vocabulary.decode(learnt[:-1])
 
 
 def test_the_answer_and_its_end_are_learnt(tmp_path: Path, model: Path) -> None:
@@ -91,7 +87,7 @@ def test_earlier_answers_of_a_chat_are_learnt_with_their_end(tmp_path: Path, mod
     rendered = row("x") | {"prompt": prompt, "completion": "last<|eot_id|>", "learnt": [span]}
     (found,), _, _ = tokens(tmp_path, model, [rendered], special_tokens="rendered")
     learnt = [id for id, label in zip(found["input_ids"], found["labels"], strict=True) if label != -100]
-    assert decode(Vocabulary(model, rendered=True), learnt) == "first answer<|eot_id|>last<|eot_id|>"
+    assert Vocabulary(model, rendered=True).decode(learnt) == "first answer<|eot_id|>last<|eot_id|>"
 
 
 LONG = " ".join(f"word{n}" for n in range(300))
