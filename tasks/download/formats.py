@@ -272,8 +272,9 @@ def _parquet(stream: BinaryIO, place: Place) -> Iterator[Block]:
     import pyarrow.parquet as pq
 
     try:
+        # a local file is read page by page; over the network that would fetch the same bytes again and again
         source = pa.PythonFile(stream) if place.remote else place.where
-        for batch in pq.ParquetFile(source, buffer_size=1 << 20).iter_batches(1024):
+        for batch in pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=place.remote).iter_batches(1024):
             yield batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         if place.remote and not isinstance(error, pa.ArrowException):  # the network, not the file

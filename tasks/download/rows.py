@@ -79,12 +79,18 @@ class _Sorter:
                     self.ledger.left_out(id, side, "copy", "an earlier row has the same content in every column")
                 continue
             self._seen.add(mark)
-            if side == "train" and data.max_train_rows and self.counts["train"] >= data.max_train_rows:
-                side = "unused"
+            why = ""
+            if side == "unused":
+                why = "its split is neither data.train_split nor data.test_split"
+            elif side == "train" and data.max_train_rows and self.counts["train"] >= data.max_train_rows:
+                why = f"data.max_train_rows is {data.max_train_rows:,}"
+            if why:
+                self.counts["unused"] += 1
+                self.ledger.left_out(id, "", "not used", why)
+                continue
             self.counts[side] += 1
-            if side != "unused":
-                row[ID], row[SPLIT] = id, side
-                found.append(row)
+            row[ID], row[SPLIT] = id, side
+            found.append(row)
         return found
 
 

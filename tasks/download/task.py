@@ -111,7 +111,8 @@ def download(data: DataConfig, model: ModelConfig) -> Source:
     rows = produce(rows_identity(data), lambda folder: write_rows(data, folder), log)
     info = rows.info
     log("rows read from " + ", ".join(f"{kind} ({count:,})" for kind, count in info["formats"].items()))
-    log(f"{info['train']:,} training and {info['test']:,} held-out rows, {info['lost']:,} lost")
+    sides = f"{info['train']:,} training and {info['test']:,} held-out rows"
+    log(f"{sides}, {info['lost']:,} lost, {info['left_out']:,} left out")
     return Source(rows=rows, model=fetch_model(model, log))
 
 

@@ -49,7 +49,7 @@ def write_prompts(
         "rows": count,
         "special_tokens": "rendered" if config.style == "chat" else "add",
         "ending": "" if config.style == "chat" else config.ending,
-        **repeats.counts,
+        **repeats.totals(),
         **ledger.write(),
     }
 

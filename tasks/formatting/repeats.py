@@ -10,6 +10,8 @@ from tasks.store.ledger import Ledger
 
 SIZE = 12
 """Bytes of a mark."""
+COARSE = 32
+"""Slots of a sketch that are kept of every training row: enough to count near copies, at 64 bytes a row."""
 
 
 def common_part(texts: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -34,20 +36,16 @@ def signs(texts: Sequence[tuple[str, str]], common: np.ndarray) -> list[bytes]:
 
 
 class Repeats:
-    """Remembers the signs of rows.
-
-    `counts` holds, for the manifest, `leaks` and `near_leaks` (training rows equal, or nearly equal, to a held-out one:
-    left out), `shared_prompts` (training rows with a held-out row's prompt and another answer) and `duplicates` (rows
-    equal to an earlier one of their side); the latter two are reported and kept.
-    """
+    """Remembers the signs of rows."""
 
     def __init__(self) -> None:
-        self.counts = {"leaks": 0, "near_leaks": 0, "shared_prompts": 0, "duplicates": 0}
+        self._counts = {"leaks": 0, "near_leaks": 0, "shared_prompts": 0, "duplicates": 0}
         self._held_out: dict[bytes, int] = {}
         self._held_out_prompts: set[bytes] = set()
         self._training: set[bytes] = set()
         self._ids: list[str] = []
         self._index = similar.Index()
+        self._coarse: list[np.ndarray] = []  # of training rows
 
     def kept(self, split: str, ids: Sequence[str], signs: Sequence[bytes], ledger: Ledger) -> list[bool]:
         """Which rows are handed on; a line in the ledger names the held-out row that another one repeats.
@@ -59,31 +57,45 @@ class Repeats:
             self._hold_out(ids, signs)
             return [True] * len(ids)
         near = self._near(signs)
-        kept = []
+        kept, unseen = [], []
         for number, (id, sign) in enumerate(zip(ids, signs, strict=True)):
             asked, both = sign[:SIZE], sign[SIZE : 2 * SIZE]
             same = self._held_out.get(both)
             if same is not None:
-                self.counts["leaks"] += 1
+                self._counts["leaks"] += 1
                 ledger.left_out(id, split, "held out", f"held-out row {self._ids[same]} has the same prompt and answer")
             elif number in near:
-                self.counts["near_leaks"] += 1
+                self._counts["near_leaks"] += 1
                 row, similarity = near[number]
                 detail = f"held-out row {self._ids[row]} is nearly the same (similarity {similarity:.2f})"
                 ledger.left_out(id, split, "nearly held out", detail)
             else:
-                self.counts["duplicates"] += both in self._training
-                self.counts["shared_prompts"] += asked in self._held_out_prompts
-                self._training.add(both)
+                self._counts["shared_prompts"] += asked in self._held_out_prompts
+                if both in self._training:
+                    self._counts["duplicates"] += 1
+                else:
+                    self._training.add(both)
+                    unseen.append(sign)
             kept.append(same is None and number not in near)
+        self._coarse.append(_sketches(unseen)[1][:, :COARSE].copy())
         return kept
+
+    def totals(self) -> dict[str, int]:
+        """Counts for the manifest, after the last row.
+
+        Left out: `leaks` and `near_leaks`, training rows equal, or nearly equal, to a held-out one. Kept:
+        `shared_prompts`, training rows with a held-out row's prompt and another answer; `duplicates`, rows equal to an
+        earlier one of their side; `near_copies`, training rows that nearly equal an earlier one.
+        """
+        coarse = np.concatenate(self._coarse) if self._coarse else np.zeros((0, COARSE), similar.SLOT)
+        return {**self._counts, "near_copies": similar.near_copies(coarse)}
 
     def _hold_out(self, ids: Sequence[str], signs: Sequence[bytes]) -> None:
         rows, sketches = _sketches(signs)
         self._index.add(sketches, rows + len(self._ids))
         for id, sign in zip(ids, signs, strict=True):
             both = sign[SIZE : 2 * SIZE]
-            self.counts["duplicates"] += both in self._held_out
+            self._counts["duplicates"] += both in self._held_out
             self._held_out.setdefault(both, len(self._ids))
             self._held_out_prompts.add(sign[:SIZE])
             self._ids.append(id)

@@ -41,7 +41,8 @@ def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingCon
     log(
         f"{prompts.rows:,} prompts, {info['lost']:,} rows lost, "
         f"{info['leaks'] + info['near_leaks']:,} left out as copies of held-out rows; "
-        f"{info['duplicates']:,} repeat another row of their side, {info['shared_prompts']:,} share a held-out prompt"
+        f"{info['duplicates']:,} repeat another row of their side, {info['near_copies']:,} nearly; "
+        f"{info['shared_prompts']:,} share a held-out prompt"
     )
     if info["changed"]:
         log(

@@ -99,9 +99,19 @@ def test_a_source_with_splits_keeps_them(tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("train", "test", "validation"):
         write_jsonl(folder / f"{name}.jsonl", [{"id": f"{name}{n}", "text": "x"} for n in range(5)])
-    found, _, info = download(tmp_path, path=str(folder))
+    found, ledger, info = download(tmp_path, path=str(folder))
     assert sides(found) == {f"{name}{n}": name for name in ("train", "test") for n in range(5)}
-    assert info["unused"] == 5
+    assert info["unused"] == 5 == info["left_out"]
+    assert {(e["id"], e["verdict"], e["reason"]) for e in ledger} == {
+        (f"validation{n}", "left out", "not used") for n in range(5)
+    }
+
+
+def test_rows_beyond_the_most_are_listed(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", make_rows(100))
+    found, ledger, info = download(tmp_path, path=str(file), max_train_rows=30)
+    assert (info["train"], len(found) + len(ledger)) == (30, 100)
+    assert {e["detail"] for e in ledger} == {"data.max_train_rows is 30"}
 
 
 def test_a_split_column_decides(tmp_path: Path) -> None:
