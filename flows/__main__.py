@@ -80,7 +80,6 @@ def show_plan(options: argparse.Namespace) -> int:
     from flows.config_file import load
 
     groups: dict[str, Any] = dict(load(options.config, _overrides(options)))
-    _local_settings()
     from flows.plan import plan
     from flows.table import show_planned
 

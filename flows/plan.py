@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.download.identity import pin, rows_identity
 from tasks.download.models import present_model
-from tasks.download.task import pin, rows_identity
-from tasks.evaluation.task import identity as evaluate_identity
-from tasks.formatting.task import identity as format_identity
+from tasks.evaluation.identity import identity as evaluate_identity
+from tasks.formatting.identity import identity as format_identity
+from tasks.publishing.identity import identity as publish_identity
+from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
-from tasks.publishing.task import identity as publish_identity
-from tasks.publishing.task import registry_folder
 from tasks.store.artifact import ArtifactRef, DamagedArtifact, check_folder, read_manifest, reference, store_root
 from tasks.store.identity import Identity
 from tasks.store.remote import Remote
-from tasks.tokenization.task import identity as tokenize_identity
-from tasks.training.task import identity as train_identity
+from tasks.tokenization.identity import identity as tokenize_identity
+from tasks.training.identity import identity as train_identity
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from tasks.config import (
     TokenizationConfig,
     TrainingConfig,
 )
-from tasks.download.task import ask_hub, compare_rows, download, moving
+from tasks.download.identity import moving
+from tasks.download.task import ask_hub, compare_rows, download
 from tasks.evaluation.report import write_report
 from tasks.evaluation.task import evaluate
 from tasks.formatting.task import format_prompts

@@ -9,34 +9,12 @@ from prefect.logging import get_run_logger
 
 from tasks.child import run_child
 from tasks.config import EvaluationConfig, ExecutionConfig
+from tasks.evaluation.identity import identity
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import cached
-from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
 QUANTIZATION = ("quantization", "quant_type", "compute_dtype", "double_quant")
-
-
-def identity(
-    adapter: ArtifactRef, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: EvaluationConfig
-) -> Identity:
-    return Identity(
-        stage="evaluate",
-        inputs={
-            "adapter": adapter.part("adapter"),
-            "tokens": tokens.digest,
-            "prompts": prompts.digest,
-            "model": model.digest,
-        },
-        config=config.model_dump() | {"ending": prompts.info["ending"]},
-        code=(
-            "tasks.evaluation.worker",
-            "tasks.evaluation.generate",
-            "tasks.evaluation.compare",
-            "tasks.evaluation.metrics",
-        ),
-        libraries=("torch", "transformers", "peft", "bitsandbytes", "evaluate", "rouge_score"),
-    )
 
 
 @task(name="evaluate", **cached(identity))

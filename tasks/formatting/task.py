@@ -6,23 +6,10 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from tasks.config import FormattingConfig
+from tasks.formatting.identity import identity
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import cached
-from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
-
-
-def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -> Identity:
-    """Only a chat template makes the prompts depend on the model."""
-    chat = config.style == "chat"
-    unread = {"messages_column"} if not chat else {"prompt", "completion", "ending", "input_column"}
-    return Identity(
-        stage="format",
-        inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),
-        config=config.model_dump(exclude=unread),
-        code=("tasks.formatting", "tasks.spread", "tasks.store.ledger"),
-        libraries=("jinja2", "pyarrow", "rensa", *(["transformers"] if chat else [])),
-    )
 
 
 @task(name="format prompts", **cached(identity))

@@ -11,20 +11,12 @@ from prefect.logging import get_run_logger
 from tasks.config import PublishingConfig
 from tasks.publishing.card import model_card
 from tasks.publishing.hub import upload
+from tasks.publishing.identity import identity, registry_folder
 from tasks.publishing.registry import add_version
-from tasks.store.artifact import ArtifactRef, store_root
+from tasks.store.artifact import ArtifactRef
 from tasks.store.caching import cached
-from tasks.store.identity import Identity, file_digest
+from tasks.store.identity import file_digest
 from tasks.store.model import BaseModelRef
-
-
-def identity(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, config: PublishingConfig) -> Identity:
-    return Identity(
-        stage="publish",
-        inputs={"adapter": adapter.part("adapter"), "scores": scores.digest, "model": model.digest},
-        config=config.model_dump() | {"source": model.source, "revision": model.revision},
-        code=("tasks.publishing",),
-    )
 
 
 @task(name="publish", **cached(identity))
@@ -63,12 +55,6 @@ def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, conf
         commit = upload(version.path, config.hub_repo, config.hub_private)
         log(f"uploaded to {config.hub_repo} as commit {commit}")
     return version
-
-
-def registry_folder(config: PublishingConfig) -> Path:
-    """Where the versions of this adapter are."""
-    registry = Path(config.registry).expanduser().absolute() if config.registry else store_root() / "registry"
-    return registry / config.name
 
 
 def pin_base(adapter_config: Path, model: BaseModelRef) -> None:

@@ -11,18 +11,8 @@ from tasks.child import run_child
 from tasks.config import ExecutionConfig, TrainingConfig
 from tasks.store.artifact import ArtifactRef, produce, work_folder
 from tasks.store.caching import cached
-from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
-
-
-def identity(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -> Identity:
-    return Identity(
-        stage="train",
-        inputs={"tokens": tokens.digest, "model": model.digest, "source": model.source},
-        config=config.model_dump(),
-        code=("tasks.training",),
-        libraries=("torch", "transformers", "peft", "trl", "bitsandbytes"),
-    )
+from tasks.training.identity import identity
 
 
 @task(name="train", **cached(identity))

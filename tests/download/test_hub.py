@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from tasks.config import DataConfig, ModelConfig
+from tasks.download.identity import pin
 from tasks.download.models import fetch_model
-from tasks.download.task import pin
 from tasks.errors import UserError
 from tasks.failures import passes_by_itself
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import DataConfig, ModelConfig
+from tasks.download.identity import moving, pin, rows_identity
 from tasks.download.rows import write_rows
-from tasks.download.task import moving, pin, rows_identity
 from tasks.errors import UserError
 from tasks.failures import passes_by_itself
 from tests.tiny import make_rows

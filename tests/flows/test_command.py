@@ -73,11 +73,15 @@ def test_every_field_says_what_it_is() -> None:
             assert not field.is_required(), name
 
 
-def test_help_and_import_stay_light() -> None:
-    code = (
-        "import sys; import flows.retrain; "
-        "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("flows.retrain", ["torch", "transformers", "datasets", "pyarrow"]),
+        ("flows.plan", ["prefect", "torch", "transformers", "datasets", "pyarrow"]),
+    ],
+)
+def test_help_and_import_stay_light(module: str, heavy: list[str]) -> None:
+    code = f"import sys; import {module}; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
 

@@ -19,6 +19,7 @@ from flows.config_file import load
 from flows.retrain import retrain
 from flows.stages import patient
 from tasks.config import ModelConfig
+from tasks.download import identity as download_identity
 from tasks.download import task as download_room
 from tasks.download.task import ask_hub
 from tasks.errors import UserError
@@ -77,7 +78,7 @@ def test_a_branch_is_asked_for_again_when_the_network_fails(
     groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = failing(2, httpx.ConnectError("no route"), lambda *_: "0" * 40)
-    monkeypatch.setattr(download_room, "_commit", commit)
+    monkeypatch.setattr(download_identity, "_commit", commit)
     model = ModelConfig(base="owner/name", revision="main")
 
     @flow

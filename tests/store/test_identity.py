@@ -9,7 +9,7 @@ import pytest
 
 from flows.config_file import load
 from tasks.config import DataConfig, EvaluationConfig, FormattingConfig, TrainingConfig
-from tasks.download.task import rows_identity
+from tasks.download.identity import rows_identity
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity, digest_of, source_digest
 from tasks.store.model import BaseModelRef
@@ -19,7 +19,7 @@ MODEL = BaseModelRef(folder="/m", digest="d", tokenizer_digest="t", source="owne
 
 
 def train_key(**fields: object) -> str:
-    from tasks.training.task import identity
+    from tasks.training.identity import identity
 
     return identity(ArtifactRef(name="x", digest="y"), MODEL, TrainingConfig.model_validate(fields)).key
 
@@ -54,7 +54,7 @@ def test_every_training_field_matters() -> None:
 
 
 def test_evaluation_does_not_depend_on_how_training_was_logged(store: Path) -> None:
-    from tasks.evaluation.task import identity
+    from tasks.evaluation.identity import identity
 
     def adapter(seconds: float) -> ArtifactRef:
         def write(folder: Path) -> dict:
@@ -84,7 +84,7 @@ def test_the_same_rows_elsewhere_are_the_same(tmp_path: Path) -> None:
 
 
 def test_prompts_of_a_template_do_not_depend_on_the_model() -> None:
-    from tasks.formatting.task import identity
+    from tasks.formatting.identity import identity
 
     rows, other = ArtifactRef(name="x", digest="y"), MODEL.model_copy(update={"tokenizer_digest": "other"})
     for style, same in (("template", True), ("chat", False)):

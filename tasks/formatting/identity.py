@@ -1,0 +1,19 @@
+"""What decides prompts."""
+
+from tasks.config import FormattingConfig
+from tasks.store.artifact import ArtifactRef
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+
+
+def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -> Identity:
+    """Only a chat template makes the prompts depend on the model."""
+    chat = config.style == "chat"
+    unread = {"messages_column"} if not chat else {"prompt", "completion", "ending", "input_column"}
+    return Identity(
+        stage="format",
+        inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),
+        config=config.model_dump(exclude=unread),
+        code=("tasks.formatting", "tasks.spread", "tasks.store.ledger"),
+        libraries=("jinja2", "pyarrow", "rensa", *(["transformers"] if chat else [])),
+    )

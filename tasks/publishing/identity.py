@@ -1,0 +1,23 @@
+"""What decides a published version, and where it goes."""
+
+from pathlib import Path
+
+from tasks.config import PublishingConfig
+from tasks.store.artifact import ArtifactRef, store_root
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+
+
+def identity(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, config: PublishingConfig) -> Identity:
+    return Identity(
+        stage="publish",
+        inputs={"adapter": adapter.part("adapter"), "scores": scores.digest, "model": model.digest},
+        config=config.model_dump() | {"source": model.source, "revision": model.revision},
+        code=("tasks.publishing",),
+    )
+
+
+def registry_folder(config: PublishingConfig) -> Path:
+    """Where the versions of this adapter are."""
+    registry = Path(config.registry).expanduser().absolute() if config.registry else store_root() / "registry"
+    return registry / config.name
