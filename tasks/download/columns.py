@@ -4,9 +4,6 @@ A batch that brings a new column or a wider type begins a new file; only then ar
 end. A source whose first rows show its columns is written once.
 """
 
-import contextlib
-from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,19 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.download.formats import Row
+from tasks.download.blocks import Row
+from tasks.download.column_types import OWN, UNFIT, Columns, guess, widened
 from tasks.download.schema import ID, SPLIT
 from tasks.download.verdicts import mended, suspicious
-from tasks.errors import UserError
 from tasks.store.ledger import Ledger
 
-OWN = {ID: pa.field(ID, pa.string()), SPLIT: pa.field(SPLIT, pa.string())}
-UNFIT = (pa.ArrowException, UnicodeError, OverflowError)
-"""What Arrow raises for a value that a column cannot hold."""
-MOST_FIELDS = 5_000
-"""Fields of one column's objects, those inside counted: every row would hold them all."""
 GROUP_ROWS, GROUP_BYTES = 10_000, 16 << 20
-Columns = dict[str, list[Any]]
 
 
 class GrowingTable:
@@ -53,8 +44,8 @@ class GrowingTable:
             if not row.keys() <= names.keys():
                 names.update(dict.fromkeys(row))
         columns = {name: [row.get(name) for row in rows] for name in names}
-        guesses = {name: _guess(columns, name) for name in columns}
-        wider = _widened(self.schema, guesses)
+        guesses = {name: guess(columns, name) for name in columns}
+        wider = widened(self.schema, guesses)
         if not wider.equals(self.schema):
             self._end_part()
             self.schema = wider
@@ -168,70 +159,3 @@ class GrowingTable:
 def _short(value: Any) -> str:
     """A value for a message, without copying a large one."""
     return repr(value[:200] if isinstance(value, str) else value)
-
-
-def _widened(schema: pa.Schema, guesses: dict[str, pa.Array | pa.DataType]) -> pa.Schema:
-    """The schema with what a batch brings; ID and SPLIT stay last."""
-    known = {field.name: field for field in schema}
-    for name, guess in guesses.items():
-        found = pa.field(name, guess.type if isinstance(guess, pa.Array) else guess)
-        known[name] = _unified(known.get(name, found), found)
-        if _fields(known[name].type) > MOST_FIELDS:
-            raise UserError(
-                f"data: column {name} holds objects of more than {MOST_FIELDS:,} different fields; "
-                "write such objects as JSON text."
-            )
-    return pa.schema([field for name, field in known.items() if name not in (ID, SPLIT)] + [OWN[ID], OWN[SPLIT]])
-
-
-def _guess(columns: Columns, name: str) -> pa.Array | pa.DataType:
-    """A column as Arrow takes it, or else the type that most of its values have."""
-    try:
-        array = pa.array(columns[name], OWN[name].type if name in OWN else None)
-        if _has_empty(array.type):  # Parquet has no object without fields: it is read as no value
-            columns[name] = [_without_empty(value) for value in columns[name]]
-            array = pa.array(columns[name])
-        return array
-    except UNFIT:
-        if name in OWN:
-            return OWN[name].type
-        kinds = Counter(type(value) for value in columns[name] if value is not None)
-        kind = kinds.most_common(1)[0][0]
-        return pa.string() if kind is str else _first_type(v for v in columns[name] if type(v) is kind)
-
-
-def _fields(kind: pa.DataType) -> int:
-    if pa.types.is_struct(kind):
-        return sum(1 + _fields(field.type) for field in kind)
-    return _fields(kind.value_type) if pa.types.is_list(kind) else 0
-
-
-def _has_empty(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return not kind.num_fields or any(_has_empty(field.type) for field in kind)
-    return pa.types.is_list(kind) and _has_empty(kind.value_type)
-
-
-def _without_empty(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_empty(item) for name, item in value.items()} or None
-    return [_without_empty(item) for item in value] if isinstance(value, list) else value
-
-
-def _first_type(values: Iterable[Any]) -> pa.DataType:
-    """The type of as many values as go together with the first."""
-    found = pa.null()
-    for value in values:
-        with contextlib.suppress(*UNFIT):
-            found = _unified(pa.field("", found), pa.field("", pa.array([_without_empty(value)]).type)).type
-    return found
-
-
-def _unified(known: pa.Field, found: pa.Field) -> pa.Field:
-    """A type that holds both; the known one where there is none."""
-    if known.type.equals(found.type):
-        return known
-    try:
-        return pa.unify_schemas([pa.schema([known]), pa.schema([found])], promote_options="permissive").field(0)
-    except pa.ArrowException:
-        return known

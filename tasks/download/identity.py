@@ -11,7 +11,10 @@ from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef, content_digest
 from tasks.store.identity import Identity
 
-ROOM = ("rows", "sources", "places", "formats", "columns", "verdicts", "schema")
+ROOM = (
+    *("rows", "sources", "places", "formats", "blocks", "json_rows", "csv_rows"),
+    *("columns", "column_types", "verdicts", "schema"),
+)
 """The modules that decide what becomes of rows."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import DataConfig
+from tasks.download.blocks import BadRow, Block, Row
 from tasks.download.columns import GrowingTable
-from tasks.download.formats import BadRow, Block, Row
 from tasks.download.schema import ID, ROWS, SPLIT
 from tasks.download.sources import source_parts
 from tasks.errors import UserError

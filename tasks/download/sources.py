@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tasks.config import DataConfig
-from tasks.download.formats import Block, read_file
+from tasks.download.blocks import Block
+from tasks.download.formats import read_file
 from tasks.download.places import ENDINGS, Place, places
 from tasks.errors import UserError
 

@@ -1,0 +1,83 @@
+"""Rows of a CSV table."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, BinaryIO
+
+from tasks.download import blocks
+from tasks.download.blocks import BadRow, Block, Row
+from tasks.download.places import Place
+from tasks.errors import UserError
+
+csv.field_size_limit(blocks.LONGEST_LINE)
+
+
+def csv_rows(stream: BinaryIO, place: Place) -> Iterator[Block]:
+    """Rows of a table whose first line has the column names. Every value stays text: `007` is not 7.
+
+    Raises:
+        UserError: the first line is no header, or a quote never closes, so that what follows it is not known.
+    """
+    # what is no UTF-8 becomes half characters, so that it costs its row and not the file
+    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, strict=True)
+    try:
+        header = _header(next(reader, None), place)
+    except csv.Error as error:
+        raise UserError(f"{place.shown} has no line of column names that can be read: {error}.") from error
+    while block := list(islice(_rows(reader, header, place), blocks.BLOCK_ROWS)):
+        yield block
+
+
+def _header(header: list[str] | None, place: Place) -> list[str]:
+    if not header:
+        raise UserError(f"{place.shown} is empty; a .csv file starts with a line of column names.")
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise UserError(f"{place.shown} has two columns called {twice[0]!r}; every column needs a name of its own.")
+    if len(header) == 1 and (sign := next((sign for sign in ";\t|" if sign in header[0]), "")):
+        raise UserError(f"{place.shown} has columns between {sign!r}; a .csv file has them between commas.")
+    if not _is_text(header):
+        raise UserError(f"{place.shown} is not UTF-8 in its first line; write the file as UTF-8.")
+    return header
+
+
+def _rows(reader: Any, header: list[str], place: Place) -> Iterator[Row | BadRow]:
+    """About a block of rows."""
+    size = 0
+    while size <= blocks.BLOCK_BYTES:
+        began = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            if "end of data" in str(error):
+                raise UserError(f"{place.shown} has a quote in line {began} or later that never closes.") from error
+            yield BadRow(f"{_where(place, began, reader)} cannot be read as CSV: {error}")
+            continue
+        if values is None:
+            return
+        if len(values) == len(header):
+            if _is_text(values):
+                yield dict(zip(header, values, strict=True))
+            else:
+                yield BadRow(f"{_where(place, began, reader)} is not UTF-8")
+        elif values:
+            where = _where(place, began, reader)
+            yield BadRow(f"{where} has {len(values)} values for {len(header)} columns")
+        size += sum(map(len, values))
+
+
+def _where(place: Place, began: int, reader: Any) -> str:
+    """The lines of a row, which are many where a quote holds line ends."""
+    to = f" to {reader.line_num}" if reader.line_num > began else ""
+    return f"{place.name} line {began}{to}"
+
+
+def _is_text(values: list[str]) -> bool:
+    text = "".join(values)
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
