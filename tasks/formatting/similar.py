@@ -6,7 +6,7 @@ Words are what white space parts, and single characters in scripts written witho
 
 import array
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -162,7 +162,7 @@ def near_copies(sketches: np.ndarray) -> int:
     return int(found.sum())
 
 
-def _band_keys(sketches: np.ndarray) -> list[np.ndarray]:
+def _band_keys(sketches: np.ndarray) -> Iterator[np.ndarray]:
     """One number a row for each band of slots."""
-    bands = np.split(sketches, range(BAND, sketches.shape[1], BAND), axis=1)
-    return [(slots * POWERS[1 : BAND + 1]).sum(axis=1, dtype=np.uint64) for slots in bands]
+    for start in range(0, sketches.shape[1], BAND):
+        yield (sketches[:, start : start + BAND] * POWERS[1 : BAND + 1]).sum(axis=1, dtype=np.uint64)
