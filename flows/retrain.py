@@ -8,9 +8,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from flows.changes import earlier_rows, sentence
+from flows.data import show_data
 from flows.logs import quiet_user_errors
 from flows.stages import patient
-from flows.summary import markdown, summarize
+from flows.summary import artifact_key, markdown, summarize
 from tasks.config import (
     DataConfig,
     EvaluationConfig,
@@ -70,6 +71,7 @@ def retrain(
         prompts = patient(format_prompts, execution)(source.rows, source.model, formatting)
         tokens = patient(tokenize, execution)(prompts, source.model, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
+        show_data(tokens, training, artifact_key("data", publishing.name))
         adapter = patient(train, execution)(tokens, source.model, training, execution)
         scores = patient(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution)
         version = patient(publish, execution)(adapter, scores, source.model, publishing)
@@ -79,6 +81,6 @@ def retrain(
     )
     report = write_report(stages)
     summary = summarize(stages, began, report, changes)
-    create_markdown_artifact(markdown(summary), key=f"retrain-{publishing.name}".replace(".", "-").replace("_", "-"))
+    create_markdown_artifact(markdown(summary), key=artifact_key("retrain", publishing.name))
     get_run_logger().info(f"report: {report}")
     return summary

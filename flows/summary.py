@@ -66,3 +66,8 @@ def markdown(summary: dict[str, Any]) -> str:
         f"Report: `{summary['report']}`",
     ]
     return "\n".join(lines)
+
+
+def artifact_key(what: str, name: str) -> str:
+    """A name as Prefect takes it for an artifact: lower-case letters, digits and dashes."""
+    return f"{what}-{name}".replace(".", "-").replace("_", "-")

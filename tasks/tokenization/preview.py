@@ -1,7 +1,4 @@
-"""A few training rows as text, what is learnt told apart: made when the rows are written, so that showing it is cheap.
-
-preview.json    [{"label", "id", "tokens", "learnt", "parts": [[kind, text], …]}, …]; kind: masked, learnt or gap
-"""
+"""A few training rows as text, what is learnt told apart; made with the rows, so that showing it is cheap."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.excerpt import Part, shortened
+from tasks.tokenization.files import PREVIEW
 
-PREVIEW = "preview.json"
 Decode = Callable[[list[int]], str]
 BESIDE = 90
 """Characters of a part in a line of the log."""

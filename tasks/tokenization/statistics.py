@@ -1,22 +1,15 @@
-"""What people ask about tokens: how many, how long, how much is learnt, and how well they fill a forward pass.
+"""What people ask about tokens: how many, how long, and how much of them is learnt."""
 
-statistics.json    {"limit", "width", "splits": {split: {"rows", "tokens", "learnt_tokens", "shortened", "lost",
-                   "shortest", "median", "longest", "rows_by_length": [rows of 0 to width - 1 tokens, …]}}}
-"""
-
-import bisect
 import json
-import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-STATISTICS = "statistics.json"
+from tasks.tokenization.files import STATISTICS
+
 BINS = 2048
 """Most classes of length; each is one token wide as long as that is enough."""
-SAMPLE = 4096
-"""Rows drawn to see how well they pack."""
 
 
 class Statistics:
@@ -78,34 +71,6 @@ def read_statistics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATISTICS).read_text())
 
 
-def filled(statistics: Mapping[str, Any], capacity: int, rows: int) -> float:
-    """Which share of `capacity` tokens a forward pass will hold, when `rows` training rows at a time are packed.
-
-    Rows are drawn at random, and each goes, longest first, into the fullest pass that still holds it.
-    """
-    by_length, width = statistics["splits"]["train"]["rows_by_length"], statistics["width"]
-    if not any(by_length):
-        return 0.0
-    rows = min(rows, SAMPLE)
-    draw = random.Random(0)
-    tokens = passes = 0
-    for _ in range(max(1, SAMPLE // rows // 4)):
-        lengths = draw.choices([n * width for n in range(len(by_length))], by_length, k=rows)
-        tokens += sum(min(length, capacity) for length in lengths)
-        passes += _best_fit(lengths, capacity)
-    return tokens / (passes * capacity)
-
-
-def _best_fit(lengths: list[int], capacity: int) -> int:
-    """How many passes it takes."""
-    left: list[int] = []  # ascending: what each pass can still hold
-    for length in sorted(lengths, reverse=True):
-        place = bisect.bisect_left(left, length)
-        room = left.pop(place) if place < len(left) else max(capacity, length)
-        bisect.insort(left, room - length)
-    return len(left)
-
-
 def lines(statistics: Mapping[str, Any]) -> Iterator[str]:
     """One line a split."""
     for split, s in statistics["splits"].items():
@@ -117,7 +82,7 @@ def lines(statistics: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def markdown(statistics: Mapping[str, Any], micro_batch_tokens: int, batch_size: int) -> Iterator[str]:
+def markdown(statistics: Mapping[str, Any]) -> Iterator[str]:
     """The numbers for the Prefect UI."""
     yield "| | rows | tokens | learnt | shortest | median | longest | shortened | lost |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
@@ -126,18 +91,6 @@ def markdown(statistics: Mapping[str, Any], micro_batch_tokens: int, batch_size:
             f"| {split} | {s['rows']:,} | {s['tokens']:,} | {s['learnt_tokens'] / max(1, s['tokens']):.1%} | "
             f"{s['shortest']:,} | {s['median']:,} | {s['longest']:,} | {_share(s, 'shortened')} | {_share(s, 'lost')} |"
         )
-    yield ""
-    yield packing(statistics, micro_batch_tokens, batch_size) + "\n"
-
-
-def packing(statistics: Mapping[str, Any], micro_batch_tokens: int, batch_size: int) -> str:
-    """A sentence about how full forward passes will be."""
-    limit = statistics["limit"]
-    step, best = filled(statistics, micro_batch_tokens, batch_size), filled(statistics, limit, SAMPLE)
-    return (
-        f"A forward pass of {micro_batch_tokens:,} tokens will be {step:.0%} full with {batch_size:,} rows a step; "
-        f"sequences of {limit:,} tokens packed from all rows would be {best:.0%} full."
-    )
 
 
 def _share(split: Mapping[str, Any], what: str) -> str:

@@ -1,5 +1,6 @@
 """The page of a run, from artifacts made by hand: what it says, what it shows as text, and when it is written."""
 
+import functools
 import json
 import math
 import os
@@ -17,12 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.evaluation import charts
-from tasks.evaluation.report import duration, read_lengths, signed, write_report
+from tasks.evaluation.page.words import duration, signed
+from tasks.evaluation.report import write_report
 from tasks.evaluation.schema import METRICS, PREDICTION_SCHEMA, SCORE_SCHEMA
 from tasks.store.artifact import ArtifactRef, write_folder
-from tasks.store.identity import Identity, digest_of, file_digest
+from tasks.store.identity import Identity
 from tasks.store.ledger import Ledger
-from tasks.tokenization.schema import NOT_LEARNT, TOKEN_SCHEMA
+from tasks.tokenization.preview import write_preview
+from tasks.tokenization.schema import LEARNT, NOT_LEARNT, TOKEN_SCHEMA
+from tasks.tokenization.statistics import Statistics
 
 STEP = {
     "tokens": 200,
@@ -48,7 +52,6 @@ class Run:
     scores: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.9), (0.3, 0.4), (0.8, 0.1)])
     lost: list[tuple[str, str, str, str]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
-    tokenizer: bool = True
 
 
 def put(folder: Path, stage: str, write: Callable[[Path], dict[str, Any]], **identity: Any) -> ArtifactRef:
@@ -73,9 +76,6 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
     """Six artifacts in a store, and a base model's tokenizer where the adapter says it is."""
     artifacts, base = store / "artifacts", store.parent / "base"
     tokenizer = make_tokenizer(base, run.prompt + run.answer)
-    digest = digest_of({"tokenizer.json": file_digest(base / "tokenizer.json")})
-    if not run.tokenizer:
-        (base / "tokenizer.json").unlink()
     splits = ["train"] * 4 + ["test"] * len(run.base)
 
     def rows(name: str) -> Callable[[Path], dict[str, Any]]:
@@ -93,6 +93,11 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         row = {"input_ids": prompt + answer, "labels": [NOT_LEARNT] * len(prompt) + answer}
         made = [{"id": f"r{n}", "split": split, **row} for n, split in enumerate(splits)]
         pq.write_table(pa.Table.from_pylist(made, TOKEN_SCHEMA), folder / "tokens.parquet")
+        statistics = Statistics()
+        statistics.add(pa.RecordBatch.from_pylist([{**m, LEARNT: len(answer)} for m in made]), [])
+        statistics.write(folder, 2048)
+        decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
+        write_preview(folder, *statistics.training_rows(), decode)
         return {"rows": len(made), "limit": 2048, **Ledger("tokenize", folder).write()}
 
     def train(folder: Path) -> dict[str, Any]:
@@ -120,8 +125,14 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
     return {
         "download": put(artifacts, "download", rows("rows.parquet"), config={"path": "rows.jsonl"}),
         "format": put(artifacts, "format", rows("prompts.parquet"), config={"prompt": "{{ a }}\n{{ b }}"}),
-        "tokenize": put(artifacts, "tokenize", tokens, inputs={"tokenizer": digest}),
-        "train": put(artifacts, "train", train, config={"max_grad_norm": 1.0}, libraries=("pyarrow",)),
+        "tokenize": put(artifacts, "tokenize", tokens),
+        "train": put(
+            artifacts,
+            "train",
+            train,
+            config={"max_grad_norm": 1.0, "micro_batch_tokens": 100, "batch_size": 8},
+            libraries=("pyarrow",),
+        ),
         "evaluate": put(artifacts, "evaluate", evaluate),
         "publish": put(artifacts, "publish", publish, config={"source": "owner/base", "revision": ""}),
     }
@@ -201,8 +212,13 @@ def test_preview_shows_what_the_trainer_reads(store: Path) -> None:
         ]
 
 
-def test_page_without_tokenizer_says_so(store: Path) -> None:
-    assert "cannot be shown as text" in write_report(make_run(store, Run(tokenizer=False))).read_text()
+def test_what_is_known_of_the_tokens_is_shown(store: Path) -> None:
+    page = write_report(make_run(store, Run())).read_text()
+    tokens = pq.read_table(next(store.glob("artifacts/tokenize-*/tokens.parquet"))).to_pylist()
+    read, learnt = (sum(label != NOT_LEARNT or whole for row in tokens for label in row["labels"]) for whole in (1, 0))
+    assert f"{100 * learnt / read:.1f} % of the tokens are learnt: {learnt:,} of {read:,}" in text_of(page)
+    assert "A forward pass of 100 tokens will be " in page and "with 8 rows a step" in page
+    assert page.count("4 rows</title>") == page.count("3 rows</title>") == 1  # a bar for each split
 
 
 def test_answers_are_picked_by_rule(store: Path) -> None:
@@ -267,26 +283,6 @@ def test_page_takes_neither_torch_nor_pandas(store: Path) -> None:
         "assert not {'torch', 'pandas', 'matplotlib', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, json.dumps(references)], check=True, env=dict(os.environ), timeout=60)
-
-
-def test_lengths_count_rows_without_tokens_and_over_slices(tmp_path: Path) -> None:
-    rows = [
-        {
-            "id": str(n),
-            "split": "test" if n % 3 == 0 else "train",
-            "input_ids": ids,
-            "labels": [5, NOT_LEARNT, 5][: len(ids)],
-        }
-        for n, ids in enumerate([[5] * (n % 4) for n in range(5000)])
-    ]
-    file = tmp_path / "tokens.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, TOKEN_SCHEMA), file, row_group_size=1500)
-    found = read_lengths(file)
-    for split in ("train", "test"):
-        there = [row for row in rows if row["split"] == split]
-        assert found[split]["lengths"] == [len(row["input_ids"]) for row in there]
-        assert [str(n) for n in found[split]["where"]] == [row["id"] for row in there]
-        assert found[split]["learnt"] == sum(label != NOT_LEARNT for row in there for label in row["labels"])
 
 
 def test_thinned_line_keeps_every_spike() -> None:

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config import TokenizationConfig
+from tasks.fill import filled
 from tasks.formatting.schema import PROMPT_SCHEMA
 from tasks.tokenization.encode import write_tokens
 from tasks.tokenization.preview import lines as preview_lines
 from tasks.tokenization.preview import markdown, read_preview
-from tasks.tokenization.statistics import filled, lines, read_statistics
+from tasks.tokenization.statistics import lines, read_statistics
 from tests.tiny import make_model
 
 

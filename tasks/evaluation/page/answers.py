@@ -1,0 +1,50 @@
+"""Answers of base and tuned model side by side: the rows that gained most and least."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.evaluation import charts
+from tasks.evaluation.page.scores import TITLES
+from tasks.evaluation.page.tables import read, rows_at
+from tasks.excerpt import shortened
+
+
+def answers(folder: Path, metric: str) -> dict[str, Any]:
+    """Most improved, median and most worsened held-out row by a metric, and how the differences spread."""
+    from tasks.evaluation.schema import PREDICTIONS
+
+    file = folder / PREDICTIONS
+    table = read(file, [f"base_{metric}", f"tuned_{metric}"])
+    base, tuned = (column.to_pylist() for column in table.columns)
+    ranked = sorted(((b - a), n) for n, (b, a) in enumerate(zip(base, tuned, strict=True)))  # largest gain first
+    change = [-loss for loss, _ in ranked]
+    last = len(ranked) - 1
+    picks = {last // 2: "median change"}
+    picks[last] = "most worsened" if change[last] < 0 else "least improved" if change[last] > 0 else "least changed"
+    picks[0] = "most improved" if change[0] > 0 else "least worsened" if change[0] < 0 else "least changed"
+    if last == 0:
+        picks = {0: "the only row"}
+    rows = rows_at(file, {ranked[pick][1] for pick in picks})
+    return {
+        "chart": charts.sorted_bars("Difference by row", "held-out rows, lowest difference to highest", change),
+        "better": sum(c > 0 for c in change),
+        "worse": sum(c < 0 for c in change),
+        "equal": sum(c == 0 for c in change),
+        "title": TITLES.get(metric, metric),
+        "rows": [answer_row(rows[ranked[pick][1]], label, metric) for pick, label in sorted(picks.items())],
+    }
+
+
+def answer_row(row: Mapping[str, Any], label: str, metric: str) -> dict[str, Any]:
+    return {
+        "label": label,
+        "id": row["id"],
+        "base_score": row[f"base_{metric}"],
+        "tuned_score": row[f"tuned_{metric}"],
+        "prompt": shortened(row["prompt"], times=4),
+        "references": [shortened(text) for text in row["references"][:5]],
+        "more_references": max(0, len(row["references"]) - 5),
+        "base": shortened(row["base"]),
+        "tuned": shortened(row["tuned"]),
+    }

@@ -1,0 +1,92 @@
+"""What became of the rows on their way to tokens, how long they are, and what of them is learnt."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.evaluation import charts
+from tasks.evaluation.page.tables import read
+from tasks.fill import packing
+from tasks.store.artifact import ArtifactRef
+from tasks.tokenization.files import PREVIEW, STATISTICS
+
+LEDGER_ROWS = 8
+LABEL = {"train": "Training rows", "test": "Held-out rows"}
+
+
+def data(stages: Mapping[str, ArtifactRef], training: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows and losses of the three data stages, and what is known of the tokens.
+
+    Args:
+        training: the fields of the training stage, for how its forward passes will be filled.
+    """
+    from tasks.download.schema import ROWS
+    from tasks.formatting.schema import PROMPTS
+    from tasks.tokenization.schema import TOKENS
+
+    files = {"download": ROWS, "format": PROMPTS, "tokenize": TOKENS}
+    splits = {name: count_splits(stages[name].path / file) for name, file in files.items()}
+    names = sorted(set().union(*splits.values()), key=lambda name: (name != "train", name))
+    ledgers = {name: read_ledger(stages[name].path) for name in files}
+    return {
+        "splits": names,
+        "stages": [(name, splits[name], ledgers[name]) for name in files],
+        "ledger": [entry for ledger in ledgers.values() for entry in ledger["first"]][:LEDGER_ROWS],
+        "ledger_rows": sum(ledger["rows"] for ledger in ledgers.values()),
+        "ledger_files": [str(stages[name].path / "ledger.parquet") for name in files],
+        "reasons": [reason for ledger in ledgers.values() for reason in ledger["reasons"]],
+        **lengths(json.loads((stages["tokenize"].path / STATISTICS).read_text()), training),
+    }
+
+
+def lengths(statistics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+    """Token counts of each split that has rows, drawn and as numbers."""
+    found = {split: numbers for split, numbers in statistics["splits"].items() if numbers["rows"]}
+    longest, limit = max((s["longest"] for s in found.values()), default=0), statistics["limit"]
+    learnt, read = (sum(s[what] for s in found.values()) for what in ("learnt_tokens", "tokens"))
+    return {
+        "tokens": list(found.items()),
+        "charts": [
+            charts.histogram(LABEL[split], by_length(statistics, s), longest, limit) for split, s in found.items()
+        ],
+        "longest": longest,
+        "limit": limit,
+        "limit_shown": limit <= 1.5 * longest,
+        "learnt_share": learnt / max(1, read),
+        "learnt": learnt,
+        "read": read,
+        "packing": packing(statistics, training["micro_batch_tokens"], training["batch_size"]),
+    }
+
+
+def by_length(statistics: Mapping[str, Any], split: Mapping[str, Any]) -> Counter[int]:
+    """Rows by tokens; by the fewest tokens of their class, where classes are wider than one token."""
+    return Counter({n * statistics["width"]: rows for n, rows in enumerate(split["rows_by_length"]) if rows})
+
+
+def preview(folder: Path) -> list[dict[str, Any]]:
+    """A few training rows as the trainer reads them, as tokenization wrote them down."""
+    return json.loads((folder / PREVIEW).read_text(encoding="utf-8"))
+
+
+def count_splits(file: Path) -> dict[str, int]:
+    import pyarrow.compute as pc
+
+    return {count["values"]: count["counts"] for count in pc.value_counts(read(file, ["split"])["split"]).to_pylist()}
+
+
+def read_ledger(folder: Path) -> dict[str, Any]:
+    """How many rows a stage lost or changed and why, and the first of them."""
+    from tasks.store.ledger import LEDGER
+
+    table = read(folder / LEDGER)
+    reasons = Counter(zip(*(table[name].to_pylist() for name in ("verdict", "stage", "reason")), strict=True))
+    return {
+        "rows": table.num_rows,
+        "lost": sum(rows for (verdict, *_), rows in reasons.items() if verdict == "lost"),
+        "changed": sum(rows for (verdict, *_), rows in reasons.items() if verdict == "changed"),
+        "reasons": [(rows, *reason) for reason, rows in reasons.most_common(LEDGER_ROWS)],
+        "first": table.slice(0, LEDGER_ROWS).to_pylist(),
+    }

@@ -1,0 +1,43 @@
+"""How base and tuned model score, and what that says."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.evaluation import charts
+from tasks.evaluation.page.tables import read
+
+TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+HEADLINE = "rougeL"
+FEW_ROWS = 20
+"""Held-out rows below which the page warns that the interval itself is unsure."""
+BAR = 220
+"""Width of the interval bars' picture."""
+
+
+def score_table(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Every metric with its interval, and in words what the headline metric says."""
+    from tasks.evaluation.schema import SCORES
+
+    rows = read(folder / SCORES).to_pylist()
+    drawn = charts.intervals([(r["low"], r["difference"], r["high"]) for r in rows], BAR)
+    for row, bar in zip(rows, drawn.bars, strict=True):
+        row |= {"title": TITLES.get(row["metric"], row["metric"]), "bar": bar}
+    headline = next((row for row in rows if row["metric"] == HEADLINE), rows[0])
+    confidence = manifest["info"].get("confidence", manifest["identity"]["config"].get("confidence"))
+    return {
+        "rows": rows,
+        "headline": headline,
+        "percent": f"{100 * confidence:g} %" if confidence else "",
+        "finding": finding(headline),
+        "few": 1 < headline["rows"] < FEW_ROWS,
+        "drawn": drawn,
+        "width": BAR,
+    }
+
+
+def finding(score: Mapping[str, Any]) -> str:
+    """`better`, `worse`, `undecided`, or `single` where one row allows no interval."""
+    if score["rows"] < 2:
+        return "single"
+    return "better" if score["low"] > 0 else "worse" if score["high"] < 0 else "undecided"

@@ -1,0 +1,47 @@
+"""How full forward passes will be, told from the lengths of the rows alone."""
+
+import bisect
+import random
+from collections.abc import Mapping
+from typing import Any
+
+SAMPLE = 4096
+"""Rows drawn to see how well they pack."""
+
+
+def packing(statistics: Mapping[str, Any], micro_batch_tokens: int, batch_size: int) -> str:
+    """A sentence about how full forward passes will be."""
+    limit = statistics["limit"]
+    step, best = filled(statistics, micro_batch_tokens, batch_size), filled(statistics, limit, SAMPLE)
+    return (
+        f"A forward pass of {micro_batch_tokens:,} tokens will be {step:.0%} full with {batch_size:,} rows a step; "
+        f"sequences of {limit:,} tokens packed from all rows would be {best:.0%} full."
+    )
+
+
+def filled(statistics: Mapping[str, Any], capacity: int, rows: int) -> float:
+    """Which share of `capacity` tokens a forward pass will hold, when `rows` training rows at a time are packed.
+
+    Rows are drawn at random, and each goes, longest first, into the fullest pass that still holds it.
+    """
+    by_length, width = statistics["splits"]["train"]["rows_by_length"], statistics["width"]
+    if not any(by_length):
+        return 0.0
+    rows = min(rows, SAMPLE)
+    draw = random.Random(0)
+    tokens = passes = 0
+    for _ in range(max(1, SAMPLE // rows // 4)):
+        lengths = draw.choices([n * width for n in range(len(by_length))], by_length, k=rows)
+        tokens += sum(min(length, capacity) for length in lengths)
+        passes += _best_fit(lengths, capacity)
+    return tokens / (passes * capacity)
+
+
+def _best_fit(lengths: list[int], capacity: int) -> int:
+    """How many passes it takes."""
+    left: list[int] = []  # ascending: what each pass can still hold
+    for length in sorted(lengths, reverse=True):
+        place = bisect.bisect_left(left, length)
+        room = left.pop(place) if place < len(left) else max(capacity, length)
+        bisect.insort(left, room - length)
+    return len(left)
