@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-SAMPLE = 4096
+SAMPLE = 1024
 """Rows drawn to see how well they pack."""
 
 
