@@ -67,11 +67,12 @@ class _Sorter:
             given = row.get(data.id_column)
             named = given not in (None, "")
             id = str(given) if named else _content_id(row)
-            side = part_side or _side(row, id, data)
+            digest = _digest(id)
+            side = part_side or _side(row, digest, data)
             if not any(row.values()) and all(value in (None, "", [], {}) for value in row.values()):
                 self.ledger.lost(id, side, "empty row", "no column has a value")
                 continue
-            mark = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+            mark = digest[:12]
             if mark in self._seen:
                 if named:
                     self.ledger.lost(id, side, "duplicate id", f"an earlier row has {data.id_column} {id!r}")
@@ -94,14 +95,22 @@ class _Sorter:
         return found
 
 
-def _side(row: Row, id: str, data: DataConfig) -> str:
-    """A `split` column decides; without one a hash of the group or id does, the same for ever."""
+def _side(row: Row, digest: bytes, data: DataConfig) -> str:
+    """A `split` column decides; without one a hash of the group or id does, the same for ever.
+
+    Args:
+        digest: of the id.
+    """
     if SPLIT in row:
         return {data.train_split: "train", data.test_split: "test"}.get(str(row[SPLIT]), "unused")
-    own = row.get(data.group_column) if data.group_column else None
-    group = id if own in (None, "") else str(own)  # rows without a group are no group
-    share = int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
-    return "test" if share < data.test_share else "train"
+    group = row.get(data.group_column) if data.group_column else None
+    if group not in (None, ""):  # rows without a group are no group
+        digest = _digest(str(group))
+    return "test" if int.from_bytes(digest[:8]) / 2**64 < data.test_share else "train"
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
 
 
 def _check_columns(data: DataConfig, there: list[str]) -> None:
@@ -124,4 +133,4 @@ def _why(data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> str:
 
 
 def _content_id(row: Row) -> str:
-    return hashlib.sha256(ENCODE(row).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return _digest(ENCODE(row)).hex()[:16]

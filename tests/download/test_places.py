@@ -185,7 +185,7 @@ def test_held_out_rows_behind_a_url_of_their_own(tmp_path: Path, memory: Any) ->
     local = tmp_path / "rows.jsonl"
     local.write_bytes(lines([{"id": "a", "text": "y"}]))
     found, _ = read(tmp_path, path=str(local), test_path="memory://test.jsonl")
-    assert [(row["id"], row["split"]) for row in found] == [("a", "train"), ("t", "test")]
+    assert [(row["id"], row["split"]) for row in found] == [("t", "test"), ("a", "train")]
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:

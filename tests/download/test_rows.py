@@ -83,7 +83,7 @@ def test_held_out_rows_in_a_file_of_their_own(tmp_path: Path) -> None:
     test = write_jsonl(tmp_path / "b.jsonl", [{"id": f"b{n}", "summary1": "s", "summary2": "t"} for n in range(5)])
     found, _, _ = download(tmp_path, path=str(train), test_path=str(test))
     assert sides(found) == {**{f"a{n}": "train" for n in range(5)}, **{f"b{n}": "test" for n in range(5)}}
-    assert found[0]["summary1"] is None
+    assert found[0]["summary"] is None and found[5]["summary1"] is None
 
 
 def test_an_id_that_comes_twice_loses_the_later_row(tmp_path: Path) -> None:
@@ -216,3 +216,15 @@ def test_rows_without_a_group_are_no_group(tmp_path: Path) -> None:
     file = str(write_jsonl(tmp_path / "a.jsonl", plain))
     grouped = sides(download(tmp_path, path=file, group_column="group")[0])
     assert grouped == sides(download(tmp_path, path=file)[0])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_of_a_row_on_both_sides_the_held_out_one_stays(tmp_path: Path, named: bool) -> None:
+    rows = make_rows(20) if named else [{"text": f"row {n}"} for n in range(20)]
+    train = write_jsonl(tmp_path / "a.jsonl", rows)
+    test = write_jsonl(tmp_path / "b.jsonl", rows[:5])
+    found, ledger, info = download(tmp_path, path=str(train), test_path=str(test))
+    assert (info["test"], info["train"]) == (5, 15)
+    verdict = ("lost", "duplicate id") if named else ("left out", "copy")
+    assert [(e["split"], e["verdict"], e["reason"]) for e in ledger] == [("train", *verdict)] * 5
+    assert len({row["_id"] for row in found}) == 20
