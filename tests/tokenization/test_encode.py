@@ -13,6 +13,10 @@ from tasks import spread
 from tasks.config import TokenizationConfig
 from tasks.errors import UserError
 from tasks.formatting.schema import PROMPT_SCHEMA
+from tasks.store.artifact import produce
+from tasks.store.budget import check_losses
+from tasks.store.identity import Identity
+from tasks.store.ledger import Ledger
 from tasks.tokenization.encode import write_tokens
 from tasks.tokenization.truncation import shorten
 from tasks.tokenization.vocabulary import Vocabulary
@@ -193,3 +197,21 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path, model: Path, mo
     assert written[0] == written[1]
     assert set(written[0][1]) == {"tokens.parquet", "ledger.parquet", "statistics.json", "preview.json"}
     assert (written[0][0]["rows"], written[0][0]["changed"]) == (90, 1)
+
+
+def test_rows_that_are_all_too_long_end_the_run_in_one_sentence(tmp_path: Path, model: Path, store: Path) -> None:
+    rows = [row(LONG, id=f"r{n}") for n in range(7)]
+    pq.write_table(pa.Table.from_pylist(rows, PROMPT_SCHEMA), tmp_path / "prompts.parquet")
+    config = TokenizationConfig(too_long="drop")
+
+    def write(folder: Path) -> dict[str, Any]:
+        return write_tokens(tmp_path / "prompts.parquet", "add", model, 50, config, folder)
+
+    lost = produce(Identity(stage="tokenize"), write)
+    kept = produce(Identity(stage="format"), lambda folder: {"rows": 7, **Ledger("format", folder).write()})
+    assert pq.read_table(lost.path / "tokens.parquet").num_rows == 0
+    with pytest.raises(
+        UserError, match=r"^7 of 7 rows are lost, more than .* The first: row r0: too long \("
+    ) as caught:
+        check_losses([kept, lost], 0.05)
+    assert str(lost.path / "ledger.parquet") in str(caught.value)
