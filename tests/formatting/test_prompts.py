@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tasks import spread
 from tasks.config import FormattingConfig
@@ -274,3 +276,25 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path, monkeypatch: py
         written.append((info, {file.name: file.read_bytes() for file in folder.iterdir()}))
     assert written[0] == written[1]
     assert written[0][0]["leaks"] == 43
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+texts = st.lists(
+    st.one_of(words, st.sampled_from(["{{ summary }}", "{% raw %}", "### Output:\n", "Ada: Hi."])), max_size=4
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(texts.map("".join), texts.map("".join), st.booleans()), min_size=1, max_size=8))
+def test_every_row_is_handed_on_as_it_is_or_has_a_line(tmp_path: Path, rows: list[tuple[str, str, bool]]) -> None:
+    given_rows = [{"dialogue": d, "summary": s, "split": "test" if held_out else "train"} for d, s, held_out in rows]
+    found, ledger, info = prompts(tmp_path, given_rows)
+    assert sorted([row["id"] for row in found] + [line["id"] for line in ledger]) == [f"r{n}" for n in range(len(rows))]
+    assert (info["rows"], info["lost"] + info["left_out"]) == (len(found), len(ledger))
+    for row in found:
+        dialogue, summary, held_out = rows[int(row["id"][1:])]
+        assert row["split"] == ("test" if held_out else "train")
+        assert row["prompt"].endswith((f"{dialogue}\n\n" if dialogue else "") + "### Output:\n")
+        assert row["completion"] == summary + "\n\n### End"
+        if row["input_start"] is not None:
+            assert row["prompt"][row["input_start"] : row["input_end"]] == dialogue

@@ -153,7 +153,9 @@ def test_shorten_takes_what_is_asked_from_the_span(cut: Any, excess: int) -> Non
     assert shorten(ids, 2, 7, 5, cut) is None
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+markers = st.sampled_from(["<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", AFTER, "### End", "{{ x }}"])
+texts = st.lists(st.one_of(anything, markers), max_size=4).map("".join)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -176,6 +178,7 @@ def test_no_row_vanishes_and_labels_are_masked_on_the_prompt_exactly(
         masked = [label == -100 for label in r["labels"]]
         assert masked == sorted(masked, reverse=True) and masked[0] and not masked[-1]
         assert all(label in (-100, id) for id, label in zip(r["input_ids"], r["labels"], strict=True))
+        assert [id for id in r["input_ids"] if id < 4] == [BOS, EOS]  # text is never a control token
         original = given_rows[int(r["id"][1:])]
         if r["id"] not in changed:
             assert parts(model, r) == (original["prompt"], original["completion"])
