@@ -19,6 +19,8 @@ ENDINGS = (*TEXT, ".parquet", ".arrow", *(kind + packed for kind in TEXT for pac
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "sha", "blob_id", "LastModified", "last_modified", "Last-Modified")
 """What file systems call a file's version, the surest first. One that tells none is read once more."""
+NETWORK_ERRORS = {"ConnectionError", "HTTPClientError", "TransportError", "ServiceRequestError"}
+"""What botocore, google-auth and azure-core call a failure of the network."""
 BUFFER = 1 << 20
 
 
@@ -187,13 +189,14 @@ def _said(error: BaseException, where: str, field: str) -> Exception | None:
         return UserError(f"{field}: {protocol}:// needs a package that is not installed here: {what}.")
     if isinstance(error, ValueError) and "not known" in str(error):
         return UserError(f"{field}: fsspec knows no {protocol}://; usual are https, {', '.join(PACKAGES)}.")
-    if isinstance(error, PermissionError) or status in (401, 403):
+    names = {kind.__name__ for e in chain for kind in type(e).__mro__}
+    if isinstance(error, PermissionError) or status in (401, 403) or any("Credentials" in name for name in names):
         return UserError(f"{field}: {public} may not be read with this machine's credentials.")
     if status and status not in PASSING_STATUS and status != 404:
         return UserError(f"{field}: the server refuses {public} with HTTP {status}.")
     # fsspec says "not found" of any failure, but names the network's own error as its cause
     passing = (aiohttp.ClientError, fsspec.exceptions.FSTimeoutError, TimeoutError, ConnectionError)
-    if status != 404 and any(isinstance(e, passing) for e in chain):
+    if status != 404 and (names & NETWORK_ERRORS or any(isinstance(e, passing) for e in chain)):
         return ConnectionError(f"{field}: {public} cannot be read: {chain[-1] or type(chain[-1]).__name__}")
     if isinstance(error, FileNotFoundError):
         return UserError(f"{field}: {public} does not exist.")

@@ -16,6 +16,7 @@ import pytest
 
 from tasks.config import DataConfig, ModelConfig
 from tasks.download.identity import moving, pin, rows_identity
+from tasks.download.places import trouble
 from tasks.download.rows import write_rows
 from tasks.errors import UserError
 from tasks.failures import passes_by_itself
@@ -228,6 +229,26 @@ def test_a_busy_or_absent_server_is_tried_again(web: str) -> None:
         with pytest.raises(ConnectionError, match=r"data\.path: http") as caught:
             pin(DataConfig(path=path), MODEL)
         assert passes_by_itself(caught.value)
+
+
+class NoCredentialsError(Exception):
+    """Called as botocore calls it."""
+
+
+class EndpointConnectionError(type("ConnectionError", (Exception,), {})):  # type: ignore[misc]
+    """The same: its base is no ConnectionError of Python."""
+
+
+def test_what_other_file_systems_raise_is_understood() -> None:
+    refused = "s3://bucket/a may not be read with this machine's credentials"
+    with pytest.raises(UserError, match=refused), trouble("s3://bucket/a", "data.path"):
+        raise NoCredentialsError("Unable to locate credentials")
+    passing = "s3://bucket/a cannot be read: no endpoint"
+    with pytest.raises(ConnectionError, match=passing) as caught, trouble("s3://bucket/a", "data.path"):
+        raise EndpointConnectionError("no endpoint")
+    assert passes_by_itself(caught.value)
+    with pytest.raises(RuntimeError, match="a fault of ours"), trouble("s3://bucket/a", "data.path"):
+        raise RuntimeError("a fault of ours")
 
 
 def test_a_server_that_goes_away_while_it_is_read_is_tried_again(tmp_path: Path, web: str) -> None:
