@@ -13,6 +13,7 @@ from tasks.store.artifact import ArtifactRef
 from tasks.tokenization.files import PREVIEW, STATISTICS
 
 LEDGER_ROWS = 8
+VERDICTS = ("lost", "left out", "changed")
 LABEL = {"train": "Training rows", "test": "Held-out rows"}
 
 
@@ -32,6 +33,7 @@ def data(stages: Mapping[str, ArtifactRef], training: Mapping[str, Any]) -> dict
     ledgers = {name: read_ledger(stages[name].path) for name in files}
     return {
         "splits": names,
+        "verdicts": VERDICTS,
         "stages": [(name, splits[name], ledgers[name]) for name in files],
         "ledger": [entry for ledger in ledgers.values() for entry in ledger["first"]][:LEDGER_ROWS],
         "ledger_rows": sum(ledger["rows"] for ledger in ledgers.values()),
@@ -78,15 +80,14 @@ def count_splits(file: Path) -> dict[str, int]:
 
 
 def read_ledger(folder: Path) -> dict[str, Any]:
-    """How many rows a stage lost or changed and why, and the first of them."""
+    """How many rows a stage did not hand on unchanged and why, and the first of them."""
     from tasks.store.ledger import LEDGER
 
     table = read(folder / LEDGER)
     reasons = Counter(zip(*(table[name].to_pylist() for name in ("verdict", "stage", "reason")), strict=True))
     return {
         "rows": table.num_rows,
-        "lost": sum(rows for (verdict, *_), rows in reasons.items() if verdict == "lost"),
-        "changed": sum(rows for (verdict, *_), rows in reasons.items() if verdict == "changed"),
+        **{verdict: sum(rows for (v, *_), rows in reasons.items() if v == verdict) for verdict in VERDICTS},
         "reasons": [(rows, *reason) for reason, rows in reasons.most_common(LEDGER_ROWS)],
         "first": table.slice(0, LEDGER_ROWS).to_pylist(),
     }
