@@ -1,16 +1,20 @@
-"""A short campaign, every process started from nothing; the long one is `python -m tests.faults.campaign`."""
+"""A short campaign; the long one is `make faults`."""
 
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
-from tests.faults.campaign import FAULTS, campaign, drawn
+from tests.faults.bench import ROOT
+from tests.faults.campaign import FAULTS, drawn
 
 
 @pytest.mark.timeout(600)
-def test_a_short_campaign_loses_nothing(tmp_path: Path) -> None:
-    results = campaign(["SIGKILL", "ENOSPC"], seed=7, folder=tmp_path, parallel=2)
-    assert not any(results.values()), results
+def test_a_short_campaign_loses_nothing() -> None:
+    command = [sys.executable, "-m", "tests.faults.campaign", "--runs", "6", "--seed", "11"]
+    campaign = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert campaign.returncode == 0, campaign.stdout
+    assert campaign.stdout.count("survived\n") == 6
 
 
 def test_a_seed_draws_the_same_faults() -> None:

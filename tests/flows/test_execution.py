@@ -32,7 +32,8 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 @pytest.fixture
 def groups(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
-    data = write_jsonl(tmp_path / "rows.jsonl", make_rows(40))
+    rows = make_rows(39)  # no other file's: Prefect remembers results for all tests
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
     file = tmp_path / "config.yaml"
     file.write_text(
         f"""
@@ -114,13 +115,19 @@ def kill_training(number: signal.Signals, steps: int) -> threading.Thread:
     return thread
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where Prefect keeps its database, which takes seconds to make."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_an_ended_command_leaves_no_process_and_no_lock(
-    groups: dict, store: Path, tmp_path: Path, number: signal.Signals, status: int
+    groups: dict, store: Path, tmp_path: Path, home: Path, number: signal.Signals, status: int
 ) -> None:
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}  # no server there: the command starts its own
+    environment = {**os.environ, "PREFECT_HOME": str(home)}  # no server there: the command starts its own
     environment.pop("PREFECT_API_URL", None)
     config = str(tmp_path / "config.yaml")
     run = subprocess.Popen(
