@@ -45,15 +45,27 @@ WARM = 5  # steps left out of the speed
 LORA = {"lora_r": 16, "lora_alpha": 32, "warmup_share": 0.0, "schedule": "constant", "learning_rate": 2e-4}
 OURS: dict[str, dict[str, Any]] = {
     "fast": {"batch_size": 40, "micro_batch_tokens": 14_000, "compile": True, "max_steps": 30},
-    "fast14k": {"batch_size": 48, "micro_batch_tokens": 18_000, "compile": True, "max_steps": 25},
+    "balanced64": {
+        "batch_size": 64,
+        "micro_batch_tokens": 22_000,
+        "compile": True,
+        "speed": "balanced",
+        "max_steps": 25,
+    },
     "lean": {
         "batch_size": 18,
         "micro_batch_tokens": 6000,
         "compile": True,
-        "gradient_checkpointing": True,
+        "speed": "lean",
         "max_steps": 30,
     },
-    "budget24": {"batch_size": 48, "micro_batch_tokens": 3_200, "compile": True, "max_steps": 15},
+    "budget24": {
+        "batch_size": 48,
+        "micro_batch_tokens": 5_000,
+        "compile": True,
+        "speed": "balanced",
+        "max_steps": 15,
+    },
     "match": {"batch_size": 8, "micro_batch_tokens": 8_000, "max_steps": 25},
 }
 TRL: dict[str, dict[str, Any]] = {

@@ -23,8 +23,8 @@ _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers
 
 _library = torch.library.Library("qlora_flow", "DEF")  # not `custom_op`: its checks cost more than a small kernel
 _library.define(
-    "lora_linear(Tensor x, Tensor weight, Tensor? absmax, str kind, Tensor[] a, Tensor[] b, Tensor a_compute, "
-    "Tensor b_compute, float scale) -> (Tensor, Tensor)"
+    "lora_linear(Tensor x, Tensor inner, Tensor weight, Tensor? absmax, str kind, Tensor[] a, Tensor[] b, "
+    "Tensor a_compute, Tensor b_compute, float scale) -> Tensor"
 )
 _library.define(
     "lora_linear_backward(Tensor grad, Tensor x, Tensor inner, Tensor weight, Tensor? absmax, str kind, "
@@ -41,6 +41,7 @@ def _dense(weight: Tensor, absmax: Tensor | None, kind: str, shape: tuple[int, i
 
 def _forward(
     x: Tensor,
+    inner: Tensor,
     weight: Tensor,
     absmax: Tensor | None,
     kind: str,
@@ -49,22 +50,20 @@ def _forward(
     a_compute: Tensor,
     b_compute: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """x Wᵀ + scale · (x Aᵀ) Bᵀ for n layers that read x, their rows one under the other.
+) -> Tensor:
+    """x Wᵀ + scale · (x Aᵀ) Bᵀ for n layers that read x, their rows one under the other: `[..., out]`.
 
     Args:
         x: `[..., in]` in the compute dtype.
+        inner: scale · x Aᵀ, `[tokens, n r]`. The caller's, so that a backward pass that computes it again need not
+            compute the large product as well.
         weight: the frozen W: packed 4 bits with their `absmax` (kind "nf4" or "fp4"), or `[out, in]` (kind "").
         a, b: the n adapters' float32 weights, `[r, in]` and `[out, r]`; only their gradients are of interest here.
         a_compute: scale · A, `[n r, in]`; b_compute: B, block-diagonal `[out, n r]`; both in the compute dtype.
-    Returns:
-        `[..., out]`, and scale · x Aᵀ `[tokens, n r]` for the backward pass.
     """
-    flat = x.reshape(-1, x.shape[-1])
-    inner = flat @ a_compute.t()
     out = inner @ b_compute.t()
-    out.addmm_(flat, _dense(weight, absmax, kind, (b_compute.shape[0], x.shape[-1]), x).t())
-    return out.view(*x.shape[:-1], out.shape[-1]), inner
+    out.addmm_(x.reshape(-1, x.shape[-1]), _dense(weight, absmax, kind, (b_compute.shape[0], x.shape[-1]), x).t())
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def _backward_products(
@@ -96,9 +95,8 @@ _library.impl("lora_linear_backward", _backward_products, "CompositeExplicitAuto
 
 
 @torch.library.register_fake("qlora_flow::lora_linear")
-def _(x, weight, absmax, kind, a, b, a_compute, b_compute, scale):  # type: ignore[no-untyped-def]
-    tokens = x.numel() // x.shape[-1]
-    return x.new_empty(*x.shape[:-1], b_compute.shape[0]), x.new_empty(tokens, a_compute.shape[0])
+def _(x, inner, weight, absmax, kind, a, b, a_compute, b_compute, scale):  # type: ignore[no-untyped-def]
+    return x.new_empty(*x.shape[:-1], b_compute.shape[0])
 
 
 @torch.library.register_fake("qlora_flow::lora_linear_backward")
@@ -107,12 +105,12 @@ def _(grad, x, inner, weight, absmax, kind, a_compute, b_compute, scale):  # typ
 
 
 def _remember(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, weight, absmax, ctx.kind, a, b, a_compute, b_compute, ctx.scale = inputs
+    x, inner, weight, absmax, ctx.kind, a, b, a_compute, b_compute, ctx.scale = inputs
     ctx.rank, ctx.widths = a[0].shape[0], [small.shape[0] for small in b]
-    ctx.save_for_backward(x, output[1], weight, absmax, a_compute, b_compute)
+    ctx.save_for_backward(x, inner, weight, absmax, a_compute, b_compute)
 
 
-def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     x, inner, weight, absmax, a_compute, b_compute = ctx.saved_tensors
     dx, da, db = torch.ops.qlora_flow.lora_linear_backward(
         grad, x, inner, weight, absmax, ctx.kind, a_compute, b_compute, ctx.scale
@@ -123,7 +121,7 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         das.append(da[i * r : (i + 1) * r].clone())
         dbs.append(db[top : top + width, i * r : (i + 1) * r].float().contiguous())
         top += width
-    return dx, None, None, None, das, dbs, None, None, None
+    return dx, None, None, None, None, das, dbs, None, None, None
 
 
 torch.library.register_autograd("qlora_flow::lora_linear", _backward, setup_context=_remember)
@@ -169,8 +167,10 @@ class Group:
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Every member's output for x, without bias."""
-        out, _ = torch.ops.qlora_flow.lora_linear(
+        inner = x.detach().reshape(-1, x.shape[-1]) @ self.a_compute.t()
+        out = torch.ops.qlora_flow.lora_linear(
             x,
+            inner,
             self.weight,
             self._absmax(),
             self.kind,

@@ -30,6 +30,7 @@ from tasks.training import checkpoints
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
 from tasks.training.lora import refresh
+from tasks.training.memory import decoder_layers, recompute
 from tasks.training.packing import StepRows, collate, flatten, pack
 
 _LOG_FILE = "step_log.parquet"
@@ -121,6 +122,7 @@ class PackedTrainer(SFTTrainer):
         self.began = _Instant(self.args.device)
         self._random_state = _random_state()
         train_on_packs(cast(PreTrainedModel, model.get_base_model()))
+        recompute(model.get_base_model(), config.speed, dropout=config.lora_dropout > 0)
         if config.compile and self.args.device.type == "cuda":
             _compile_layers(model)
         self.remove_callback(PrinterCallback)
@@ -132,8 +134,10 @@ class PackedTrainer(SFTTrainer):
         """Gradients of one step; the loss is the mean over the learnt tokens of all processes' rows."""
         rows: StepRows = inputs["rows"]
         model.train()
-        learnt = torch.tensor([rows.learnt, rows.tokens], device=self.args.device)
-        learnt, tokens = self.accelerator.reduce(learnt, "sum").tolist() if self._world > 1 else learnt.tolist()
+        learnt, tokens = rows.learnt, rows.tokens
+        if self._world > 1:  # not otherwise: reading from the device would wait for all its work
+            counts = torch.tensor([learnt, tokens], device=self.args.device)
+            learnt, tokens = self.accelerator.reduce(counts, "sum").tolist()
         self._random_state = _random_state()
         self._computing = True
         if self.stop_requested:
@@ -175,7 +179,7 @@ class PackedTrainer(SFTTrainer):
         if largest == longest and longest > self.micro_batch_tokens // 2:
             raise UserError(
                 f"a single row of {longest} tokens does not fit into the device's memory: set "
-                "training.gradient_checkpointing, or lower tokenization.max_length"
+                "training.speed to lean, or lower tokenization.max_length"
             )
         self.micro_batch_tokens = min(self.micro_batch_tokens, largest) // 2
         self.halvings += 1
@@ -329,8 +333,7 @@ def arguments(config: TrainingConfig, rows: int, checkpoint_folder: Path) -> SFT
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim={"adamw": "adamw_torch_fused"}.get(config.optimizer, config.optimizer),
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        gradient_checkpointing=False,  # memory.py does it, inside the compiled layers
         bf16=False,  # the model is in its compute dtype already; autocast would only add casts
         fp16=config.compute_dtype == "float16",
         seed=config.seed,
@@ -365,10 +368,8 @@ def _compile_layers(model: PeftModel) -> None:
     """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
     # sibling layers hand their outputs over through an attribute, which recomputation does anew
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-    kinds = set(getattr(model.get_base_model(), "_no_split_modules", None) or [])
-    for module in model.modules():
-        if type(module).__name__ in kinds:
-            module.compile(dynamic=True)
+    for layer in decoder_layers(model.get_base_model()):
+        layer.compile(dynamic=True)
 
 
 def _random_state() -> list[torch.Tensor]:
