@@ -7,7 +7,7 @@ Rows are JSON lines with `dialogue` and `summary` (or `summary1`). Each mode run
 the JSON show loss and gradient norm beside the speed, because speed without them proves nothing. Tokens are counted
 without padding; the first steps are left out. Needs a CUDA GPU with 80 GB for all modes; TRL's also liger-kernel.
 
-Modes: fast, fast14k, lean, budget24 (capped at 24 GB), match and trl_match (the same rows in the same order, loss by
+Modes: fast, auto, lean, budget24 (auto, capped at 24 GB), match and trl_match (the same rows in the same order, loss by
 loss), trl (packing 2048, batch 4, Liger, checkpointing), trl_plain (its defaults, batch 8).
 """
 
@@ -44,28 +44,10 @@ LLAMA3_8B: dict[str, Any] = {
 WARM = 5  # steps left out of the speed
 LORA = {"lora_r": 16, "lora_alpha": 32, "warmup_share": 0.0, "schedule": "constant", "learning_rate": 2e-4}
 OURS: dict[str, dict[str, Any]] = {
-    "fast": {"batch_size": 40, "micro_batch_tokens": 14_000, "compile": True, "max_steps": 30},
-    "balanced64": {
-        "batch_size": 64,
-        "micro_batch_tokens": 22_000,
-        "compile": True,
-        "speed": "balanced",
-        "max_steps": 25,
-    },
-    "lean": {
-        "batch_size": 18,
-        "micro_batch_tokens": 6000,
-        "compile": True,
-        "speed": "lean",
-        "max_steps": 30,
-    },
-    "budget24": {
-        "batch_size": 48,
-        "micro_batch_tokens": 5_000,
-        "compile": True,
-        "speed": "balanced",
-        "max_steps": 15,
-    },
+    "fast": {"batch_size": 40, "micro_batch_tokens": 14_000, "speed": "fast", "compile": "always", "max_steps": 30},
+    "auto": {"batch_size": 64, "compile": "always", "max_steps": 25},
+    "lean": {"batch_size": 18, "micro_batch_tokens": 6000, "speed": "lean", "compile": "always", "max_steps": 30},
+    "budget24": {"batch_size": 48, "compile": "always", "max_steps": 15},
     "match": {"batch_size": 8, "micro_batch_tokens": 8_000, "max_steps": 25},
 }
 TRL: dict[str, dict[str, Any]] = {
@@ -177,6 +159,7 @@ def run_ours(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
         norms=[row.grad_norm for row in rows],
         tokens_per_step=sum(row.tokens for row in rows) / len(rows),
         halvings=trainer.halvings,
+        micro_batch_tokens=trainer.micro_batch_tokens,
         first_step_seconds=rows[0].seconds,
         all_seconds=time.perf_counter() - began,
         flops=flops.per_token(model),

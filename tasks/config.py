@@ -182,19 +182,22 @@ class TrainingConfig(Group):
     epochs: float = Field(1.0, description="Passes over the training rows, when max_steps is 0.", gt=0, le=1000)
     max_steps: int = Field(0, description="Optimizer steps; 0: as many as `epochs` needs.", ge=0)
     micro_batch_tokens: int = Field(
-        8192,
-        description="Tokens in one forward pass. Halved by itself, at the same rows per step, when the GPU runs out of "
-        "memory.",
-        ge=16,
+        0,
+        description="Tokens in one forward pass; 0: as many as fit, found out by trying. Halved by itself, at the same "
+        "rows per step, when the GPU runs out of memory.",
+        ge=0,
         le=1_048_576,
     )
-    speed: Literal["fast", "balanced", "lean"] = Field(
-        "fast",
-        description="What is kept for the backward pass. fast: everything. balanced: the cheap parts are computed "
-        "again, a third less memory. lean: whole layers are, a tenth of the memory and a quarter slower.",
+    speed: Literal["auto", "fast", "balanced", "lean"] = Field(
+        "auto",
+        description="What is kept for the backward pass. fast: everything. balanced: all but norms and activations, a "
+        "third less memory. lean: each layer's input, a tenth of the memory, a third slower. auto: the fastest that "
+        "fits.",
     )
-    compile: bool = Field(
-        False, description="torch.compile every decoder layer (GPU): faster after a minute of start-up."
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="torch.compile the decoder layers on a GPU: faster after about a minute of start-up. auto: when "
+        "the run is long enough to gain by it.",
     )
     seed: int = Field(0, description="Seed of row order, adapter initialization and dropout.", ge=0, lt=2**32)
 

@@ -1,62 +1,96 @@
-"""How much of a layer's work is kept for the backward pass, and how many tokens at once fit then.
+"""How fast a model can be trained in the memory there is: what to keep for the backward pass, how many tokens at once.
 
-    fast       everything is kept
-    balanced   products and attention are kept; norms, rotations and activations between them are computed again
-    lean       a layer's input alone is kept, the layer is computed again
-
-The kept bytes of a token fall from fast to lean by about a third and then to a tenth; balanced costs a few percent of
-the time, lean about a quarter.
+What each speed (recompute.py) needs is computed from the layers' shapes; what the chosen one really needs is measured
+with two micro-batches of real rows.
 """
 
-import functools
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers import PreTrainedModel
+from datasets import Dataset
+from torch import nn
 
-_DEAR = {
-    "aten::mm",
-    "aten::addmm",
-    "aten::bmm",
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "bitsandbytes::gemv_4bit",
-    "qlora_flow::lora_linear",
-    "torch_attn::_varlen_attn",
-}
+from tasks.training.packing import collate, flatten, pack
+
+_USED_SHARE = 0.92  # of the memory; the rest is for fragments
+_WORKING_BYTES = 3 << 29  # a chunk of logits, one dequantized weight, gradients on their way
+_FEWEST_TOKENS = 2048  # with fewer at once a GPU waits for its launches, and computing layers again is faster
+_PROBES = (1024, 3072)  # tokens of the micro-batches that are measured
+_CPU_TOKENS = 2048  # more at once is no faster there
 
 
-def _balanced(context: Any, op: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    dear = getattr(op, "_schema", None) is not None and op._schema.name in _DEAR
-    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
+def choose_speed(layers: list[nn.Module], step_tokens: int, longest: int, room: int) -> str:
+    """The fastest way that fits.
+
+    Args:
+        step_tokens: tokens of an optimizer step; more at once is never needed.
+        longest: tokens of the longest row, which is never divided.
+        room: bytes beside the weights and the optimizer's.
+    """
+    room -= _WORKING_BYTES
+    if step_tokens * kept_bytes(layers, "fast") <= room:
+        return "fast"
+    if max(longest, _FEWEST_TOKENS) * kept_bytes(layers, "balanced") <= room:
+        return "balanced"
+    return "lean"
 
 
-def recompute(model: PreTrainedModel, speed: str, dropout: bool) -> None:
-    """Wrap every decoder layer's forward so that its backward pass computes again what `speed` does not keep."""
-    if speed == "fast":
-        return
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": dropout}
-    if speed == "balanced":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _balanced)
-    for layer in decoder_layers(model):
-        layer.forward = _Recomputed(layer.forward, options)
+def kept_bytes(layers: list[nn.Module], speed: str) -> int:
+    """Bytes kept of every token in 16 bits: inputs and outputs of the layers' products, or a part of them."""
+    values = 0
+    for layer in layers:
+        products = [m for name, m in layer.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name]
+        inputs = {m.in_features for m in products}  # siblings share theirs
+        width, outputs = min(inputs), sum(m.out_features for m in products)
+        values += {"fast": 2 * width + sum(inputs) + outputs, "balanced": width + outputs, "lean": width}[speed]
+    return 2 * values
 
 
-class _Recomputed:
-    """A forward that is run under torch's activation checkpointing."""
-
-    def __init__(self, forward: Any, options: dict[str, Any]) -> None:
-        self.forward, self.options = forward, options
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self.forward(*arguments, **named)
-        return checkpoint(self.forward, *arguments, **self.options, **named)
+def room(device: torch.device, model: nn.Module) -> int:
+    """Bytes of a GPU for activations and what goes with them: without weights, gradients and Adam's moments."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = torch.cuda.memory.get_per_process_memory_fraction(device) * total
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    used = torch.cuda.memory_allocated(device)
+    return int(_USED_SHARE * min(free + torch.cuda.memory_reserved(device), allowed)) - used - 12 * trained
 
 
-def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The blocks a model is made of, as transformers names them for sharding."""
-    kinds = set(getattr(model, "_no_split_modules", None) or [])
-    return [module for module in model.modules() if type(module).__name__ in kinds]
+def fitting_tokens(model: nn.Module, rows: Dataset, longest: int, device: torch.device) -> int:
+    """Tokens of a micro-batch that fill the device; its weights and random state are as before."""
+    if device.type == "cpu":
+        return _CPU_TOKENS
+    some = [collate([row])["rows"].rows[0] for row in rows.select(range(min(64, len(rows))))]
+    available, before = room(device, model), torch.cuda.memory_allocated(device)
+    peaks: dict[int, int] = {}
+    with torch.random.fork_rng([device]):
+        for tokens in _PROBES:
+            group = pack(some, tokens)[0]
+            torch.cuda.reset_peak_memory_stats(device)
+            try:
+                model(**vars(flatten(group, device))).backward()
+                peaks[sum(len(row.input_ids) for row in group)] = torch.cuda.max_memory_allocated(device) - before
+            except torch.OutOfMemoryError:
+                return longest
+            finally:
+                model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return max(longest, tokens_in(peaks, available))
+
+
+def tokens_in(peaks: dict[int, int], available: int) -> int:
+    """Tokens that fill `available` bytes, from the peaks of two micro-batches (tokens → bytes).
+
+    >>> tokens_in({1000: 3_000_000_000, 3000: 9_000_000_000}, 30_000_000_000)
+    10000
+    """
+    (few, low), (many, high) = min(peaks.items()), max(peaks.items())
+    slope = max(1.0, (high - low) / max(1, many - few))
+    return max(few, int(few + (available - low) / slope))
+
+
+def lengths(rows: Dataset) -> Any:
+    """Tokens of every row, as a numpy array."""
+    import pyarrow.compute as pc
+
+    return pc.list_value_length(rows.data["input_ids"]).to_numpy()

@@ -26,14 +26,16 @@ from trl import SFTConfig, SFTTrainer
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.training import checkpoints
+from tasks.training import checkpoints, memory
+from tasks.training.flops import measured_rate, per_token
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
 from tasks.training.lora import refresh
-from tasks.training.memory import decoder_layers, recompute
 from tasks.training.packing import StepRows, collate, flatten, pack
+from tasks.training.recompute import decoder_layers, recompute
 
 _LOG_FILE = "step_log.parquet"
+_COMPILE_FROM = 3e16  # operations of a run whose gain outweighs compilation: about two minutes of a fast GPU
 
 
 class TrainingFailed(RuntimeError):
@@ -122,11 +124,28 @@ class PackedTrainer(SFTTrainer):
         self.began = _Instant(self.args.device)
         self._random_state = _random_state()
         train_on_packs(cast(PreTrainedModel, model.get_base_model()))
-        recompute(model.get_base_model(), config.speed, dropout=config.lora_dropout > 0)
-        if config.compile and self.args.device.type == "cuda":
-            _compile_layers(model)
+        self._plan(config, rows)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEnd(self))
+
+    # --- how ------------------------------------------------------------------------------------------------------
+
+    def _plan(self, config: TrainingConfig, rows: Dataset) -> None:
+        """Choose what is left to choice: what is kept for the backward pass, and whether to compile."""
+        base, lengths = self.adapted.get_base_model(), memory.lengths(rows)
+        layers, device = decoder_layers(base), self.args.device
+        step_tokens = int(lengths.mean() * self.args.train_batch_size)
+        self.speed: str = config.speed
+        self.longest = int(lengths.max())
+        if self.speed == "auto" and device.type == "cpu":
+            self.speed = "fast"
+        elif self.speed == "auto":
+            at_once = self.micro_batch_tokens or step_tokens
+            self.speed = memory.choose_speed(layers, at_once, self.longest, memory.room(device, self.adapted))
+        recompute(base, self.speed, dropout=config.lora_dropout > 0)
+        worth = step_tokens * self.args.max_steps * per_token(self.adapted) > _COMPILE_FROM
+        if device.type == "cuda" and (config.compile == "always" or (config.compile == "auto" and worth)):
+            _compile_layers(self.adapted)
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -232,8 +251,6 @@ class PackedTrainer(SFTTrainer):
 
     def utilisation(self) -> float | None:
         """Share of the GPU's matmul rate, measured here, that the frozen layers' products reach; None on a CPU."""
-        from tasks.training.flops import measured_rate, per_token
-
         if self.args.device.type != "cuda":
             return None
         speed = float(self.step_log.totals()["tokens_per_second"])
@@ -253,6 +270,12 @@ class PackedTrainer(SFTTrainer):
             step = int(resume.name.rpartition("-")[2])
             self.step_log.restore(resume / _LOG_FILE, step)
             self._say(f"resuming from the checkpoint of step {step}")
+        if not self.micro_batch_tokens:
+            assert isinstance(self.train_dataset, Dataset)
+            self.micro_batch_tokens = memory.fitting_tokens(
+                self.adapted, self.train_dataset, self.longest, self.args.device
+            )
+            self._say(f"{self.speed}, at most {self.micro_batch_tokens:,} tokens at once")
         try:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
             self._settle()

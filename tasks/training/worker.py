@@ -66,6 +66,7 @@ def write(trainer: Any, output: Path, source: str) -> None:
         "device": log.device_name(),
         "padding_share": 0.0,  # rows are packed whole and nothing is padded
         "out_of_memory_halvings": trainer.halvings,
+        "speed": trainer.speed,
         "micro_batch_tokens": trainer.micro_batch_tokens,
         "model_flop_utilisation": trainer.utilisation(),
     }

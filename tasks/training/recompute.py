@@ -1,0 +1,58 @@
+"""What a layer keeps of its forward pass for the backward pass, and what is computed again instead.
+
+    fast       everything is kept
+    balanced   products and attention are kept; norms, rotations and activations between them are computed again
+    lean       a layer's input alone is kept, the layer is computed again
+
+Wrapped inside the compiled layers, where the compiler sees what need not be computed again: a layer's last product.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+_KEPT = {
+    "aten::mm",
+    "aten::addmm",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "qlora_flow::lora_linear",
+    "torch_attn::_varlen_attn",
+}
+
+
+def recompute(model: torch.nn.Module, speed: str, dropout: bool) -> None:
+    """Wrap every decoder layer's forward so that its backward pass computes again what `speed` does not keep."""
+    if speed == "fast":
+        return
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": dropout}
+    if speed == "balanced":
+        choose = functools.partial(create_selective_checkpoint_contexts, _balanced)
+        choose.cache_hash = "balanced"  # type: ignore[attr-defined]  # without it nothing compiled is kept for later
+        options["context_fn"] = choose
+    for layer in decoder_layers(model):
+        layer.forward = _Recomputed(layer.forward, options)
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks a model is made of, as transformers names them for sharding."""
+    kinds = set(getattr(model, "_no_split_modules", None) or [])
+    return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
+def _balanced(context: Any, op: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    name = op._schema.name if isinstance(op, torch._ops.OpOverload) else ""
+    return CheckpointPolicy.MUST_SAVE if name in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class _Recomputed:
+    """A forward that is run under torch's activation checkpointing."""
+
+    def __init__(self, forward: Any, options: dict[str, Any]) -> None:
+        self.forward, self.options = forward, options
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return checkpoint(self.forward, *arguments, **self.options, **named)
