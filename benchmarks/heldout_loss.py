@@ -54,6 +54,7 @@ def ours(base: Path, rows: list, seed: int, output: Path) -> list[float]:
 
 
 def trl(base: Path, rows: list, seed: int, output: Path) -> list[float]:
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -78,7 +79,8 @@ def trl(base: Path, rows: list, seed: int, output: Path) -> list[float]:
                 warmup_steps=math.ceil(0.05 * math.ceil(len(rows) / SETTINGS["batch_size"])),
                 num_train_epochs=1,
                 optim="adamw_torch_fused",
-                bf16=True,
+                bf16=torch.cuda.is_available(),
+                use_cpu=not torch.cuda.is_available(),
                 max_length=None,
                 seed=seed,
                 data_seed=seed,

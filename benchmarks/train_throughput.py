@@ -275,8 +275,6 @@ def one_mode(mode: str, arguments: argparse.Namespace) -> None:
     """Measure one mode in this process and print its line."""
     import torch
 
-    from tasks.training import base  # noqa: F401 (sets the allocator up before CUDA starts)
-
     if arguments.quick:
         OURS.get(mode, TRL.get(mode, {}))["max_steps"] = arguments.quick
     if mode in CAP_GB:

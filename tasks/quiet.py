@@ -17,6 +17,10 @@ def silence() -> None:
         TOKENIZERS_PARALLELISM="false",
         BITSANDBYTES_NOWELCOME="1",
     )
+    # Steps differ in length; without this the allocator's blocks of many sizes fill a GPU that has room. It is read when
+    # torch is imported; the second name is the one before torch 2.10.
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        os.environ.setdefault(name, "expandable_segments:True")
     # Threads that spin while they wait take the core from the ones they wait for whenever another process wants a
     # core as well: about twice as slow beside one busy process, a tenth faster alone (benchmarks/NOTES.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -15,11 +15,6 @@ from tasks.errors import UserError
 from tasks.training import attention
 from tasks.training.lora import fuse
 
-# Steps differ in length; without this the allocator's blocks of many sizes fill a GPU that has room. Read when CUDA
-# starts; the first name is the one before torch 2.10.
-for _name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-    os.environ.setdefault(_name, "expandable_segments:True")
-
 _DENSE_SHARE = 0.25  # of the free memory that dequantized weights may take on a CPU
 
 

@@ -18,8 +18,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch import Tensor
 
-from tasks.training.dequantize import BLOCK, dense, dense_for_backward
-
+_BLOCK = 64  # bitsandbytes' default block of 4-bit weights, the one transformers quantizes with
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input
 
 _library = torch.library.Library("qlora_flow", "DEF")  # not `custom_op`: its checks cost more than a small kernel
@@ -31,6 +30,13 @@ _library.define(
     "lora_linear_backward(Tensor grad, Tensor x, Tensor inner, Tensor weight, Tensor? absmax, str kind, "
     "Tensor a_compute, Tensor b_compute, float scale) -> (Tensor, Tensor, Tensor)"
 )
+
+
+def _dense(weight: Tensor, absmax: Tensor | None, kind: str, shape: tuple[int, int], x: Tensor) -> Tensor:
+    """`[out, in]` in x's dtype, from packed 4-bit values ("nf4", "fp4") or as it is ("")."""
+    if not kind:
+        return weight.to(x.dtype)
+    return torch.ops.bitsandbytes.dequantize_4bit.default(weight, absmax, _BLOCK, kind, shape, x.dtype)
 
 
 def _forward(
@@ -56,7 +62,7 @@ def _forward(
         a_compute: scale · A, `[n r, in]`; b_compute: B, block-diagonal `[out, n r]`; both in the compute dtype.
     """
     out = inner @ b_compute.t()
-    out.addmm_(x.reshape(-1, x.shape[-1]), dense(weight, absmax, kind, (b_compute.shape[0], x.shape[-1]), x.dtype).t())
+    out.addmm_(x.reshape(-1, x.shape[-1]), _dense(weight, absmax, kind, (b_compute.shape[0], x.shape[-1]), x).t())
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
@@ -76,7 +82,7 @@ def _backward_products(
     flat, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     d_inner = g @ b_compute
     dx = d_inner @ a_compute
-    dx.addmm_(g, dense_for_backward(weight, absmax, kind, (g.shape[1], x.shape[-1]), x.dtype))
+    dx.addmm_(g, _dense(weight, absmax, kind, (g.shape[1], x.shape[-1]), x))
     da = torch.empty(a_compute.shape, dtype=torch.float32, device=x.device)
     torch.mul(d_inner.t() @ flat, scale, out=da)
     # on CPUs the other way round, which is several times faster there
@@ -146,7 +152,8 @@ class Group:
             self.absmax = torch.cat([w.quant_state.absmax.float() for w in weights])
         if self.kind and keep_dense:
             shape = (sum(self.widths), first.in_features)
-            self.weight, self.absmax = dense(self.weight, self._absmax(), self.kind, shape, first.compute_dtype), None
+            example = torch.empty(0, dtype=first.compute_dtype)
+            self.weight, self.absmax = _dense(self.weight, self._absmax(), self.kind, shape, example), None
             self.kind, self.nested = "", []
         options = {"dtype": first.compute_dtype, "device": self.weight.device}
         self.a_compute = torch.zeros(rank * len(members), first.in_features, **options)
@@ -209,8 +216,8 @@ class _Fused:
         weight = self.get_base_layer().weight
         self.kind, self.compute_dtype = "", compute_dtype
         if isinstance(self.get_base_layer(), Linear4bit):
-            if weight.quant_state.blocksize != BLOCK:
-                raise RuntimeError(f"4-bit blocks of {weight.quant_state.blocksize} values instead of {BLOCK}")
+            if weight.quant_state.blocksize != _BLOCK:
+                raise RuntimeError(f"4-bit blocks of {weight.quant_state.blocksize} values instead of {_BLOCK}")
             self.kind = weight.quant_state.quant_type
         self.factor = float(self.scaling["default"])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from tasks.training.packing import collate, flatten, pack
 
-_USED_SHARE = 0.92  # of the memory; the rest is for fragments
+_USED_SHARE = 0.85  # of the memory; the rest is for fragments
 _WORKING_BYTES = 3 << 29  # a chunk of logits, one dequantized weight, gradients on their way
 _FEWEST_TOKENS = 2048  # with fewer at once a GPU waits for its launches, and computing layers again is faster
 _PROBES = (1024, 3072)  # tokens of the micro-batches that are measured
