@@ -17,7 +17,7 @@ def silence() -> None:
         TOKENIZERS_PARALLELISM="false",
         BITSANDBYTES_NOWELCOME="1",
     )
-    # Steps differ in length; without this the allocator's blocks of many sizes fill a GPU that has room. It is read when
+    # Steps differ in length; without this the allocator's blocks of many sizes fill a GPU that has room. Read when
     # torch is imported; the second name is the one before torch 2.10.
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         os.environ.setdefault(name, "expandable_segments:True")
