@@ -12,11 +12,12 @@ SAMPLE = 1024
 def packing(statistics: Mapping[str, Any], micro_batch_tokens: int, batch_size: int) -> str:
     """A sentence about how full forward passes will be."""
     limit = statistics["limit"]
-    step, best = filled(statistics, micro_batch_tokens, batch_size), filled(statistics, limit, SAMPLE)
-    return (
-        f"A forward pass of {micro_batch_tokens:,} tokens will be {step:.0%} full with {batch_size:,} rows a step; "
-        f"sequences of {limit:,} tokens packed from all rows would be {best:.0%} full."
-    )
+    best = f"sequences of {limit:,} tokens packed from all rows would be {filled(statistics, limit, SAMPLE):.0%} full."
+    if not micro_batch_tokens:  # as many as fit is known on the device alone
+        return best.capitalize()
+    step = filled(statistics, micro_batch_tokens, batch_size)
+    rows = f"{batch_size:,} rows a step"
+    return f"A forward pass of {micro_batch_tokens:,} tokens will be {step:.0%} full with {rows}; {best}"
 
 
 def filled(statistics: Mapping[str, Any], capacity: int, rows: int) -> float:
