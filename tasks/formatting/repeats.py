@@ -75,7 +75,11 @@ class Repeats:
         kept = (same < 0) & (near < 0)
         self._counts["leaks"] += int((same >= 0).sum())
         self._counts["near_leaks"] += int(((same < 0) & (near >= 0)).sum())
-        self._counts["shared_prompts"] += int((self._held_out_prompts.find(asked[kept]) >= 0).sum())
+        shared = kept & self._held_out_prompts.few(asked)
+        self._counts["shared_prompts"] += int(shared.sum())
+        for row, other in zip(np.flatnonzero(shared).tolist(), self._held_out_prompts.find(asked[shared]), strict=True):
+            detail = f"held-out row {self._ids[other]} has the same prompt and another answer"
+            ledger.kept(ids[row], split, "held-out prompt", detail)
         self._training.add(both[kept])
         self._with_sketch.add(both[rows][kept[rows]])
         self._coarse.append(sketches[kept[rows], :COARSE])
@@ -84,9 +88,9 @@ class Repeats:
     def totals(self) -> dict[str, int]:
         """Counts for the manifest, after the last row.
 
-        Left out: `leaks` and `near_leaks`, training rows equal, or nearly equal, to a held-out one. Kept:
-        `shared_prompts`, training rows with a held-out row's prompt and another answer; `duplicates`, rows equal to an
-        earlier one of their side; `near_copies`, training rows that nearly equal an earlier one.
+        Left out: `leaks` and `near_leaks`, training rows equal, or nearly equal, to a held-out one. Kept and listed:
+        `shared_prompts`, training rows with a held-out row's prompt and another answer. Kept and counted: `duplicates`,
+        rows equal to an earlier one of their side; `near_copies`, training rows that nearly equal an earlier one.
         """
         duplicates = sum(len(marks) - len(marks.firsts()) for marks in (self._training, self._held_out))
         near_copies = 0
@@ -118,13 +122,23 @@ class _Marks:
         """The first row with each mark, -1 for none."""
         if not len(self):
             return np.full(len(marks), -1)
-        if self._sorted is None:
-            everything = np.concatenate(self._parts)
-            order = np.argsort(everything, kind="stable")
-            self._sorted = everything[order], order
-        values, order = self._sorted
+        values, order = self._in_order()
         place = np.minimum(np.searchsorted(values, marks), len(values) - 1)
         return np.where(values[place] == marks, order[place], -1)
+
+    def few(self, marks: np.ndarray) -> np.ndarray:
+        """Whether each is there, and not of so many rows that it is the template and says nothing about a row."""
+        values, _ = self._in_order()
+        times = np.searchsorted(values, marks, "right") - np.searchsorted(values, marks, "left")
+        return (times > 0) & (times <= max(1, similar.COMMON_SHARE * len(values)))
+
+    def _in_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """The marks sorted, and the row of each; sorted once after the last row."""
+        if self._sorted is None:
+            everything = np.concatenate([np.zeros(0, np.uint64), *self._parts])
+            order = np.argsort(everything, kind="stable")
+            self._sorted = everything[order], order
+        return self._sorted
 
 
 def _sketches(signs: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ LEDGER_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("split", pa.string()),
         ("stage", pa.string()),
-        # lost: not handed on · changed: handed on, shortened · left out: better not handed on, and no loss
+        # lost: not handed on · changed: handed on, shortened · left out: better not handed on, and no loss ·
+        # kept: handed on as it is, worth knowing
         ("verdict", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -50,6 +51,10 @@ class Ledger:
     def left_out(self, id: str, split: str, reason: str, detail: str) -> None:
         """A row that is better not handed on, such as a copy; it does not count against the budget."""
         self._add(id, split, "left out", reason, detail)
+
+    def kept(self, id: str, split: str, reason: str, detail: str) -> None:
+        """A row that is handed on as it is, and that somebody may want to look at."""
+        self._add(id, split, "kept", reason, detail)
 
     def write(self) -> dict[str, Any]:
         """Finish ledger.parquet and return what the manifest notes: counts and the first five lost rows."""

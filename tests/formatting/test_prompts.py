@@ -187,7 +187,11 @@ def test_a_row_that_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     rows = [leak, other, other, {**ROW, "dialogue": "Ben: Ho."}, {**ROW, "split": "test"}]
     found, ledger, info = prompts(tmp_path, rows)
     assert [row["id"] for row in found] == ["r4", "r1", "r2", "r3"]
-    assert [(entry["id"], entry["verdict"], entry["reason"]) for entry in ledger] == [("r0", "left out", "held out")]
+    assert [(entry["id"], entry["verdict"], entry["reason"]) for entry in ledger] == [
+        ("r0", "left out", "held out"),
+        ("r1", "kept", "held-out prompt"),
+        ("r2", "kept", "held-out prompt"),
+    ]
     assert (info["rows"], info["lost"], info["changed"]) == (4, 0, 0)
     assert (info["leaks"], info["shared_prompts"], info["duplicates"]) == (1, 2, 1)
 
@@ -288,7 +292,8 @@ texts = st.lists(
 @given(rows=st.lists(st.tuples(texts.map("".join), texts.map("".join), st.booleans()), min_size=1, max_size=8))
 def test_every_row_is_handed_on_as_it_is_or_has_a_line(tmp_path: Path, rows: list[tuple[str, str, bool]]) -> None:
     given_rows = [{"dialogue": d, "summary": s, "split": "test" if held_out else "train"} for d, s, held_out in rows]
-    found, ledger, info = prompts(tmp_path, given_rows)
+    found, lines, info = prompts(tmp_path, given_rows)
+    ledger = [line for line in lines if line["verdict"] != "kept"]
     assert sorted([row["id"] for row in found] + [line["id"] for line in ledger]) == [f"r{n}" for n in range(len(rows))]
     assert (info["rows"], info["lost"] + info["left_out"]) == (len(found), len(ledger))
     for row in found:

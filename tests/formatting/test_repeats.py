@@ -66,6 +66,20 @@ def test_what_repeats_within_the_training_side_is_counted_and_kept(tmp_path: Pat
     assert (counts["duplicates"], counts["near_copies"]) == (2, 1)
 
 
+def test_a_held_out_prompt_with_another_answer_is_kept_and_listed(tmp_path: Path) -> None:
+    held_out = [(text(30), text(20)) for _ in range(10)]
+    kept, details, counts = compare(tmp_path, held_out, [(held_out[7][0], text(20)), (text(30), text(20))])
+    assert kept == [True, True]
+    assert details == ["held-out row h7 has the same prompt and another answer"]
+    assert counts["shared_prompts"] == 1
+
+
+def test_a_prompt_that_is_always_the_same_is_nothing_to_list(tmp_path: Path) -> None:
+    held_out, training = ([("Write a poem.", text(20)) for _ in range(10)] for _ in range(2))
+    kept, details, counts = compare(tmp_path, held_out, training)
+    assert all(kept) and details == [] and counts["shared_prompts"] == 0
+
+
 def test_what_all_rows_share_makes_none_alike(tmp_path: Path) -> None:
     system = text(500)
     held_out = [(f"{system} What is {n} times {n + 1}?", f"It is {n * n + n}.") for n in range(50)]
