@@ -20,6 +20,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert server.prefect("work-pool", "create", "gpu", "--type", "process").returncode == 0
         done = server.prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
         assert done.returncode == 0, done.stdout + done.stderr
+        made = server.prefect("automation", "create", "--from-file", "deployments/automations.yaml")
+        assert made.returncode == 0, made.stdout + made.stderr
         server.start("worker", "start", "--pool", "gpu")
         yield server
     finally:

@@ -61,6 +61,30 @@ def test_training_ends_with_the_run(
     assert end is killed or not list(store.glob("artifacts/.train-*"))  # the next run removes it
 
 
+@pytest.mark.timeout(600)
+def test_a_run_whose_machine_is_lost_is_marked_as_crashed(
+    deployed: Served, parameters: dict[str, Any], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    id = deployed.start_run(
+        parameters | {"training": LONG},
+        QLORA_FLOW_STORE=str(store),
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30",
+    )
+    trainer = wait_for(
+        lambda: next((p for p in working_on(store) if "tasks.training.worker" in p.cmdline()), None), 120, "no training"
+    )
+    worker = deployed.processes[-1]
+    worker.send_signal(signal.SIGSTOP)  # it cannot tell the server either
+    try:
+        trainer.parent().kill()
+        run = wait_for(lambda: deployed.finished(id), 240, "the run is still running")
+        assert run["state_type"] == "CRASHED"
+        assert "Nothing was heard" in run["state"]["message"]
+    finally:
+        worker.send_signal(signal.SIGCONT)
+
+
 def working_on(store: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
