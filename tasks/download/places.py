@@ -131,7 +131,7 @@ def _find_local(path: Path) -> tuple[bool, list[str]]:
 def _find_remote(pattern: str) -> tuple[bool, list[str]]:
     system, path = _system(pattern)
     web = pattern.startswith(("http://", "https://"))
-    if not any(sign in path for sign in ("*[" if web else "*?[")):
+    if not any(sign in path for sign in ("*" if web else "*?[")):
         if web or system.isfile(path):
             return True, [pattern]
         found = system.find(path)
