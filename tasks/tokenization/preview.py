@@ -1,7 +1,7 @@
 """A few training rows as text, what is learnt told apart; made with the rows, so that showing it is cheap."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,22 @@ BESIDE = 90
 """Characters of a part in a line of the log."""
 
 
-def write_preview(folder: Path, lengths: Sequence[int], rows: Sequence[int], decode: Decode) -> None:
+def write_preview(folder: Path, lengths: Any, rows: Any, decode: Decode) -> None:
     """Decode the first training row, the shortest, the median and the longest from the file that training reads.
 
     Args:
         folder: holds tokens.parquet; preview.json is written beside it.
-        lengths: tokens of each training row.
-        rows: number of each training row in the file.
+        lengths: tokens of each training row, an array.
+        rows: number of each training row in the file, an array.
     """
-    order = sorted(range(len(rows)), key=lengths.__getitem__)
-    last = len(order) - 1
-    picks = {rows[0]: "first"} if rows else {}
-    picks |= {rows[order[n]]: label for n, label in ((0, "shortest"), (last // 2, "median"), (last, "longest")) if rows}
+    import numpy as np
+
+    picks: dict[int, str] = {}
+    if len(rows):
+        order, last = np.argsort(lengths, kind="stable"), len(rows) - 1
+        picks[int(rows[0])] = "first"
+        for place, label in ((0, "shortest"), (last // 2, "median"), (last, "longest")):
+            picks[int(rows[order[place]])] = label
     preview = [
         {
             "label": picks[number],

@@ -58,13 +58,13 @@ class Statistics:
         (folder / STATISTICS).write_text(json.dumps(found))
         return found
 
-    def training_rows(self) -> tuple[list[int], list[int]]:
-        """Tokens of each training row, and its number in the file."""
+    def training_rows(self) -> tuple[Any, Any]:
+        """Tokens of each training row, and its number in the file, as arrays."""
         import numpy as np
 
         train = np.concatenate([*self._train, np.zeros(0, bool)])
         lengths = np.concatenate([*self._lengths, np.zeros(0, np.int32)])
-        return lengths[train].tolist(), np.flatnonzero(train).tolist()
+        return lengths[train], np.flatnonzero(train)
 
 
 def read_statistics(folder: Path) -> dict[str, Any]:
