@@ -199,6 +199,13 @@ class TrainingConfig(Group):
         description="torch.compile the decoder layers on a GPU: faster after about a minute of start-up. auto: when "
         "the run is long enough to gain by it.",
     )
+    processes: int = Field(
+        1,
+        description="Training processes on this machine, each with a GPU of its own; each step's rows are divided "
+        "among them. 0: one for every GPU.",
+        ge=0,
+        le=64,
+    )
     seed: int = Field(0, description="Seed of row order, adapter initialization and dropout.", ge=0, lt=2**32)
 
 

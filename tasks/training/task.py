@@ -1,6 +1,7 @@
 """Stage 4: LoRA on a quantized base, in a child process of its own."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,17 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
             "checkpoints": str(checkpoints),
             "checkpoint_steps": execution.checkpoint_steps,
         }
-        run_child("tasks.training.worker", job, log, execution.hang_minutes)
+        several = config.processes > 1 or (config.processes == 0 and _gpus() > 1)
+        job |= {"processes": config.processes or _gpus()} if several else {}
+        run_child(f"tasks.training.{'launch' if several else 'worker'}", job, log, execution.hang_minutes)
         return json.loads((folder / "training.json").read_text()) | {"model": model.folder}
 
     return produce(who, write, log)
+
+
+def _gpus() -> int:
+    """NVIDIA GPUs of this machine, or those CUDA_VISIBLE_DEVICES leaves, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -155,8 +155,9 @@ class PackedTrainer(SFTTrainer):
         model.train()
         learnt, tokens = rows.learnt, rows.tokens
         if self._world > 1:  # not otherwise: reading from the device would wait for all its work
-            counts = torch.tensor([learnt, tokens], device=self.args.device)
-            learnt, tokens = self.accelerator.reduce(counts, "sum").tolist()
+            counts = torch.tensor([learnt, tokens, self.stop_requested], device=self.args.device)
+            learnt, tokens, stop = self.accelerator.reduce(counts, "sum").tolist()
+            self.stop_requested = stop > 0  # all of them before the same step
         self._random_state = _random_state()
         self._computing = True
         if self.stop_requested:
@@ -169,6 +170,8 @@ class PackedTrainer(SFTTrainer):
             except torch.OutOfMemoryError:
                 self._halve(model, rows)
         self._computing = False
+        if self._world > 1:
+            loss = self.accelerator.reduce(loss, "mean")
         self._unsettled = _Unsettled(self.state.global_step + 1, tokens, learnt, self._get_learning_rate(), loss)
         return loss
 
@@ -291,19 +294,20 @@ class PackedTrainer(SFTTrainer):
     def request_stop(self, *_: Any) -> None:
         """Signal handler: give up the step being computed, or stop before the next one."""
         self.stop_requested = True
-        if self._computing:
+        if self._computing and self._world == 1:
             self._computing = False
             raise Interrupted
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._settle()
         final = Path(self.folder, f"checkpoint-{self.state.global_step}")
-        self._run_folder = str(Path(self.folder, f".writing-{os.getpid()}"))
+        self._run_folder = str(Path(self.folder, f".writing-{os.environ.get('TORCHELASTIC_RUN_ID', os.getpid())}"))
         try:
             super()._save_checkpoint(model, trial)
             written = Path(self._run_folder, final.name)
         finally:
             self._run_folder = None
+        self.accelerator.wait_for_everyone()  # each process writes its own random state
         if self.args.should_save:
             self.step_log.save(written / _LOG_FILE)
             checkpoints.seal(written, final)

@@ -1,6 +1,6 @@
 """The training child: tokens in, adapter out.
 
-    python -m tasks.training.worker JOB.json PARENT_PID
+    python -m tasks.training.worker JOB.json PARENT_PID      (several processes: launch.py)
 
 The job names `tokens` (a Parquet file), `model` (folder of the base), `source` (what the adapter names as its base),
 `config` (a dumped TrainingConfig), `output` (an existing empty folder), `checkpoints` (a folder; what an earlier
@@ -9,6 +9,7 @@ Written to the output: `adapter/`, `training_log.parquet`, `training.json`.
 """
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -33,20 +34,25 @@ def train(job: dict[str, Any]) -> None:
 
     config = TrainingConfig.model_validate(job["config"])
     rows = read_rows(Path(job["tokens"]))
-    print(f"loading the base model ({config.quantization}, {config.compute_dtype})")
+    say = print if int(os.environ.get("RANK", 0)) == 0 else _nothing
+    say(f"loading the base model ({config.quantization}, {config.compute_dtype})")
     model = base.load(Path(job["model"]), config, device())
-    trainer = PackedTrainer(model, rows, config, Path(job["checkpoints"]))
+    trainer = PackedTrainer(model, rows, config, Path(job["checkpoints"]), say)
     trainer.checkpoint_steps = job["checkpoint_steps"]
     signal.signal(signal.SIGTERM, trainer.request_stop)
-    print(f"training on {log.device_name()}: {len(rows):,} rows, {trainer.args.max_steps:,} steps")
+    say(f"training on {log.device_name()}: {len(rows):,} rows, {trainer.args.max_steps:,} steps")
     try:
         trainer.run()
     except Interrupted:
-        print(f"stopped on request after step {trainer.state.global_step}; the next attempt continues from there")
+        say(f"stopped on request after step {trainer.state.global_step}; the next attempt continues from there")
         sys.exit(STOPPED_EXIT)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if trainer.is_world_process_zero():
         write(trainer, Path(job["output"]), job["source"])
+
+
+def _nothing(line: str) -> None:
+    """What the other processes have to say is the first one's to say."""
 
 
 def write(trainer: Any, output: Path, source: str) -> None:
