@@ -121,6 +121,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -154,6 +155,7 @@ def test_an_ended_command_leaves_no_process_and_no_lock(
     assert len(list((store / "work").glob("train-*/checkpoint-*"))) == 1  # what it goes on from
 
 
+@pytest.mark.timeout(600)
 def test_killed_training_goes_on_and_ends_with_the_same_adapter(
     groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
