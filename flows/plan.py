@@ -15,7 +15,15 @@ from tasks.formatting.identity import identity as format_identity
 from tasks.publishing.identity import identity as publish_identity
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
-from tasks.store.artifact import ArtifactRef, DamagedArtifact, check_folder, read_manifest, reference, store_root
+from tasks.store.artifact import (
+    ArtifactRef,
+    DamagedArtifact,
+    check_folder,
+    latest,
+    read_manifest,
+    reference,
+    store_root,
+)
 from tasks.store.identity import Identity
 from tasks.store.remote import Remote
 from tasks.tokenization.identity import identity as tokenize_identity
@@ -70,7 +78,7 @@ def plan(groups: dict[str, Any]) -> Iterator[Planned]:
     for name, needs, identity in stages:
         folders = _folders(name, registry_folder(groups["publishing"]))
         if needs and needs not in found:
-            yield Planned(name, False, f"{needs} is fetched first" if fetched else f"{needs} runs", _latest(folders))
+            yield Planned(name, False, f"{needs} is fetched first" if fetched else f"{needs} runs", latest(folders))
             continue
         who = identity()
         why = _why(who, folders)
@@ -82,7 +90,7 @@ def plan(groups: dict[str, Any]) -> Iterator[Planned]:
                 found[name] = reference(folder, read_manifest(folder))
         if name == "download" and not base:
             why = why or "the base model is not on this machine yet"
-        yield Planned(name, not why, why, read_manifest(found[name].path) if name in found else _latest(folders))
+        yield Planned(name, not why, why, read_manifest(found[name].path) if name in found else latest(folders))
 
 
 def _folders(stage: str, registry: Path) -> list[Path]:
@@ -92,7 +100,7 @@ def _folders(stage: str, registry: Path) -> list[Path]:
 
 def _why(who: Identity, folders: list[Path]) -> str:
     """Why an identity has no usable result, empty when it has one."""
-    latest = _latest(folders)
+    last = latest(folders)
     for folder in folders:
         try:
             if read_manifest(folder)["key"] == who.key:
@@ -101,17 +109,7 @@ def _why(who: Identity, folders: list[Path]) -> str:
         except DamagedArtifact as error:
             if folder.name == who.key:
                 return str(error)
-    return "; ".join(differences(latest["identity"], who.parts())) if latest else "it has not run yet"
-
-
-def _latest(folders: list[Path]) -> dict[str, Any] | None:
-    manifests = []
-    for folder in folders:
-        try:
-            manifests.append(read_manifest(folder))
-        except DamagedArtifact:
-            continue
-    return max(manifests, key=lambda manifest: manifest["created"], default=None)
+    return "; ".join(differences(last["identity"], who.parts())) if last else "it has not run yet"
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise DamagedArtifact(f"{folder} has no readable {MANIFEST}: {error}") from error
+
+
+def latest(folders: Iterable[Path]) -> dict[str, Any] | None:
+    """The newest readable manifest among some folders."""
+    manifests = []
+    for folder in folders:
+        with contextlib.suppress(DamagedArtifact):
+            manifests.append(read_manifest(folder))
+    return max(manifests, key=lambda manifest: manifest["created"], default=None)
 
 
 def check_folder(folder: Path) -> dict[str, Any]:

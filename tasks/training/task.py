@@ -10,10 +10,13 @@ from prefect.logging import get_run_logger
 
 from tasks.child import run_child
 from tasks.config import ExecutionConfig, TrainingConfig
-from tasks.store.artifact import ArtifactRef, produce, work_folder
+from tasks.store.artifact import ArtifactRef, latest, produce, store_root, work_folder
 from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef
 from tasks.training.identity import identity
+
+_SLOWER = 0.85
+_FEWEST_STEPS = 10  # fewer say nothing about speed
 
 
 @task(name="train", **cached(identity))
@@ -39,9 +42,33 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
         several = config.processes > 1 or (config.processes == 0 and _gpus() > 1)
         job |= {"processes": config.processes or _gpus()} if several else {}
         run_child(f"tasks.training.{'launch' if several else 'worker'}", job, log, execution.hang_minutes)
-        return json.loads((folder / "training.json").read_text()) | {"model": model.folder}
+        totals = json.loads((folder / "training.json").read_text()) | {"model": model.folder}
+        if sentence := slower(totals, latest((store_root() / "artifacts").glob("train-*"))):
+            log(sentence)
+        return totals
 
     return produce(who, write, log)
+
+
+def slower(totals: dict[str, Any], last: dict[str, Any] | None) -> str:
+    """A sentence when a run was much slower than the last one, and that one is comparable; else nothing.
+
+    Args:
+        totals: of this run, as in training.json.
+        last: manifest of the training run before it.
+    """
+    before = last["info"] if last else {}
+    if any(before.get(name) != totals[name] for name in ("device", "model", "speed")):
+        return ""
+    if min(before["steps"], totals["steps"]) < _FEWEST_STEPS:
+        return ""
+    share = totals["tokens_per_second"] / before["tokens_per_second"]
+    if share >= _SLOWER:
+        return ""
+    return (
+        f"slower than the last run on this {totals['device']}: {totals['tokens_per_second']:,.0f} tokens/s instead of "
+        f"{before['tokens_per_second']:,.0f} ({share - 1:.0%})"
+    )
 
 
 def _gpus() -> int:

@@ -1,0 +1,27 @@
+"""A run that is slower than the last one on the same hardware says so."""
+
+import pytest
+
+from tasks.training.task import slower
+
+RUN = {"device": "H100", "model": "/m", "speed": "fast", "steps": 60, "tokens_per_second": 1000.0}
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"tokens_per_second": 840.0}, "840 tokens/s instead of 1,000 (-16%)"),
+        ({"tokens_per_second": 860.0}, ""),
+        ({"tokens_per_second": 400.0, "device": "A100"}, ""),
+        ({"tokens_per_second": 400.0, "model": "/other"}, ""),
+        ({"tokens_per_second": 400.0, "speed": "lean"}, ""),
+        ({"tokens_per_second": 400.0, "steps": 3}, ""),
+    ],
+)
+def test_only_a_slower_run_of_the_same_kind(change, says):
+    sentence = slower(RUN | change, {"info": RUN})
+    assert says in sentence and bool(says) == bool(sentence)
+
+
+def test_the_first_run_has_nothing_to_be_compared_with():
+    assert slower(RUN, None) == ""
