@@ -41,7 +41,8 @@ def ours(base: Path, rows: list, seed: int, output: Path) -> list[float]:
 
     from tasks.config import TrainingConfig
     from tasks.training import base as bases
-    from tasks.training.trainer import PackedTrainer, device
+    from tasks.training.device import device
+    from tasks.training.trainer import PackedTrainer
 
     config = TrainingConfig(**SETTINGS, seed=seed)
     model = bases.load(base, config, device())

@@ -7,7 +7,6 @@ changes speed and memory and never the result beyond rounding.
 
 import math
 import os
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,15 +17,15 @@ import torch
 import torch._dynamo
 from datasets import Dataset
 from peft import PeftModel
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.training import checkpoints, memory
+from tasks.training.arguments import arguments, no_tokenizer
+from tasks.training.device import Instant, random_state, set_random_state
 from tasks.training.flops import measured_rate, per_token
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
@@ -56,28 +55,7 @@ class _Unsettled:
     learning_rate: float
     loss: torch.Tensor
     numbers: torch.Tensor | None = None  # loss and gradient norm, on the CPU once `end` has happened
-    end: "_Instant | None" = None
-
-
-class _Instant:
-    """A moment in the device's work: on a GPU the one at which what was queued so far is done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
-        if self.event is not None:
-            self.event.record()
-        self.clock = time.monotonic()
-
-    def wait(self) -> None:
-        """Until it has happened; work queued later is not waited for."""
-        if self.event is not None:
-            self.event.synchronize()
-
-    def since(self, earlier: "_Instant") -> float:
-        """Seconds between the two; both must have happened."""
-        if self.event is not None and earlier.event is not None:
-            return earlier.event.elapsed_time(self.event) / 1e3
-        return self.clock - earlier.clock
+    end: "Instant | None" = None
 
 
 class PackedTrainer(SFTTrainer):
@@ -105,7 +83,7 @@ class PackedTrainer(SFTTrainer):
             args=arguments(config, len(rows), checkpoint_folder),
             train_dataset=rows,
             data_collator=collate,
-            processing_class=_no_tokenizer(),
+            processing_class=no_tokenizer(),
         )
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:  # SFTTrainer rounds a 4-bit base's adapter to bfloat16; ours stays float32
@@ -121,8 +99,8 @@ class PackedTrainer(SFTTrainer):
         self._run_folder: str | None = None
         self._unsettled: _Unsettled | None = None
         self._computing = False
-        self.began = _Instant(self.args.device)
-        self._random_state = _random_state()
+        self.began = Instant(self.args.device)
+        self._random_state = random_state()
         train_on_packs(cast(PreTrainedModel, model.get_base_model()))
         self._plan(config, rows)
         self.remove_callback(PrinterCallback)
@@ -158,7 +136,7 @@ class PackedTrainer(SFTTrainer):
             counts = torch.tensor([learnt, tokens, self.stop_requested], device=self.args.device)
             learnt, tokens, stop = self.accelerator.reduce(counts, "sum").tolist()
             self.stop_requested = stop > 0  # all of them before the same step
-        self._random_state = _random_state()
+        self._random_state = random_state()
         self._computing = True
         if self.stop_requested:
             raise Interrupted
@@ -205,7 +183,7 @@ class PackedTrainer(SFTTrainer):
             )
         self.micro_batch_tokens = min(self.micro_batch_tokens, largest) // 2
         self.halvings += 1
-        _set_random_state(self._random_state)
+        set_random_state(self._random_state)
         self._say(
             f"out of memory in step {self.state.global_step + 1}: trying it again with at most "
             f"{self.micro_batch_tokens:,} tokens at once (same rows per step, same result)"
@@ -219,7 +197,7 @@ class PackedTrainer(SFTTrainer):
             pinned = torch.empty(2, pin_memory=True)
             pinned.copy_(numbers, non_blocking=True)
             numbers = pinned
-        self._unsettled.numbers, self._unsettled.end = numbers, _Instant(self.args.device)
+        self._unsettled.numbers, self._unsettled.end = numbers, Instant(self.args.device)
         return norm
 
     def _settle(self) -> None:
@@ -285,7 +263,7 @@ class PackedTrainer(SFTTrainer):
         except Interrupted:
             self._computing = False
             self.adapted.zero_grad(set_to_none=True)
-            _set_random_state(self._random_state)
+            set_random_state(self._random_state)
             self._settle()
             if self.state.global_step:
                 self._save_checkpoint(self.adapted, None)
@@ -331,7 +309,7 @@ class _StepEnd(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.began = _Instant(args.device)
+        self.trainer.began = Instant(args.device)
         self.saved = checkpoints.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -343,67 +321,9 @@ class _StepEnd(TrainerCallback):
             control.should_save = True
 
 
-def arguments(config: TrainingConfig, rows: int, checkpoint_folder: Path) -> SFTConfig:
-    """`config` in TRL's words, and everything that prints, reports or saves by itself switched off."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if config.batch_size % world:
-        raise UserError(f"training.batch_size {config.batch_size} is not divisible by {world} processes")
-    steps = config.max_steps or math.ceil(config.epochs * math.ceil(rows / config.batch_size))
-    return SFTConfig(
-        output_dir=str(checkpoint_folder),
-        per_device_train_batch_size=config.batch_size // world,
-        gradient_accumulation_steps=1,
-        max_steps=steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
-        warmup_steps=math.ceil(config.warmup_share * steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim={"adamw": "adamw_torch_fused"}.get(config.optimizer, config.optimizer),
-        gradient_checkpointing=False,  # memory.py does it, inside the compiled layers
-        bf16=False,  # the model is in its compute dtype already; autocast would only add casts
-        fp16=config.compute_dtype == "float16",
-        seed=config.seed,
-        data_seed=config.seed,
-        max_length=None,
-        packing=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-    )
-
-
-def device() -> torch.device:
-    """Where this process trains: its own GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
-
-
-def _no_tokenizer() -> PreTrainedTokenizerFast:
-    """SFTTrainer insists on a tokenizer, though the rows are tokens already."""
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"-": 0}, unk_token="-")), pad_token="-")
-
-
 def _compile_layers(model: PeftModel) -> None:
     """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
     # sibling layers hand their outputs over through an attribute, which recomputation does anew
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
     for layer in decoder_layers(model.get_base_model()):
         layer.compile(dynamic=True)
-
-
-def _random_state() -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def _set_random_state(state: list[torch.Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1:]:
-        torch.cuda.set_rng_state_all(state[1:])

@@ -30,7 +30,8 @@ def train(job: dict[str, Any]) -> None:
     from tasks.config import TrainingConfig
     from tasks.training import base, log
     from tasks.training.data import read_rows
-    from tasks.training.trainer import Interrupted, PackedTrainer, device
+    from tasks.training.device import device
+    from tasks.training.trainer import Interrupted, PackedTrainer
 
     config = TrainingConfig.model_validate(job["config"])
     rows = read_rows(Path(job["tokens"]))
