@@ -169,6 +169,9 @@ class TrainingConfig(Group):
     )
     weight_decay: float = Field(0.0, description="AdamW weight decay.", ge=0, le=1)
     max_grad_norm: float = Field(1.0, description="Gradient norm above which gradients are scaled down.", gt=0)
+    neftune_alpha: float = Field(
+        0.0, description="NEFTune: noise on the embeddings while training; 5 is usual, 0: none.", ge=0, le=100
+    )
     optimizer: Literal["adamw", "paged_adamw_8bit"] = Field(
         "adamw", description="adamw: torch's fused AdamW. paged_adamw_8bit: bitsandbytes, less memory, GPU only."
     )

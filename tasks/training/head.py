@@ -14,10 +14,14 @@ from transformers import PreTrainedModel
 _LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of one chunk's float32 logits: near the cache, or a small share
 
 
-def train_on_packs(model: PreTrainedModel) -> None:
+def train_on_packs(model: PreTrainedModel, noise: float = 0.0) -> None:
     """Replace `model.forward` by one that takes a micro-batch's fields and returns the summed loss (float32, `[]`).
 
     The original forward is gone: this is for a process that trains and ends.
+
+    Args:
+        noise: alpha of NEFTune (arXiv 2310.05914): uniform noise on a row's embeddings in training, its bound
+            alpha / sqrt(length · width).
     """
     config = model.config.get_text_config()
     scale, softcap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
@@ -33,8 +37,11 @@ def train_on_packs(model: PreTrainedModel) -> None:
         targets: torch.Tensor,
         **_: Any,
     ) -> torch.Tensor:
+        words = {"input_ids": input_ids}
+        if noise and self.training:
+            words = {"inputs_embeds": _noisy(self.get_input_embeddings()(input_ids), boundaries.diff(), noise)}
         hidden = backbone(
-            input_ids=input_ids,
+            **words,
             position_ids=position_ids,
             use_cache=False,
             cu_seq_lens_q=boundaries,
@@ -46,6 +53,13 @@ def train_on_packs(model: PreTrainedModel) -> None:
         return _HeadLoss.apply(hidden[keep], head.weight, head.bias, targets, scale, softcap)
 
     model.forward = types.MethodType(forward, model)
+
+
+def _noisy(embedded: torch.Tensor, lengths: torch.Tensor, alpha: float) -> torch.Tensor:
+    """NEFTune's noise on `[1, tokens, width]`; a row is noised by its own length, not that of the pack."""
+    bound = (alpha / (lengths * embedded.shape[-1]).sqrt()).repeat_interleave(lengths, output_size=embedded.shape[1])
+    noise = (torch.rand_like(embedded, dtype=torch.float32) * 2 - 1) * bound[None, :, None]
+    return embedded + noise.to(embedded.dtype)
 
 
 def _logit_scale(config: Any) -> float:

@@ -101,7 +101,7 @@ class PackedTrainer(SFTTrainer):
         self._computing = False
         self.began = Instant(self.args.device)
         self._random_state = random_state()
-        train_on_packs(cast(PreTrainedModel, model.get_base_model()))
+        train_on_packs(cast(PreTrainedModel, model.get_base_model()), config.neftune_alpha)
         self._plan(config, rows)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEnd(self))

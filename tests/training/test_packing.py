@@ -64,6 +64,24 @@ def test_hidden_states_do_not_see_the_neighbour(bases, architecture):
     torch.testing.assert_close(last(rows), last(rows[2:]), rtol=1e-4, atol=1e-5)
 
 
+def test_noise_follows_the_rows_own_length(bases):
+    rows = collate(make_rows(3))["rows"].rows
+    model = AutoModelForCausalLM.from_pretrained(
+        bases("llama"), dtype=torch.float32, attn_implementation=attention.NAME
+    )
+    clean = model.get_input_embeddings()(flatten(rows, CPU).input_ids)
+    train_on_packs(model, noise=5.0)
+    seen = []
+    model.model.register_forward_pre_hook(lambda _, args, named: seen.append(named), with_kwargs=True)
+    model.eval()(**vars(flatten(rows, CPU)))
+    model.train()(**vars(flatten(rows, CPU)))
+    assert "inputs_embeds" not in seen[0]
+    noise = (seen[1]["inputs_embeds"] - clean)[0]
+    for part, row in zip(noise.split([len(row.input_ids) for row in rows]), rows, strict=True):
+        bound = 5.0 / (len(row.input_ids) * noise.shape[-1]) ** 0.5
+        assert 0.95 * bound < part.abs().max() <= bound
+
+
 def test_rows_are_packed_whole_and_within_the_budget():
     rows = collate(make_rows(50))["rows"].rows
     groups = pack(rows, 40)
