@@ -1,12 +1,12 @@
 """Failures inside a run: what passes is tried again, training goes on where it was, mistakes are not repeated."""
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +95,26 @@ def adapter_of(summary: dict[str, Any]) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def kill_training(number: signal.Signals, steps: int) -> threading.Thread:
-    """Send a signal to the training child once it has reported some steps' worth of time."""
+def kill_training(number: signal.Signals, store: Path, over: threading.Event) -> tuple[threading.Thread, list[int]]:
+    """Send a signal to the training child once it has written a checkpoint; give up when `over` is set.
+
+    Returns what it sent, too.
+    """
 
     def watch() -> None:
-        while True:
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    training = "tasks.training.worker" in process.cmdline()
-                    if training and sum(process.cpu_times()[:2]) > steps:
-                        os.kill(process.pid, number)
-                        return
-                except psutil.Error:
-                    continue
-            time.sleep(0.05)
+        while not list(store.glob("work/train-*/checkpoint-*")):
+            if over.wait(0.02):
+                return
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "tasks.training.worker" in process.cmdline():
+                    os.kill(process.pid, number)
+                    killed.append(number)
 
+    killed: list[int] = []
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    return thread
+    return thread, killed
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +161,17 @@ def test_an_ended_command_leaves_no_process_and_no_lock(
 def test_killed_training_goes_on_and_ends_with_the_same_adapter(
     groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    groups["training"] = groups["training"].model_copy(update={"max_steps": 120})
+    groups["execution"] = groups["execution"].model_copy(update={"checkpoint_steps": 5})
     undisturbed = adapter_of(retrain(**groups))
     for number in (signal.SIGTERM, signal.SIGKILL):
-        monkeypatch.setenv("QLORA_FLOW_STORE", str(store.with_name(number.name)))
-        killer = kill_training(number, steps=8)
+        place, over = store.with_name(number.name), threading.Event()
+        monkeypatch.setenv("QLORA_FLOW_STORE", str(place))
+        killer, killed = kill_training(number, place, over)
         disturbed = retrain(**groups)
-        assert not killer.is_alive(), "training ended before it was killed"
+        over.set()
+        killer.join()
+        assert killed == [number], "training ended before it was killed"
         assert adapter_of(disturbed) == undisturbed
         assert disturbed["stages"]["train"]["outcome"] == "ran"
-        assert not any((store.with_name(number.name) / "work").iterdir())
+        assert not any((place / "work").iterdir())
