@@ -83,6 +83,7 @@ def trl(base: Path, rows: list, seed: int, output: Path) -> list[float]:
                 bf16=torch.cuda.is_available(),
                 use_cpu=not torch.cuda.is_available(),
                 max_length=None,
+                completion_only_loss=True,  # not so by itself where the rows are tokens already
                 seed=seed,
                 data_seed=seed,
                 logging_steps=1,
