@@ -19,8 +19,20 @@ from tasks.child import STOPPED_EXIT, main
 from tasks.quiet import silence
 
 
+def alone(job: dict[str, Any]) -> None:
+    """Run one job in this process alone, on one GPU at most; see the module's text.
+
+    transformers divides a lone process's batches among all GPUs it sees (nn.DataParallel), and takes the variables of
+    a launcher above the flow (a cluster's operator, say) for its own.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    train(job)
+
+
 def train(job: dict[str, Any]) -> None:
-    """Run one job; see the module's text.
+    """Run one job, alone or as one of several processes; see the module's text.
 
     Raises:
         UserError: configuration or data cannot be trained.
@@ -81,4 +93,4 @@ def write(trainer: Any, output: Path, source: str) -> None:
 
 
 if __name__ == "__main__":
-    main(train)
+    main(alone)

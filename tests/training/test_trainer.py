@@ -198,6 +198,19 @@ def test_nothing_to_train_on(tmp_path):
     assert len(read_rows(write_tokens(tmp_path / "good.parquet", rows + held_out))) == 3
 
 
+@pytest.mark.parametrize("visible, one", [(None, "0"), ("", ""), ("2,0", "2"), ("GPU-1f,GPU-2e", "GPU-1f")])
+def test_a_lone_process_sees_one_gpu_and_no_launcher(monkeypatch, visible, one):
+    for name in ("CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES") if visible is None else monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", visible
+    )
+    seen = {}
+    monkeypatch.setattr(worker, "train", lambda job: seen.update(os.environ))
+    worker.alone({})
+    assert seen["CUDA_VISIBLE_DEVICES"] == one and not seen.keys() & {"WORLD_SIZE", "RANK", "LOCAL_RANK"}
+
+
 def start(job, folder):
     (folder / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "tasks.training.worker", str(folder / "job.json"), str(os.getpid())]
