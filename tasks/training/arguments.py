@@ -1,7 +1,6 @@
 """A training configuration in the words of TRL's SFTTrainer."""
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -11,18 +10,14 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig
 
 from tasks.config import TrainingConfig
-from tasks.errors import UserError
 
 
 def arguments(config: TrainingConfig, rows: int, checkpoint_folder: Path) -> SFTConfig:
     """`config` in TRL's words, and everything that prints, reports or saves by itself switched off."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if config.batch_size % world:
-        raise UserError(f"training.batch_size {config.batch_size} is not divisible by {world} processes")
     steps = config.max_steps or math.ceil(config.epochs * math.ceil(rows / config.batch_size))
     return SFTConfig(
         output_dir=str(checkpoint_folder),
-        per_device_train_batch_size=config.batch_size // world,
+        per_device_train_batch_size=config.batch_size,  # every process reads all rows of a step
         gradient_accumulation_steps=1,
         max_steps=steps,
         learning_rate=config.learning_rate,

@@ -66,13 +66,19 @@ def pack(rows: Iterable[Row], budget: int) -> list[list[Row]]:
     """
     ordered = sorted(rows, key=lambda row: -len(row.input_ids))
     groups = _best_fit(ordered, budget)
-    even: list[list[Row]] = [[] for _ in groups]
-    sizes = [0] * len(groups)
-    for row in ordered:
+    even = divide(ordered, len(groups))
+    return even if all(sum(len(row.input_ids) for row in group) <= budget for group in even) else groups
+
+
+def divide(rows: Iterable[Row], parts: int) -> list[list[Row]]:
+    """The rows in `parts` lists of about as many tokens each; some stay empty when there are fewer rows than that."""
+    lists: list[list[Row]] = [[] for _ in range(parts)]
+    sizes = [0] * parts
+    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
         smallest = sizes.index(min(sizes))
-        even[smallest].append(row)
+        lists[smallest].append(row)
         sizes[smallest] += len(row.input_ids)
-    return even if max(sizes, default=0) <= budget else groups
+    return lists
 
 
 def _best_fit(ordered: list[Row], budget: int) -> list[list[Row]]:

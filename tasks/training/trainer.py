@@ -1,14 +1,14 @@
 """TRL's SFTTrainer with a step of its own: packed micro-batches, one exact loss, out-of-memory survived.
 
-A step is `batch_size` rows over all processes whatever fits on the device: the rows are packed into micro-batches of at
-most `micro_batch_tokens`, whose losses are summed and divided by the learnt tokens of the whole step. So that number
-changes speed and memory and never the result beyond rounding.
+A step is `batch_size` rows over all processes whatever fits on the device: the rows are divided among the processes and
+packed into micro-batches of at most `micro_batch_tokens`, whose losses are summed and divided by the learnt tokens of
+the whole step. So both numbers change speed and memory and never the result beyond rounding.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ import torch
 import torch._dynamo
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
@@ -30,10 +31,12 @@ from tasks.training.flops import measured_rate, per_token
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
 from tasks.training.lora import refresh
-from tasks.training.packing import StepRows, collate, flatten, pack
+from tasks.training.packing import Row, StepRows, collate, divide, flatten, pack
+from tasks.training.peers import Peers
 from tasks.training.recompute import decoder_layers, recompute
 
 _LOG_FILE = "step_log.parquet"
+_WELL, _SHORT_OF_MEMORY, _STOPPED = range(3)  # how a step went for a process; the worst is what all act on
 _COMPILE_FROM = 3e16  # operations of a run whose gain outweighs compilation: about two minutes of a fast GPU
 
 
@@ -88,6 +91,9 @@ class PackedTrainer(SFTTrainer):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:  # SFTTrainer rounds a 4-bit base's adapter to bfloat16; ours stays float32
                 parameter.data = master[name]
+        # not wrapped in DDP: `peers` adds up the gradients
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.peers = Peers(self.args.world_size, self.args.process_index)
         self.processing_class = None  # the rows are tokens already; nothing to save beside the weights
         self.adapted, self.folder = model, checkpoint_folder
         self.micro_batch_tokens = config.micro_batch_tokens
@@ -112,14 +118,15 @@ class PackedTrainer(SFTTrainer):
         """Choose what is left to choice: what is kept for the backward pass, and whether to compile."""
         base, lengths = self.adapted.get_base_model(), memory.lengths(rows)
         layers, device = decoder_layers(base), self.args.device
-        step_tokens = int(lengths.mean() * self.args.train_batch_size)
+        step_tokens = int(lengths.mean() * self.args.train_batch_size) // self.peers.count  # of one process
         self.speed: str = config.speed
         self.longest = int(lengths.max())
         if self.speed == "auto" and device.type == "cpu":
             self.speed = "fast"
         elif self.speed == "auto":
             at_once = self.micro_batch_tokens or step_tokens
-            self.speed = memory.choose_speed(layers, at_once, self.longest, memory.room(device, self.adapted))
+            room = self.peers.least(memory.room(device, self.adapted))
+            self.speed = memory.choose_speed(layers, at_once, self.longest, room)
         recompute(base, self.speed, dropout=config.lora_dropout > 0)
         worth = step_tokens * self.args.max_steps * per_token(self.adapted) > _COMPILE_FROM
         if device.type == "cuda" and (config.compile == "always" or (config.compile == "auto" and worth)):
@@ -127,55 +134,70 @@ class PackedTrainer(SFTTrainer):
 
     # --- one step -------------------------------------------------------------------------------------------------
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Whole steps for every process: it takes its share itself (`divide`), and knows the others'."""
+        loader = super().get_train_dataloader()
+        if self.peers.count > 1:  # or else the last step of an epoch would be filled up with rows seen already
+            shard: Any = loader.batch_sampler
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
+
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients of one step; the loss is the mean over the learnt tokens of all processes' rows."""
         rows: StepRows = inputs["rows"]
         model.train()
-        learnt, tokens = rows.learnt, rows.tokens
-        if self._world > 1:  # not otherwise: reading from the device would wait for all its work
-            counts = torch.tensor([learnt, tokens, self.stop_requested], device=self.args.device)
-            learnt, tokens, stop = self.accelerator.reduce(counts, "sum").tolist()
-            self.stop_requested = stop > 0  # all of them before the same step
         self._random_state = random_state()
-        self._computing = True
-        if self.stop_requested:
-            raise Interrupted
         refresh(self.adapted)
+        shares = divide(rows.rows, self.peers.count)
         while True:
-            try:
-                loss = self._accumulate(model, rows, learnt)
+            how, loss = self._attempt(model, shares[self.peers.rank], rows.learnt)
+            how = self.peers.most(how)
+            if how == _STOPPED:
+                raise Interrupted
+            if how == _WELL:
                 break
-            except torch.OutOfMemoryError:
-                self._halve(model, rows)
-        self._computing = False
-        if self._world > 1:
-            loss = self.accelerator.reduce(loss, "mean")
-        self._unsettled = _Unsettled(self.state.global_step + 1, tokens, learnt, self._get_learning_rate(), loss)
+            self._halve(model, shares)
+        loss = self.peers.add_up([p for p in model.parameters() if p.requires_grad], loss)
+        self._settle()
+        step = self.state.global_step + 1
+        self._unsettled = _Unsettled(step, rows.tokens, rows.learnt, self._get_learning_rate(), loss)
         return loss
 
-    def _accumulate(self, model: torch.nn.Module, rows: StepRows, learnt: int) -> torch.Tensor:
-        """Forward and backward over the step's micro-batches; DDP exchanges gradients with the last one."""
+    def _attempt(self, model: torch.nn.Module, rows: list[Row], learnt: int) -> tuple[int, torch.Tensor]:
+        """One try at this process's part of a step: how it went, and its part of the loss."""
+        loss = torch.zeros((), device=self.args.device)
+        try:
+            try:
+                self._computing = True
+                if self.stop_requested:
+                    raise Interrupted
+                loss = self._accumulate(model, rows, learnt)
+                self._computing = False
+            except torch.OutOfMemoryError:
+                self._computing = False
+                return _SHORT_OF_MEMORY, loss
+        except Interrupted:
+            return _STOPPED, loss
+        return _WELL, loss
+
+    def _accumulate(self, model: torch.nn.Module, rows: list[Row], learnt: int) -> torch.Tensor:
+        """Forward and backward over micro-batches of `rows`; `learnt`: of the step's rows in all processes."""
         total = torch.zeros((), device=self.args.device)
-        groups = pack(rows.rows, self.micro_batch_tokens)
-        for number, group in enumerate(groups, 1):
-            batch = flatten(group, self.args.device)
-            with nullcontext() if number == len(groups) else self.accelerator.no_sync(model):
-                # DDP averages over the processes, so the sum over them needs their number as a factor
-                loss = model(**vars(batch)) * (self._world / max(learnt, 1))
-                self.accelerator.backward(loss)
+        for number, group in enumerate(pack(rows, self.micro_batch_tokens), 1):
+            loss = model(**vars(flatten(group, self.args.device))) * (1 / max(learnt, 1))
+            self.accelerator.backward(loss)
             total += loss.detach()
             if number == 1:
                 self._settle()  # the step before, now that the device has work queued
         return total
 
-    def _halve(self, model: torch.nn.Module, rows: StepRows) -> None:
-        """Make room after running out of memory: the same step again with half the tokens at once."""
-        if self._world > 1:
-            raise RuntimeError("the GPU ran out of memory: lower training.micro_batch_tokens")
+    def _halve(self, model: torch.nn.Module, shares: list[list[Row]]) -> None:
+        """Make room after a process ran out of memory: the same step again with half the tokens at once, in all."""
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        largest = max(sum(len(row.input_ids) for row in group) for group in pack(rows.rows, self.micro_batch_tokens))
-        longest = max(len(row.input_ids) for row in rows.rows)
+        groups = [group for rows in shares for group in pack(rows, self.micro_batch_tokens)]
+        largest = max(sum(len(row.input_ids) for row in group) for group in groups)
+        longest = max(len(row.input_ids) for group in groups for row in group)
         if largest == longest and longest > self.micro_batch_tokens // 2:
             raise UserError(
                 f"a single row of {longest} tokens does not fit into the device's memory: set "
@@ -226,15 +248,11 @@ class PackedTrainer(SFTTrainer):
         seconds, self.began = last.end.since(self.began), last.end
         self.step_log.add(last.step, last.tokens, last.learnt, loss, last.learning_rate, norm, seconds)
 
-    @property
-    def _world(self) -> int:
-        return int(self.accelerator.num_processes)
-
     def utilisation(self) -> float | None:
         """Share of the GPU's matmul rate, measured here, that the frozen layers' products reach; None on a CPU."""
         if self.args.device.type != "cuda":
             return None
-        speed = float(self.step_log.totals()["tokens_per_second"])
+        speed = float(self.step_log.totals()["tokens_per_second"]) / self.peers.count
         return speed * per_token(self.adapted) / measured_rate(self.args.device)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
@@ -253,10 +271,10 @@ class PackedTrainer(SFTTrainer):
             self._say(f"resuming from the checkpoint of step {step}")
         if not self.micro_batch_tokens:
             assert isinstance(self.train_dataset, Dataset)
-            self.micro_batch_tokens = memory.fitting_tokens(
-                self.adapted, self.train_dataset, self.longest, self.args.device
-            )
+            fitting = memory.fitting_tokens(self.adapted, self.train_dataset, self.longest, self.args.device)
+            self.micro_batch_tokens = self.peers.least(fitting)
             self._say(f"{self.speed}, at most {self.micro_batch_tokens:,} tokens at once")
+        self.peers.start_equal([p for p in self.adapted.parameters() if p.requires_grad])
         try:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
             self._settle()
@@ -272,7 +290,7 @@ class PackedTrainer(SFTTrainer):
     def request_stop(self, *_: Any) -> None:
         """Signal handler: give up the step being computed, or stop before the next one."""
         self.stop_requested = True
-        if self._computing and self._world == 1:
+        if self._computing:
             self._computing = False
             raise Interrupted
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from tasks.training import attention
 from tasks.training.head import train_on_packs
-from tasks.training.packing import collate, flatten, pack
+from tasks.training.packing import collate, divide, flatten, pack
 
 CPU = torch.device("cpu")
 
@@ -88,6 +88,15 @@ def test_rows_are_packed_whole_and_within_the_budget():
     assert sorted(id(row) for group in groups for row in group) == sorted(id(row) for row in rows)
     assert all(sum(len(row.input_ids) for row in group) <= 40 for group in groups)
     assert [len(group) for group in pack(rows, 1)] == [1] * 50  # longer than the budget: alone, never cut
+
+
+def test_rows_are_divided_evenly_among_processes():
+    rows = collate(make_rows(50))["rows"].rows
+    shares = divide(rows, 4)
+    sizes = [sum(len(row.input_ids) for row in share) for share in shares]
+    assert sorted(id(row) for share in shares for row in share) == sorted(id(row) for row in rows)
+    assert max(sizes) - min(sizes) <= max(len(row.input_ids) for row in rows)
+    assert sorted(map(len, divide(rows[:2], 3))) == [0, 1, 1]
 
 
 def test_first_token_is_never_learnt():

@@ -22,9 +22,9 @@ SETTINGS = {"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "epochs": 6.0, 
 
 @pytest.fixture
 def job(bases, tmp_path):
-    """`job("name", processes, **settings)`: a job on 24 rows, six steps of four an epoch, six epochs."""
+    """`job("name", processes, **settings)`: a job on 21 rows, six epochs of five steps of four rows and one of one."""
 
-    def make(name, processes, rows=24, **settings):
+    def make(name, processes, rows=21, **settings):
         tokens = write_tokens(tmp_path / f"{name}.parquet", make_rows(rows))
         folders = {kind: tmp_path / name / kind for kind in ("output", "checkpoints")}
         for folder in folders.values():
@@ -50,6 +50,16 @@ def steps(job):
     return pq.read_table(Path(job["output"], "training_log.parquet")).to_pylist()
 
 
+def assert_equal_within_rounding(job, other):
+    for mine, theirs in zip(steps(job), steps(other), strict=True):
+        assert (mine["tokens"], mine["learnt_tokens"]) == (theirs["tokens"], theirs["learnt_tokens"])
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
+    want = adapter(other)
+    for name, weight in adapter(job).items():
+        torch.testing.assert_close(weight, want[name], rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.timeout(900)
 def test_two_processes_train_what_one_does_and_end_as_one(job):
     one, two, broken = job("one", 1), job("two", 2), job("broken", 2)
@@ -57,13 +67,7 @@ def test_two_processes_train_what_one_does_and_end_as_one(job):
     run_child("tasks.training.worker", one, print)
     run_child("tasks.training.launch", two, said.append)
     assert sum("training on" in line for line in said) == 1, said
-    for mine, theirs in zip(steps(two), steps(one), strict=True):
-        assert (mine["tokens"], mine["learnt_tokens"]) == (theirs["tokens"], theirs["learnt_tokens"])
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
-    want = adapter(one)
-    for name, weight in adapter(two).items():
-        torch.testing.assert_close(weight, want[name], rtol=1e-2, atol=1e-4)
+    assert_equal_within_rounding(two, one)
 
     killer = threading.Thread(target=kill_one, args=(Path(broken["checkpoints"]),))
     killer.start()
@@ -75,6 +79,19 @@ def test_two_processes_train_what_one_does_and_end_as_one(job):
     assert any("resuming from the checkpoint of step" in line for line in said), said
     want = adapter(two)
     assert all(torch.equal(weight, want[name]) for name, weight in adapter(broken).items())
+
+
+def test_all_halve_when_one_runs_out_of_memory(job):
+    settings = {"batch_size": 8, "micro_batch_tokens": 48, "max_steps": 8, "rows": 24}
+    calm, short = job("calm", 2, **settings), job("short", 2, **settings)
+    said: list[str] = []
+    run_child("tasks.training.launch", calm, print)
+    run_child("tests.training.one_short", short, said.append)
+    assert any(line.startswith("out of memory in step 3: trying it again") for line in said), said
+    halved = [line for line in said if "tokens at once" in line and line.startswith("process ")]
+    assert sorted(line[:9] for line in halved) == ["process 0", "process 1"], said
+    assert len({line[9:] for line in halved}) == 1, said
+    assert_equal_within_rounding(short, calm)
 
 
 def test_a_mistake_is_one_sentence(job):

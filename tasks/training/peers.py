@@ -1,0 +1,59 @@
+"""What the processes of one run share: decisions, and the sum of their gradients.
+
+Nothing is exchanged during forward and backward passes. So a process that runs out of memory in the middle of its
+micro-batches leaves nobody waiting in a collective: all meet after their last one, agree on how it went, and only then
+add up their gradients, which are the adapter's and small.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class Peers:
+    """The processes of a run; alone, everything is what this process says.
+
+    Args:
+        count: how many there are.
+        rank: which of them this is.
+    """
+
+    def __init__(self, count: int, rank: int) -> None:
+        self.count, self.rank = count, rank
+        # of the hosts: an answer from the devices would wait for all the work that is queued there
+        self._hosts: Any = dist.new_group(backend="gloo") if count > 1 else None
+
+    def most(self, value: int) -> int:
+        """The largest value of all processes, which must all ask."""
+        if self.count == 1:
+            return value
+        number = torch.tensor(value)
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self._hosts)
+        return int(number)
+
+    def least(self, value: int) -> int:
+        """The smallest value of all processes, which must all ask."""
+        return -self.most(-value)
+
+    @torch.no_grad()
+    def start_equal(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Give all processes the first one's weights."""
+        if self.count > 1:
+            for parameter in parameters:
+                dist.broadcast(parameter, src=0)
+
+    def add_up(self, parameters: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
+        """Make every parameter's gradient the sum over all processes, in one exchange; the sum of the losses.
+
+        A process that had no rows in this step has no gradients yet, which counts as zero.
+        """
+        if self.count == 1:
+            return loss
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
+        dist.all_reduce(flat)
+        for parameter, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+        return flat[-1]

@@ -1,0 +1,39 @@
+"""The launcher with a second process that runs out of memory once, in the middle of step 3's micro-batches."""
+
+import os
+from typing import Any
+
+from tasks.child import main
+from tasks.training import launch
+
+work = launch.process
+MICRO_BATCHES = 2  # of a step in each process
+
+
+def process(job: dict[str, Any]) -> str | None:
+    import torch
+
+    from tasks.training import trainer
+
+    rank = int(os.environ["RANK"])
+    flatten, halve = trainer.flatten, trainer.PackedTrainer._halve
+    batches = 0
+
+    def limited(*arguments: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if rank == 1 and batches == 3 * MICRO_BATCHES:
+            raise torch.OutOfMemoryError("no room")
+        return flatten(*arguments)
+
+    def said(self: Any, *arguments: Any) -> None:
+        halve(self, *arguments)
+        print(f"process {rank}: {self.micro_batch_tokens} tokens at once")
+
+    trainer.flatten, trainer.PackedTrainer._halve = limited, said
+    return work(job)
+
+
+if __name__ == "__main__":
+    launch.process = process
+    main(launch.launch)
