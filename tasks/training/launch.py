@@ -12,8 +12,6 @@ from tasks.child import PASSING_EXIT, STOPPED_EXIT, follow_parent, main
 from tasks.errors import UserError
 from tasks.quiet import silence
 
-_STOPPED = "stopped"
-
 
 def launch(job: dict[str, Any]) -> None:
     """Run one job of `worker.train` in `processes` processes.
@@ -42,18 +40,22 @@ def launch(job: dict[str, Any]) -> None:
         sys.exit(STOPPED_EXIT)
     except ChildFailedError as error:
         first = error.get_first_failure()[1]
+        if first.exitcode == STOPPED_EXIT:
+            sys.exit(STOPPED_EXIT)
         if first.exitcode >= 0:
             raise
         print(f"process {first.local_rank} was ended by signal {-first.exitcode}")
         sys.exit(PASSING_EXIT)
-    if mistakes := set(ends.values()) - {None, _STOPPED}:
+    if mistakes := set(ends.values()) - {None}:
         raise UserError(mistakes.pop())
-    if _STOPPED in ends.values():
-        sys.exit(STOPPED_EXIT)
 
 
 def process(job: dict[str, Any]) -> str | None:
-    """One of the processes. What it returns reaches the launcher: nothing, that it was stopped, or a user's mistake."""
+    """One of the processes. What it returns reaches the launcher: nothing, or the sentence about a user's mistake.
+
+    One that was stopped exits instead: a launcher that is ending itself takes no results, and a process that has one
+    to hand over would wait for that until it is killed.
+    """
     from tasks.training.worker import train
 
     follow_parent(os.getppid())
@@ -61,10 +63,6 @@ def process(job: dict[str, Any]) -> str | None:
         train(job)
     except UserError as error:
         return str(error)
-    except SystemExit as error:
-        if error.code != STOPPED_EXIT:
-            raise
-        return _STOPPED
     return None
 
 
