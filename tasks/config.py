@@ -184,6 +184,20 @@ class TrainingConfig(Group):
     )
     epochs: float = Field(1.0, description="Passes over the training rows, when max_steps is 0.", gt=0, le=1000)
     max_steps: int = Field(0, description="Optimizer steps; 0: as many as `epochs` needs.", ge=0)
+    validation_share: float = Field(
+        0.0,
+        description="Share of the training rows held back (a fraction of 1; 0: none); the adapter with the lowest loss "
+        "on them is kept. A row's side follows from a hash of its id. Held-out rows, which the scores come from, are "
+        "never used for this.",
+        ge=0,
+        le=0.5,
+    )
+    validation_steps: int = Field(
+        0, description="Optimizer steps between two validations; 0: four validations an epoch.", ge=0
+    )
+    patience: int = Field(
+        0, description="Training ends after so many validations in a row without a lower loss; 0: never.", ge=0
+    )
     micro_batch_tokens: int = Field(
         0,
         description="Tokens in one forward pass; 0: as many as fit, found out by trying. Halved by itself, at the same "
@@ -210,6 +224,15 @@ class TrainingConfig(Group):
         le=64,
     )
     seed: int = Field(0, description="Seed of row order, adapter initialization and dropout.", ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _validated(self) -> Self:
+        if (self.patience or self.validation_steps) and not self.validation_share:
+            raise ValueError(
+                "training.patience and training.validation_steps need rows to validate on: set "
+                "training.validation_share, for instance to 0.05"
+            )
+        return self
 
 
 class EvaluationConfig(Group):

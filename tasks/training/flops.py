@@ -13,6 +13,13 @@ def per_token(model: nn.Module) -> int:
     return sum(4 * m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear | Linear4bit))
 
 
+def utilisation(model: nn.Module, device: torch.device, tokens_per_second: float) -> float | None:
+    """Share of the GPU's matmul rate, measured here, that the frozen layers' products reach; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return tokens_per_second * per_token(model) / measured_rate(device)
+
+
 def measured_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> float:
     """Operations per second of a large bfloat16 matrix product on this device."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))

@@ -4,7 +4,7 @@ import json
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         pa.field("tokens_per_second", pa.float64(), nullable=False),
         pa.field("memory_bytes", pa.int64(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("validation_loss", pa.float64()),  # after this step, where it was measured
     ]
 )
 _LINE_SECONDS = 5.0
@@ -40,6 +41,7 @@ class Step:
     tokens_per_second: float
     memory_bytes: int
     seconds: float
+    validation_loss: float | None = None
 
 
 class StepLog:
@@ -63,6 +65,10 @@ class StepLog:
         if now - self._said >= _LINE_SECONDS or step == self._steps:
             self._said = now
             self._say(self._line(row))
+
+    def validated(self, loss: float) -> None:
+        """Note the validation loss after the last finished step."""
+        self.rows[-1] = replace(self.rows[-1], validation_loss=loss)
 
     def _line(self, row: Step) -> str:
         recent = self.rows[max(self._restored + 1, len(self.rows) - 20) :] or [row]

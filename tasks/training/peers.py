@@ -37,6 +37,12 @@ class Peers:
         """The smallest value of all processes, which must all ask."""
         return -self.most(-value)
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` over all processes, which must all ask."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
     @torch.no_grad()
     def start_equal(self, parameters: Sequence[torch.Tensor]) -> None:
         """Give all processes the first one's weights."""

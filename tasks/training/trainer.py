@@ -9,7 +9,6 @@ import functools
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ import torch._dynamo
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
@@ -27,38 +26,23 @@ from tasks.errors import UserError
 from tasks.training import checkpoints, memory
 from tasks.training.arguments import arguments, no_tokenizer
 from tasks.training.device import Instant, random_state, set_random_state
-from tasks.training.flops import measured_rate, per_token
+from tasks.training.flops import per_token
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
 from tasks.training.lora import refresh
 from tasks.training.packing import Row, StepRows, collate, divide, flatten, pack
 from tasks.training.peers import Peers
 from tasks.training.recompute import decoder_layers, recompute
+from tasks.training.settle import Unsettled
+from tasks.training.validation import Enough, Validation
 
 _LOG_FILE = "step_log.parquet"
 _WELL, _SHORT_OF_MEMORY, _STOPPED = range(3)  # how a step went for a process; the worst is what all act on
 _COMPILE_FROM = 3e16  # operations of a run whose gain outweighs compilation: about two minutes of a fast GPU
 
 
-class TrainingFailed(RuntimeError):
-    """Training would go on without learning; the checkpoints before this step are good."""
-
-
 class Interrupted(BaseException):
     """SIGTERM arrived while a step was being computed. Not an Exception: nothing on the way may swallow it."""
-
-
-@dataclass
-class _Unsettled:
-    """A step whose numbers are still on the device."""
-
-    step: int
-    tokens: int
-    learnt: int
-    learning_rate: float
-    loss: torch.Tensor
-    numbers: torch.Tensor | None = None  # loss and gradient norm, on the CPU once `end` has happened
-    end: "Instant | None" = None
 
 
 class PackedTrainer(SFTTrainer):
@@ -70,6 +54,7 @@ class PackedTrainer(SFTTrainer):
         config: the training configuration.
         checkpoint_folder: where checkpoints live.
         say: receives progress lines.
+        held_back: rows to validate on; the weights with the lowest loss on them are kept.
     """
 
     def __init__(
@@ -79,6 +64,7 @@ class PackedTrainer(SFTTrainer):
         config: TrainingConfig,
         checkpoint_folder: Path,
         say: Callable[[str], None] = print,
+        held_back: Dataset | None = None,
     ) -> None:
         master = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(
@@ -100,17 +86,21 @@ class PackedTrainer(SFTTrainer):
         self.halvings = 0
         self.checkpoint_steps = 0  # by minutes alone
         self.step_log = StepLog(self.args.max_steps, say)
+        self.validation: Validation | None = None
+        if held_back is not None:
+            epoch = math.ceil(len(rows) / config.batch_size)
+            self.validation = Validation(held_back, config, epoch, self.args.max_steps, say)
         self.stop_requested = False
         self._say = say
         self._run_folder: str | None = None
-        self._unsettled: _Unsettled | None = None
+        self._unsettled: Unsettled | None = None
         self._computing = False
         self.began = Instant(self.args.device)
         self._random_state = random_state()
         train_on_packs(cast(PreTrainedModel, model.get_base_model()), config.neftune_alpha)
         self._plan(config, rows)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_StepEnd(self))
+        self.add_callback(checkpoints.StepEnd(self))
 
     # --- how ------------------------------------------------------------------------------------------------------
 
@@ -148,37 +138,42 @@ class PackedTrainer(SFTTrainer):
         model.train()
         self._random_state = random_state()
         refresh(self.adapted)
+        self._validate()
         shares = divide(rows.rows, self.peers.count)
         while True:
-            how, loss = self._attempt(model, shares[self.peers.rank], rows.learnt)
-            how = self.peers.most(how)
-            if how == _STOPPED:
-                raise Interrupted
-            if how == _WELL:
+            fits, loss = self._attempt(lambda: self._accumulate(model, shares[self.peers.rank], rows.learnt))
+            if fits:
                 break
             self._halve(model, shares)
         loss = self.peers.add_up([p for p in model.parameters() if p.requires_grad], loss)
         self._settle()
         step = self.state.global_step + 1
-        self._unsettled = _Unsettled(step, rows.tokens, rows.learnt, self._get_learning_rate(), loss)
+        self._unsettled = Unsettled(step, rows.tokens, rows.learnt, self._get_learning_rate(), loss)
         return loss
 
-    def _attempt(self, model: torch.nn.Module, rows: list[Row], learnt: int) -> tuple[int, torch.Tensor]:
-        """One try at this process's part of a step: how it went, and its part of the loss."""
-        loss = torch.zeros((), device=self.args.device)
+    def _attempt(self, work: Callable[[], torch.Tensor]) -> tuple[bool, torch.Tensor]:
+        """One try at something that all processes do: whether memory sufficed in all of them, and this one's result.
+
+        Raises:
+            Interrupted: one of them was asked to stop.
+        """
+        result, how = torch.zeros((), device=self.args.device), _WELL
         try:
             try:
                 self._computing = True
                 if self.stop_requested:
                     raise Interrupted
-                loss = self._accumulate(model, rows, learnt)
+                result = work()
                 self._computing = False
             except torch.OutOfMemoryError:
                 self._computing = False
-                return _SHORT_OF_MEMORY, loss
+                how = _SHORT_OF_MEMORY
         except Interrupted:
-            return _STOPPED, loss
-        return _WELL, loss
+            how = _STOPPED
+        how = self.peers.most(how)
+        if how == _STOPPED:
+            raise Interrupted
+        return how == _WELL, result
 
     def _accumulate(self, model: torch.nn.Module, rows: list[Row], learnt: int) -> torch.Tensor:
         """Forward and backward over micro-batches of `rows`; `learnt`: of the step's rows in all processes."""
@@ -214,12 +209,7 @@ class PackedTrainer(SFTTrainer):
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
         assert self._unsettled is not None
-        numbers = torch.stack([self._unsettled.loss.float(), norm.detach().float()])
-        if numbers.is_cuda:
-            pinned = torch.empty(2, pin_memory=True)
-            pinned.copy_(numbers, non_blocking=True)
-            numbers = pinned
-        self._unsettled.numbers, self._unsettled.end = numbers, Instant(self.args.device)
+        self._unsettled.measured(norm, self.args.device)
         return norm
 
     def _settle(self) -> None:
@@ -230,30 +220,28 @@ class PackedTrainer(SFTTrainer):
         own.
         """
         last, self._unsettled = self._unsettled, None
-        if last is None or last.numbers is None or last.end is None:
+        if last is None or last.end is None:
             return
-        last.end.wait()
-        loss, norm = last.numbers.tolist()
-        skipped = self.args.fp16 and not math.isfinite(norm)  # the gradient scaler leaves such a step out by design
-        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
-            raise TrainingFailed(
-                f"step {last.step}: loss {loss:.4g}, gradient norm {norm:.4g}. Training diverged; lower "
-                "training.learning_rate. The last good checkpoint is kept."
-            )
-        if norm == 0:
-            raise TrainingFailed(
-                f"step {last.step}: the gradient is zero, so nothing is learnt (loss {loss:.4g}). "
-                "The last good checkpoint is kept."
-            )
+        loss, norm = last.read(scaled=self.args.fp16)
         seconds, self.began = last.end.since(self.began), last.end
         self.step_log.add(last.step, last.tokens, last.learnt, loss, last.learning_rate, norm, seconds)
 
-    def utilisation(self) -> float | None:
-        """Share of the GPU's matmul rate, measured here, that the frozen layers' products reach; None on a CPU."""
-        if self.args.device.type != "cuda":
-            return None
-        speed = float(self.step_log.totals()["tokens_per_second"]) / self.peers.count
-        return speed * per_token(self.adapted) / measured_rate(self.args.device)
+    def _validate(self) -> None:
+        """Validate the weights as they are, when that is due; its time is no step's.
+
+        Raises:
+            Enough: the loss has not fallen for too long.
+        """
+        validation, step = self.validation, self.state.global_step
+        if validation and validation.due(step):
+            self._settle()
+            fits, sums = self._attempt(lambda: validation.sums(self.adapted, self.micro_batch_tokens, self.peers))
+            if not fits:
+                raise UserError("the rows held back for validation do not fit: lower training.micro_batch_tokens")
+            self.step_log.validated(validation.add(step, self.peers.total(sums), self.adapted))
+            self.began = Instant(self.args.device)
+        if validation and validation.spent:
+            raise Enough
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -264,10 +252,12 @@ class PackedTrainer(SFTTrainer):
             Interrupted: `request_stop` was called; a checkpoint of the last finished step was written.
             TrainingFailed: a step's loss or gradient was not a number, or its gradient zero.
         """
-        resume = checkpoints.last_valid(self.folder)
+        resume, step = checkpoints.last_valid(self.folder), 0
         if resume is not None:
             step = int(resume.name.rpartition("-")[2])
             self.step_log.restore(resume / _LOG_FILE, step)
+            if self.validation:
+                self.validation.restore(resume, self.step_log.rows)
             self._say(f"resuming from the checkpoint of step {step}")
         if not self.micro_batch_tokens:
             assert isinstance(self.train_dataset, Dataset)
@@ -276,16 +266,27 @@ class PackedTrainer(SFTTrainer):
             self._say(f"{self.speed}, at most {self.micro_batch_tokens:,} tokens at once")
         self.peers.start_equal([p for p in self.adapted.parameters() if p.requires_grad])
         try:
-            self.train(resume_from_checkpoint=str(resume) if resume else None)
+            if resume and step == self.args.max_steps:  # it was interrupted in its last validation
+                self._load_from_checkpoint(str(resume))
+                self.state.global_step = step
+            else:
+                self.train(resume_from_checkpoint=str(resume) if resume else None)
             self._settle()
+            self._random_state = random_state()
+            refresh(self.adapted)
+            self._validate()
+        except Enough:
+            self._say(f"stopping after step {self.state.global_step}: no lower validation loss lately")
         except Interrupted:
             self._computing = False
             self.adapted.zero_grad(set_to_none=True)
             set_random_state(self._random_state)
             self._settle()
-            if self.state.global_step:
+            if self.state.global_step > step:
                 self._save_checkpoint(self.adapted, None)
             raise
+        if self.validation:
+            self.validation.use_best(self.adapted)
 
     def request_stop(self, *_: Any) -> None:
         """Signal handler: give up the step being computed, or stop before the next one."""
@@ -306,6 +307,8 @@ class PackedTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()  # each process writes its own random state
         if self.args.should_save:
             self.step_log.save(written / _LOG_FILE)
+            if self.validation:
+                self.validation.save(written)
             checkpoints.seal(written, final)
             written.parent.rmdir()
 
@@ -318,25 +321,6 @@ class PackedTrainer(SFTTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted per step; see `log.py` for the totals."""
         return 0
-
-
-class _StepEnd(TrainerCallback):
-    """Checkpoints by the clock and by steps; the end of a step is also where a requested stop takes effect."""
-
-    def __init__(self, trainer: PackedTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.began = Instant(args.device)
-        self.saved = checkpoints.now()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        every = self.trainer.checkpoint_steps
-        due = every and state.global_step % every == 0
-        due = due or checkpoints.now() - self.saved >= 60 * checkpoints.MINUTES
-        if due and state.global_step < state.max_steps:
-            self.saved = checkpoints.now()
-            control.should_save = True
 
 
 def _compile_layers(model: PeftModel) -> None:

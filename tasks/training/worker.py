@@ -5,7 +5,8 @@
 The job names `tokens` (a Parquet file), `model` (folder of the base), `source` (what the adapter names as its base),
 `config` (a dumped TrainingConfig), `output` (an existing empty folder), `checkpoints` (a folder; what an earlier
 attempt of the same job left there is continued) and `checkpoint_steps` (steps between two of them, 0: none by steps).
-Written to the output: `adapter/`, `training_log.parquet`, `training.json`.
+Written to the output: `adapter/`, `training_log.parquet`, `training.json`, and `ledger.parquet` when rows were held
+back for validation.
 """
 
 import json
@@ -41,19 +42,25 @@ def train(job: dict[str, Any]) -> None:
     silence()
     from tasks.config import TrainingConfig
     from tasks.training import base, log
-    from tasks.training.data import read_rows
+    from tasks.training.data import read_divided, read_rows
     from tasks.training.device import device
     from tasks.training.trainer import Interrupted, PackedTrainer
 
     config = TrainingConfig.model_validate(job["config"])
-    rows = read_rows(Path(job["tokens"]))
+    held_back, ids = None, list[str]()
+    if config.validation_share:
+        rows, held_back, ids = read_divided(Path(job["tokens"]), config.validation_share)
+    else:
+        rows = read_rows(Path(job["tokens"]))
     say = print if int(os.environ.get("RANK", 0)) == 0 else _nothing
     say(f"loading the base model ({config.quantization}, {config.compute_dtype})")
     model = base.load(Path(job["model"]), config, device())
-    trainer = PackedTrainer(model, rows, config, Path(job["checkpoints"]), say)
+    trainer = PackedTrainer(model, rows, config, Path(job["checkpoints"]), say, held_back)
     trainer.checkpoint_steps = job["checkpoint_steps"]
     signal.signal(signal.SIGTERM, trainer.request_stop)
     say(f"training on {log.device_name()}: {len(rows):,} rows, {trainer.args.max_steps:,} steps")
+    if trainer.validation:
+        say(f"{len(ids):,} rows are held back for validation, every {trainer.validation.every:,} steps")
     try:
         trainer.run()
     except Interrupted:
@@ -61,16 +68,18 @@ def train(job: dict[str, Any]) -> None:
         sys.exit(STOPPED_EXIT)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if trainer.is_world_process_zero():
-        write(trainer, Path(job["output"]), job["source"])
+        write(trainer, Path(job["output"]), job["source"], ids)
 
 
 def _nothing(line: str) -> None:
     """What the other processes have to say is the first one's to say."""
 
 
-def write(trainer: Any, output: Path, source: str) -> None:
-    """The finished run's three outputs."""
-    from tasks.training import log
+def write(trainer: Any, output: Path, source: str, held_back: list[str]) -> None:
+    """What the finished run leaves; `held_back`: ids of the rows it did not train on."""
+    from tasks.store.ledger import Ledger
+    from tasks.training import flops, log
+    from tasks.training.data import HELD_BACK
 
     trainer.model.save_pretrained(output / "adapter", safe_serialization=True)
     (output / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -80,15 +89,22 @@ def write(trainer: Any, output: Path, source: str) -> None:
     adapter["base_model_name_or_path"] = source  # not a folder of this machine: equal adapters are equal files
     settings.write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
     trainer.step_log.save(output / "training_log.parquet")
-    totals = {
-        **trainer.step_log.totals(),
+    totals = trainer.step_log.totals()
+    speed = float(totals["tokens_per_second"]) / trainer.peers.count  # of one device
+    totals |= {
         "device": log.device_name(),
         "padding_share": 0.0,  # rows are packed whole and nothing is padded
         "out_of_memory_halvings": trainer.halvings,
         "speed": trainer.speed,
         "micro_batch_tokens": trainer.micro_batch_tokens,
-        "model_flop_utilisation": trainer.utilisation(),
+        "model_flop_utilisation": flops.utilisation(trainer.adapted, trainer.args.device, speed),
+        **(trainer.validation.totals() if trainer.validation else {}),
     }
+    if held_back:
+        ledger = Ledger("train", output)
+        for id in held_back:
+            ledger.left_out(id, "train", HELD_BACK, "")
+        ledger.write()
     log.write_totals(output / "training.json", totals)
 
 

@@ -140,14 +140,19 @@ def test_a_mistake_is_one_sentence(job):
 
 
 def processes() -> list[int]:
-    """Those that the launcher started."""
+    """Those that this test's launcher started."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if b"tasks.training.launch" in Path("/proc", parent, "cmdline").read_bytes():
+            launcher = parent(folder.name)
+            ours = parent(launcher) == str(os.getpid())  # not another test run's
+            if ours and b"tasks.training.launch" in Path("/proc", launcher, "cmdline").read_bytes():
                 found.append(int(folder.name))
     return found
+
+
+def parent(process: str) -> str:
+    return Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[1]
 
 
 def kill_one(folder: Path) -> None:

@@ -17,7 +17,8 @@ from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.training import base, checkpoints, worker
 from tasks.training.data import read_rows
-from tasks.training.trainer import Interrupted, PackedTrainer, TrainingFailed
+from tasks.training.settle import TrainingFailed
+from tasks.training.trainer import Interrupted, PackedTrainer
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

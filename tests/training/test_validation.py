@@ -1,0 +1,207 @@
+"""Validation on rows held back: an exact loss, a training that does not notice it, and the best weights in the end."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import make_rows, write_tokens
+from datasets import Dataset
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tasks.child import run_child
+from tasks.config import TrainingConfig
+from tasks.errors import UserError
+from tasks.training import base, checkpoints
+from tasks.training.data import read_divided
+from tasks.training.lora import refresh
+from tasks.training.trainer import Interrupted, PackedTrainer
+
+CPU = torch.device("cpu")
+BACK = make_rows(7, seed=5)
+
+
+@pytest.fixture
+def build(bases, tmp_path):
+    """`build("name")`: a trainer on 22 rows, six steps an epoch, that validates on seven others."""
+
+    def make(name, back=BACK, **settings):
+        config = TrainingConfig(
+            **{"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "epochs": 2.0, "validation_share": 0.2, **settings}
+        )
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        said: list[str] = []
+        model = base.load(bases("llama"), config, CPU)
+        back = Dataset.from_list(back) if back else None
+        trainer = PackedTrainer(model, Dataset.from_list(make_rows(22)), config, folder, said.append, back)
+        trainer.said = said
+        return trainer
+
+    return make
+
+
+def weights(trainer):
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def mean_loss(trainer):
+    total, learnt = trainer.validation.sums(trainer.adapted, trainer.micro_batch_tokens, trainer.peers).tolist()
+    return total / learnt
+
+
+def steps(trainer):
+    return [(r.step, r.loss, r.grad_norm, r.validation_loss) for r in trainer.step_log.rows]
+
+
+def test_loss_is_the_mean_over_learnt_tokens(bases, build):
+    """Against stock transformers, row by row, on the untrained adapter, which changes nothing."""
+    plain = AutoModelForCausalLM.from_pretrained(bases("llama"), dtype=torch.float32)
+    total, learnt = 0.0, 0
+    for row in BACK:
+        labels = torch.tensor(row["labels"])[1:]
+        logits = plain(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        learnt += int((labels != -100).sum())
+    trainer = build("exact", compute_dtype="float32", quantization="none")
+    for budget in (1, 40, 8192):
+        total_loss, tokens = trainer.validation.sums(trainer.adapted, budget, trainer.peers).tolist()
+        assert tokens == learnt
+        assert total_loss / tokens == pytest.approx(total / learnt, rel=1e-5)
+
+
+def test_training_does_not_notice_it(build):
+    """Dropout and noise draw the same numbers, and the 4-bit base is as before."""
+    settings = {"lora_dropout": 0.2, "neftune_alpha": 5.0}
+    with_rows = build("with", make_rows(7), **settings, validation_steps=2)
+    with_rows.run()
+    without = build("without", back=None, **settings)
+    without.run()
+    assert [s[:3] for s in steps(with_rows)] == [s[:3] for s in steps(without)]
+    assert [s[0] for s in steps(with_rows) if s[3] is not None] == [2, 4, 6, 8, 10, 12]
+    assert with_rows.validation.best_step == 12  # as it learns these rows, so that the weights compare
+    assert all(torch.equal(w, weights(without)[name]) for name, w in weights(with_rows).items())
+
+
+def test_four_an_epoch_and_one_at_the_end(build):
+    trainer = build("often", batch_size=2, epochs=1.3)  # 11 steps an epoch
+    trainer.run()
+    assert [step for step, _ in trainer.validation.points] == [2, 4, 6, 8, 10, 12, 14, 15]
+
+
+def overfitting(build, name, **settings):
+    """The rows held back contradict those learnt, so that their loss soon rises."""
+    against = [{**row, "labels": [-100] * len(row["labels"])} for row in make_rows(7)]
+    for row in against:
+        row["labels"][-3:] = [3, 4, 5]
+    return build(name, against, learning_rate=2e-2, epochs=8.0, validation_steps=3, **settings)
+
+
+def test_patience_ends_it_and_the_best_weights_are_kept(build):
+    trainer = overfitting(build, "patient", patience=2)
+    trainer.run()
+    points, best = trainer.validation.points, trainer.validation.best_step
+    assert points[-1][0] == best + 6 < 48 and trainer.state.global_step == best + 6
+    again = mean_loss(trainer)
+    assert again == dict(points)[best]
+    assert again < points[-1][1]
+    assert any(f"keeping the adapter of step {best}" in line for line in trainer.said)
+    totals = trainer.validation.totals()
+    assert totals["stopped_early"] and totals["best_step"] == best
+
+
+def interrupt(monkeypatch, trainer, step, training):
+    """Ask for a stop in the first forward pass, of training or of a validation, after `step` is done."""
+    forward = trainer.model.get_base_model().forward
+
+    def interrupted(**batch):
+        if trainer.state.global_step == step and trainer.model.training == training:
+            trainer.request_stop()
+        return forward(**batch)
+
+    monkeypatch.setattr(trainer.model.get_base_model(), "forward", interrupted)
+
+
+@pytest.mark.parametrize("moment", ["in a step", "in a validation", "in the last validation"])
+def test_interrupted_run_ends_with_the_same_bits(build, monkeypatch, moment):
+    settings = {"lora_dropout": 0.2, **({} if moment == "in the last validation" else {"patience": 3})}
+    whole = overfitting(build, "whole", **settings)
+    whole.run()
+    last = whole.state.global_step
+    monkeypatch.setattr(checkpoints, "MINUTES", 0.0)  # after every step
+    at = {"in a step": last - 2, "in a validation": last - 3, "in the last validation": last}[moment]
+    for _ in range(2):  # an attempt that comes no further must not spoil anything
+        broken = overfitting(build, "broken", **settings)
+        interrupt(monkeypatch, broken, at, training=moment == "in a step")
+        with pytest.raises(Interrupted):
+            broken.run()
+        assert checkpoints.last_valid(broken.folder).name == f"checkpoint-{at}"
+    resumed = overfitting(build, "broken", **settings)
+    resumed.run()
+    assert steps(resumed) == steps(whole)
+    assert resumed.validation.points == whole.validation.points
+    assert all(torch.equal(w, weights(whole)[name]) for name, w in weights(resumed).items())
+
+
+def test_sides_follow_from_the_id_alone(tmp_path):
+    rows = make_rows(400)
+    _, _, few = read_divided(write_tokens(tmp_path / "few.parquet", rows[:200]), 0.1)
+    rest, back, many = read_divided(write_tokens(tmp_path / "many.parquet", rows[::-1]), 0.1)
+    assert set(few) == {id for id in many if int(id) < 200}
+    assert 20 < len(many) < 60 and len(back) == len(many) and len(rest) + len(back) == 400
+    ids = {tuple(row["input_ids"]): row["id"] for row in rows}
+    assert [ids[tuple(row["input_ids"])] for row in back] == many
+
+
+def test_share_that_holds_back_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"validation_share 0\.001 holds back 0 of 5 training rows: give a larger"):
+        read_divided(write_tokens(tmp_path / "tokens.parquet", make_rows(5)), 0.001)
+
+
+@pytest.mark.parametrize("wrong", [{"patience": 2}, {"validation_steps": 10}])
+def test_patience_without_rows_is_refused(wrong):
+    with pytest.raises(ValidationError, match=r"set training\.validation_share"):
+        TrainingConfig(**wrong)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_worker_saves_the_best_and_lists_what_was_held_back(bases, tmp_path, processes):
+    config = TrainingConfig(
+        lora_r=4, batch_size=4, epochs=3, learning_rate=5e-2, compute_dtype="float32", validation_share=0.3, patience=1
+    )
+    for name in ("output", "checkpoints"):
+        (tmp_path / name).mkdir()
+    job = {
+        "tokens": str(write_tokens(tmp_path / "tokens.parquet", make_rows(60))),
+        "model": str(bases("llama")),
+        "source": "tiny",
+        "config": config.model_dump(),
+        "output": str(tmp_path / "output"),
+        "checkpoints": str(tmp_path / "checkpoints"),
+        "checkpoint_steps": 0,
+        "processes": processes,
+    }
+    said: list[str] = []
+    run_child(f"tasks.training.{'launch' if processes > 1 else 'worker'}", job, said.append)
+    totals = json.loads((tmp_path / "output" / "training.json").read_text())
+    log = pq.read_table(tmp_path / "output" / "training_log.parquet").to_pydict()
+    losses = {step: loss for step, loss in zip(log["step"], log["validation_loss"], strict=True) if loss}
+    assert totals["stopped_early"] and totals["steps"] == max(losses) > totals["best_step"]
+    assert totals["validation_loss"] == min(losses.values()) == losses[totals["best_step"]]
+    ledger = pq.read_table(tmp_path / "output" / "ledger.parquet").to_pylist()
+    rest, back, ids = read_divided(Path(job["tokens"]), 0.3)
+    assert [line["id"] for line in ledger] == ids and ledger[0]["reason"] == "held back for validation"
+    model = base.load(bases("llama"), config, CPU)
+    trainer = PackedTrainer(model, rest, config, tmp_path / "checkpoints", said.append, back)
+    saved = load_file(tmp_path / "output" / "adapter" / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(saved[name.replace(".default", "")])
+    refresh(model)
+    trainer.micro_batch_tokens = 2048
+    assert mean_loss(trainer) == pytest.approx(totals["validation_loss"], rel=1e-5)
