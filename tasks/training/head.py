@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from tasks.training import last_layer
+
 _LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of one chunk's float32 logits: near the cache, or a small share
 
 
@@ -24,8 +26,8 @@ def train_on_packs(model: PreTrainedModel, noise: float = 0.0) -> None:
             alpha / sqrt(length · width).
     """
     config = model.config.get_text_config()
+    backbone, gathered = model.base_model, last_layer.on_learnt_positions(model)
     scale, softcap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
-    backbone = model.base_model
 
     def forward(
         self: PreTrainedModel,
@@ -48,9 +50,10 @@ def train_on_packs(model: PreTrainedModel, noise: float = 0.0) -> None:
             cu_seq_lens_k=boundaries,
             max_length_q=longest,
             max_length_k=longest,
+            **({"keep": keep} if gathered else {}),
         ).last_hidden_state[0]
         head = self.get_output_embeddings()
-        return _HeadLoss.apply(hidden[keep], head.weight, head.bias, targets, scale, softcap)
+        return _HeadLoss.apply(hidden if gathered else hidden[keep], head.weight, head.bias, targets, scale, softcap)
 
     model.forward = types.MethodType(forward, model)
 

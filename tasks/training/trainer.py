@@ -327,5 +327,7 @@ def _compile_layers(model: PeftModel) -> None:
     """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
     # sibling layers hand their outputs over through an attribute, which recomputation does anew
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-    for layer in decoder_layers(model.get_base_model()):
+    base = cast(PreTrainedModel, model.get_base_model())
+    base.enable_input_require_grads()  # the first layer's input like every other's, or it is compiled once more
+    for layer in decoder_layers(base):
         layer.compile(dynamic=True)

@@ -7,6 +7,8 @@ from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
 from tasks.config import TrainingConfig
 from tasks.training import base, memory
+from tasks.training.head import train_on_packs
+from tasks.training.packing import collate, flatten
 from tasks.training.recompute import decoder_layers, recompute
 
 CPU = torch.device("cpu")
@@ -68,6 +70,29 @@ def test_gradients_are_the_same_to_the_bit(bases, traceable_attention):
         assert all(torch.equal(got[name], want[name]) for name in want), speed
         kept.append(bytes_per_token)
     assert kept[0] > 1.2 * kept[1] > 4 * kept[2], kept
+
+
+@pytest.mark.parametrize("speed", ["fast", "lean"])
+def test_last_layer_computes_learnt_positions_alone(bases, traceable_attention, speed):
+    rows = collate([{"input_ids": list(range(3, 93)), "labels": [-100] * 80 + list(range(83, 93))}])["rows"].rows
+    batch = flatten(rows, CPU)
+    gradients, losses, shapes = [], [], []
+    for compiled in (False, True):
+        model = base.load(bases("llama"), TrainingConfig(lora_r=4), CPU).get_base_model()
+        train_on_packs(model)
+        recompute(model, speed, dropout=False)
+        layers = decoder_layers(model)
+        if compiled:
+            for layer in layers:
+                layer.compile(dynamic=True, backend="aot_eager_decomp_partition")
+        layers[-1].register_forward_hook(lambda *arguments: shapes.append(arguments[-1].shape))
+        loss = model(**vars(batch))
+        loss.backward()
+        assert shapes.pop() == (1, 10, model.config.hidden_size)
+        losses.append(loss.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0.05, atol=1e-3)
 
 
 @pytest.mark.parametrize("speed", ["balanced", "lean"])
