@@ -6,9 +6,15 @@ from typing import Any
 from flows.changes import sentence
 from tasks.store.artifact import ArtifactRef, written_here
 
+TRAINING = (
+    *("steps", "loss_first", "loss_last", "tokens_per_second"),
+    *("validation_rows", "validation_loss", "validation_loss_last", "best_step", "stopped_early"),
+)
+"""What of the training stage's totals the summary repeats; validation only where rows were held back for it."""
+
 
 def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """For each stage its key, whether it ran, seconds, rows and path; scores; the published version.
+    """For each stage its key, whether it ran, seconds, rows and path; training; scores; the published version.
 
     Args:
         began: `time.monotonic()` at the run's start; what was written since then ran.
@@ -31,6 +37,7 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
             }
             for name, manifest in manifests.items()
         },
+        "training": {name: manifests["train"]["info"][name] for name in TRAINING if name in manifests["train"]["info"]},
         "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published["scores"]},
         "published": {
             "name": published["name"],
@@ -61,11 +68,25 @@ def markdown(summary: dict[str, Any]) -> str:
         "|---|---|---:|---:|",
         *(f"| {name} | {s['outcome']} | {s['seconds']:.1f} | {s['rows']:,} |" for name, s in summary["stages"].items()),
         "",
+        trained(summary["training"]),
+        "",
         *([sentence(summary["changes"]), ""] if summary["changes"] else []),
         f"Adapter: `{published['path']}`  ",
         f"Report: `{summary['report']}`",
     ]
     return "\n".join(lines)
+
+
+def trained(training: dict[str, Any]) -> str:
+    """How training went, in a sentence or two."""
+    said = f"Training loss {training['loss_first']:.3f} → {training['loss_last']:.3f} in {training['steps']:,} steps"
+    if "validation_rows" not in training:
+        return f"{said}."
+    return (
+        f"{said}{', stopped early' if training['stopped_early'] else ''}. Validation loss on "
+        f"{training['validation_rows']:,} rows held back: lowest {training['validation_loss']:.3f} after step "
+        f"{training['best_step']:,}, whose weights were kept; last {training['validation_loss_last']:.3f}."
+    )
 
 
 def artifact_key(what: str, name: str) -> str:

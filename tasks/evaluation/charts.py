@@ -40,6 +40,9 @@ class Chart:
     beyond: str = ""
     """Says so where values lie outside the plot."""
     dots: list[Mark] = field(default_factory=list)
+    second: str = ""
+    second_dots: list[Mark] = field(default_factory=list)
+    """Fewer values of a second kind, on the same axes."""
     bars: list[Mark] = field(default_factory=list)
     across: Mark | None = None
     upright: Mark | None = None
@@ -96,6 +99,7 @@ def curve(
     zero: bool = False,
     smooth: bool = True,
     limit: float | None = None,
+    second: Sequence[float | None] = (),
 ) -> Chart | None:
     """A line over optimizer steps, or a circle for a single one; None when there is no finite value.
 
@@ -103,12 +107,13 @@ def curve(
         zero: the value axis starts at 0.
         smooth: a centred mean over a twentieth of the steps goes over it, from SMOOTHED_FROM steps on.
         limit: value of a dashed line across the plot, left out where it lies far above the values.
+        second: values of a second kind, None where a step has none.
     """
-    points = [(float(s), float(v)) for s, v in zip(steps, values, strict=True) if v is not None and math.isfinite(v)]
+    points, others = _finite(steps, values), _finite(steps, second) if second else []
     if not points:
         return None
     ys = [y for _, y in points]
-    shown = [0.0] if zero else []
+    shown = [v for _, v in others] + ([0.0] if zero else [])
     if limit is not None and limit <= 2 * max(ys):
         shown.append(limit)
     x = Scale(points[0][0], points[-1][0], LEFT, RIGHT, whole=True, snap=False)
@@ -131,8 +136,15 @@ def curve(
         dots=[Mark(x(s), y(min(v, y.high)), text=f"step {s:,.0f}: {v:.4g}") for s, v in points]
         if len(points) <= 200
         else [],
+        second=_path(thinned(others), x, y),
+        second_dots=[Mark(x(s), y(v), text=f"step {s:,.0f}: {v:.4g}") for s, v in others],
         across=Mark(LEFT, y(limit), text=f"clipped above {limit:g}") if limit in shown and limit is not None else None,
     )
+
+
+def _finite(steps: Sequence[int], values: Sequence[float | None]) -> list[tuple[float, float]]:
+    pairs = zip(steps, values, strict=True)
+    return [(float(s), float(v)) for s, v in pairs if v is not None and math.isfinite(v)]
 
 
 def ceiling(values: Sequence[float]) -> float:

@@ -33,6 +33,10 @@ Greedy answers of at most {{ evaluation_config.max_new_tokens }} tokens; paired 
 ## Training
 
 {{ run.steps }} steps, {{ "{:,}".format(run.tokens) }} tokens; last loss {{ "%.4f" | format(run.loss_last) }}.
+{%- if run.validation_rows is defined %}
+The weights are those of step {{ run.best_step }}, where the loss on {{ "{:,}".format(run.validation_rows) }} rows held
+back from training was lowest: {{ "%.4f" | format(run.validation_loss) }}.
+{%- endif %}
 
 | field | value |
 |---|---|

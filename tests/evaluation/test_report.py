@@ -52,6 +52,7 @@ class Run:
     scores: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.9), (0.3, 0.4), (0.8, 0.1)])
     lost: list[tuple[str, str, str, str]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+    validation: dict[int, float] = field(default_factory=dict)  # step: loss
 
 
 def put(folder: Path, stage: str, write: Callable[[Path], dict[str, Any]], **identity: Any) -> ArtifactRef:
@@ -101,7 +102,14 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         return {"rows": len(made), "limit": 2048, **Ledger("tokenize", folder).write()}
 
     def train(folder: Path) -> dict[str, Any]:
-        log = [{"step": n, "loss": 3 / n + 1, **STEP} for n in range(1, run.steps + 1)]
+        log = [
+            {"step": n, "loss": 3 / n + 1, "validation_loss": run.validation.get(n), **STEP}
+            for n in range(1, run.steps + 1)
+        ]
+        if run.validation:
+            ledger = Ledger("train", folder)
+            ledger.left_out("r3", "train", "held back for validation", "")
+            ledger.write()
         pq.write_table(pa.Table.from_pylist(log), folder / "training_log.parquet")
         return run.info | {"model": str(base)}
 
@@ -261,6 +269,25 @@ def test_totals_the_run_noted_are_shown(store: Path) -> None:
     info = {"tokens_per_second": 1379.0, "resumed_from_step": 10, "model_flop_utilisation": 0.41, "device": "a GPU"}
     page = text_of(write_report(make_run(store, Run(info=info))).read_text())
     assert all(text in page for text in ("1,379", "continued from step 10", "41.0 %", "a GPU"))
+
+
+def test_validation_is_drawn_beside_the_training_loss(store: Path) -> None:
+    info = {"validation_rows": 1, "validation_loss": 1.5, "validation_loss_last": 2.0, "best_step": 14}
+    run = Run(validation={7: 1.75, 14: 1.5, 21: 2.0}, info=info | {"stopped_early": True})
+    page = write_report(make_run(store, run)).read_text()
+    assert [f"step {n}: {loss}" in page for n, loss in ((7, "1.75"), (14, "1.5"), (21, "2"))] == [True] * 3
+    assert page.count('class="mark"') == 3 and page.count('class="line second"') == 1
+    text = text_of(page)
+    assert "dashed: validation" in text and "1.500step 14, whose weights were kept; last 2.000" in text
+    assert "stopped early: validation loss no longer fell" in text
+    assert "1 left out in train: held back for validation" in text
+    assert "1.5000" in text  # its row is among those shown as numbers
+
+
+def test_without_validation_nothing_is_said_of_it(store: Path) -> None:
+    page = write_report(make_run(store, Run())).read_text()
+    section = page[page.index('id="training"') : page.index('id="data"')]
+    assert "validation" not in section and 'class="mark"' not in section
 
 
 def test_very_long_answers_lose_their_middle(store: Path) -> None:

@@ -25,19 +25,21 @@ def data(stages: Mapping[str, ArtifactRef], training: Mapping[str, Any]) -> dict
     """
     from tasks.download.schema import ROWS
     from tasks.formatting.schema import PROMPTS
+    from tasks.store.ledger import LEDGER
     from tasks.tokenization.schema import TOKENS
 
     files = {"download": ROWS, "format": PROMPTS, "tokenize": TOKENS}
     splits = {name: count_splits(stages[name].path / file) for name, file in files.items()}
     names = sorted(set().union(*splits.values()), key=lambda name: (name != "train", name))
     ledgers = {name: read_ledger(stages[name].path) for name in files}
+    if (stages["train"].path / LEDGER).exists():  # rows were held back for validation
+        ledgers["train"] = read_ledger(stages["train"].path)
     return {
         "splits": names,
         "verdicts": VERDICTS,
         "stages": [(name, splits[name], ledgers[name]) for name in files],
         "ledger": [entry for ledger in ledgers.values() for entry in ledger["first"]][:LEDGER_ROWS],
         "ledger_rows": sum(ledger["rows"] for ledger in ledgers.values()),
-        "ledger_files": [str(stages[name].path / "ledger.parquet") for name in files],
         "reasons": [reason for ledger in ledgers.values() for reason in ledger["reasons"]],
         **lengths(json.loads((stages["tokenize"].path / STATISTICS).read_text()), training),
     }
