@@ -1,14 +1,14 @@
-"""Training speed on one GPU: this project's trainer beside plain TRL, same rows, same session.
+"""Training speed on one GPU: this project's trainer beside others, same rows, same session.
 
     python benchmarks/train_throughput.py --rows dev.jsonl test.jsonl --tokenizer FOLDER [--out results.json] [MODE ...]
 
 The base is a Llama-3-8B-shaped model with random weights in NF4, made once in --base (6 GB of disk).
 Rows are JSON lines with `dialogue` and `summary` (or `summary1`). Each mode runs in a process of its own; the table and
 the JSON show loss and gradient norm beside the speed, because speed without them proves nothing. Tokens are counted
-without padding; the first steps are left out. Needs a CUDA GPU with 80 GB for all modes; TRL's also liger-kernel.
+without padding; the first steps are left out. Needs a CUDA GPU with 80 GB for all modes.
 
-Modes: fast, auto, lean, budget24 (auto, capped at 24 GB), match and trl_match (the same rows in the same order, loss by
-loss), trl (packing 2048, batch 4, Liger, checkpointing), trl_plain (its defaults, batch 8).
+Modes: fast, auto, lean, budget24 (auto, capped at 24 GB), match (as trl_match: the same rows in the same order, loss
+by loss), and those of peers.py: trl, trl_plain, trl_match, article, unsloth, unsloth_lean.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import peers
 
 PROMPT = (
     "\nBelow is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -49,21 +51,6 @@ OURS: dict[str, dict[str, Any]] = {
     "lean": {"batch_size": 18, "micro_batch_tokens": 6000, "speed": "lean", "compile": "always", "max_steps": 30},
     "budget24": {"batch_size": 48, "compile": "always", "max_steps": 15},
     "match": {"batch_size": 8, "micro_batch_tokens": 8_000, "max_steps": 25},
-}
-TRL: dict[str, dict[str, Any]] = {
-    "trl": {
-        "per_device_train_batch_size": 4,
-        "packing": True,
-        "max_length": 2048,
-        "use_liger_kernel": True,
-        "max_steps": 20,
-    },
-    "trl_plain": {"per_device_train_batch_size": 8, "max_length": 2048, "max_steps": 20},
-    "trl_match": {
-        "per_device_train_batch_size": 8,
-        "max_length": 2048,
-        "max_steps": 25,
-    },
 }
 CAP_GB = {"budget24": 24}
 
@@ -135,6 +122,7 @@ def token_rows(arguments: argparse.Namespace) -> list[dict[str, list[int]]]:
 
 def run_ours(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The worker's own loading and trainer, with a log that is read afterwards."""
+    import psutil
     import torch
     from datasets import Dataset
 
@@ -144,95 +132,29 @@ def run_ours(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = TrainingConfig(**LORA, **OURS[mode])
     model = base.load(arguments.base, config, torch.device("cuda", 0))
+    began = time.time()
+    rows = Dataset.from_list(token_rows(arguments))
+    own = time.time() - began  # a run's child reads them from Parquet
     with tempfile.TemporaryDirectory() as folder:
-        trainer = PackedTrainer(model, Dataset.from_list(token_rows(arguments)), config, Path(folder))
-        began = time.perf_counter()
+        trainer = PackedTrainer(model, rows, config, Path(folder))
         if arguments.profile:
             profile_steps(trainer)
         trainer.run()
-    rows = trainer.step_log.rows
-    timed = rows[WARM:]
-    return result(
-        tokens=sum(row.tokens for row in timed),
-        seconds=sum(row.seconds for row in timed),
-        losses=[row.loss for row in rows],
-        norms=[row.grad_norm for row in rows],
-        tokens_per_step=sum(row.tokens for row in rows) / len(rows),
-        halvings=trainer.halvings,
-        micro_batch_tokens=trainer.micro_batch_tokens,
-        first_step_seconds=rows[0].seconds,
-        all_seconds=time.perf_counter() - began,
-        flops=flops.per_token(model),
-    )
-
-
-def run_trl(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Plain SFTTrainer on the same rows."""
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    from tasks.training import flops
-
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.base, dtype=torch.bfloat16, device_map={"": 0}, attn_implementation="sdpa"
-    )
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    tokenizer.pad_token = tokenizer.eos_token
-    counted: dict[str, Any] = {"tokens": 0, "all": 0}
-
-    class Counting(SFTTrainer):
-        def training_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-            mask = inputs.get("attention_mask")
-            counted["tokens"] += int(inputs["input_ids"].numel() if mask is None else mask.sum())
-            return super().training_step(model, inputs, *rest, **more)
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == WARM:
-                torch.cuda.synchronize()
-                counted.update(tokens=0, began=time.perf_counter())
-
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Counting(
-            model=model,
-            train_dataset=Dataset.from_list(texts(arguments.rows)),
-            processing_class=tokenizer,
-            peft_config=LoraConfig(
-                task_type="CAUSAL_LM",
-                r=16,
-                lora_alpha=32,
-                target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-            ),
-            args=SFTConfig(
-                output_dir=folder,
-                learning_rate=2e-4,
-                lr_scheduler_type="constant",
-                optim="adamw_torch_fused",
-                seed=0,
-                data_seed=0,
-                bf16=True,
-                logging_steps=1,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                **TRL[mode],
-            ),
-            callbacks=[Clock()],
-        )
-        trainer.train()
-    torch.cuda.synchronize()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return result(
-        tokens=counted["tokens"],
-        seconds=time.perf_counter() - counted["began"],
-        losses=[entry["loss"] for entry in history],
-        norms=[entry["grad_norm"] for entry in history],
-        tokens_per_step=counted["tokens"] / (len(history) - WARM),
-        flops=flops.per_token(model),
-    )
+    spent = time.time() - psutil.Process().create_time() - own
+    steps = trainer.step_log.rows
+    timed = steps[WARM:]
+    return {
+        "tokens": sum(row.tokens for row in timed),
+        "seconds": sum(row.seconds for row in timed),
+        "losses": [row.loss for row in steps],
+        "norms": [row.grad_norm for row in steps],
+        "tokens_per_step": sum(row.tokens for row in steps) / len(steps),
+        "halvings": trainer.halvings,
+        "micro_batch_tokens": trainer.micro_batch_tokens,
+        "first_step_seconds": steps[0].seconds,
+        "start_to_first_step_seconds": spent - sum(row.seconds for row in steps[1:]),
+        "flops": flops.per_token(model),
+    }
 
 
 def result(*, tokens: int, seconds: float, flops: int, losses: list[float], norms: list[float], **more: Any) -> dict:
@@ -276,10 +198,10 @@ def one_mode(mode: str, arguments: argparse.Namespace) -> None:
     import torch
 
     if arguments.quick:
-        OURS.get(mode, TRL.get(mode, {}))["max_steps"] = arguments.quick
+        {**OURS, **peers.SETTINGS}[mode]["max_steps"] = arguments.quick
     if mode in CAP_GB:
         torch.cuda.set_per_process_memory_fraction(CAP_GB[mode] * 1e9 / torch.cuda.mem_get_info()[1])
-    measured = run_ours(mode, arguments) if mode in OURS else run_trl(mode, arguments)
+    measured = result(**(run_ours(mode, arguments) if mode in OURS else peers.run(mode, arguments)))
     print("RESULT " + json.dumps({"mode": mode, **measured}), flush=True)
 
 
@@ -292,7 +214,7 @@ def matmul_tflops() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modes", nargs="*", default=[*OURS, *TRL])
+    parser.add_argument("modes", nargs="*", default=[*OURS, *peers.SETTINGS])
     parser.add_argument("--rows", type=Path, nargs="+", required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--base", type=Path, default=Path("/tmp/llama3-8b-shape-nf4"))
@@ -324,9 +246,9 @@ def main() -> None:
         line = [text for text in child.stdout.splitlines() if text.startswith("RESULT ")]
         print(child.stdout if arguments.profile or not line else line[0], flush=True)
         results += [json.loads(text.removeprefix("RESULT ")) for text in line]
+        if arguments.out:
+            arguments.out.write_text(json.dumps({"matmul_tflops": rate, "results": results}, indent=1) + "\n")
     print_table(results, rate)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"matmul_tflops": rate, "results": results}, indent=1) + "\n")
 
 
 def print_table(results: list[dict[str, Any]], rate: float) -> None:
