@@ -223,6 +223,11 @@ class TrainingConfig(Group):
         ge=0,
         le=64,
     )
+    sharding: Literal["auto", "never", "always"] = Field(
+        "auto",
+        description="Whether the processes divide the frozen base among them instead of holding it whole each: slower, "
+        "and the layers are not compiled. auto: when it does not fit into one GPU.",
+    )
     seed: int = Field(0, description="Seed of row order, adapter initialization and dropout.", ge=0, lt=2**32)
 
     @model_validator(mode="after")
@@ -232,6 +237,10 @@ class TrainingConfig(Group):
                 "training.patience and training.validation_steps need rows to validate on: set "
                 "training.validation_share, for instance to 0.05"
             )
+        if self.sharding == "always" and self.processes == 1:
+            raise ValueError("training.sharding always needs several processes: set training.processes to 2 or more")
+        if self.sharding == "always" and self.dora:
+            raise ValueError("training.sharding always cannot divide DoRA layers: set training.dora to false")
         return self
 
 

@@ -6,21 +6,26 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.training import attention
+from tasks.training import attention, memory
 from tasks.training.lora import fuse
+from tasks.training.peers import Peers
+from tasks.training.sharding import shard
 
 _DENSE_SHARE = 0.25  # of the free memory that dequantized weights may take on a CPU
 
 
-def load(folder: Path, config: TrainingConfig, device: torch.device) -> PeftModel:
+def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bool = False) -> PeftModel:
     """The base of `folder` on `device`, quantized as `config` says, with LoRA layers ready to train.
 
+    Args:
+        sharded: loaded and quantized in the host's memory, then divided among the processes (`sharding.py`).
     Raises:
         UserError: the architecture or a target module is not supported, or a setting needs a GPU.
     """
@@ -33,11 +38,13 @@ def load(folder: Path, config: TrainingConfig, device: torch.device) -> PeftMode
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=config.double_quant,
     )
+    if sharded:  # quantizing on the CPU takes all its cores; the launcher leaves each process one
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     base = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         attn_implementation=attention.NAME,
-        device_map={"": device},
+        device_map={"": "cpu" if sharded else device},
         local_files_only=True,
         **({"quantization_config": quantization} if config.quantization == "4bit" else {}),
     )
@@ -46,8 +53,26 @@ def load(folder: Path, config: TrainingConfig, device: torch.device) -> PeftMode
     if config.quantization == "4bit":
         check_quantized(model)
     never_repack(model)
-    fuse(model, dtype, keep_dense=device.type == "cpu" and _fits_dense(model, dtype))
+    fuse(model, dtype, keep_dense=device.type == "cpu" and not sharded and _fits_dense(model, dtype))
+    if sharded:
+        shard(model, device)
     return model
+
+
+def to_be_sharded(folder: Path, config: TrainingConfig, rows: Dataset, device: torch.device, peers: Peers) -> bool:
+    """Whether the processes divide the base among them: as asked, or because it does not fit into one GPU.
+
+    Raises:
+        UserError: it was asked for, and there is one process.
+    """
+    if config.sharding == "always" and peers.count == 1:
+        raise UserError("training.sharding always needs several processes, and this run has one")
+    if config.sharding != "auto":
+        return config.sharding == "always"
+    if peers.count == 1 or device.type == "cpu" or config.dora:
+        return False
+    total = torch.cuda.get_device_properties(device).total_memory
+    return bool(peers.most(not memory.base_fits(folder, config, int(memory.lengths(rows).max()), total)))
 
 
 def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:

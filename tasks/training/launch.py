@@ -4,13 +4,17 @@ Data parallel: every process holds the whole quantized base and trains its share
 a process dies the launcher ends the others, and the next attempt goes on from the last checkpoint.
 """
 
+import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
-from tasks.child import PASSING_EXIT, STOPPED_EXIT, follow_parent, main
+from tasks.child import PASSING_EXIT, STOPPED_EXIT, USER_ERROR_EXIT, follow_parent, main
 from tasks.errors import UserError
 from tasks.quiet import silence
+
+_MISTAKE = "mistake"  # a file among the checkpoints
 
 
 def launch(job: dict[str, Any]) -> None:
@@ -34,36 +38,39 @@ def launch(job: dict[str, Any]) -> None:
         max_restarts=0,  # another attempt is the flow's to make
         monitor_interval=0.2,
     )
+    mistake = Path(job["checkpoints"], _MISTAKE)
+    for library in ("torch.distributed.elastic", "torch.multiprocessing"):  # how it ended is told here
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        ends = elastic_launch(config, process)(job)
+        elastic_launch(config, process)(job)
     except SignalException:
         sys.exit(STOPPED_EXIT)
-    except ChildFailedError as error:
-        first = error.get_first_failure()[1]
-        if first.exitcode == STOPPED_EXIT:
-            sys.exit(STOPPED_EXIT)
-        if first.exitcode >= 0:
+    except ChildFailedError as error:  # one ended first, and others perhaps because it was gone
+        ends = {failure.exitcode: failure for failure in error.failures.values()}
+        if USER_ERROR_EXIT in ends:
+            raise UserError(mistake.read_text()) from None
+        if exits := ends.keys() & {STOPPED_EXIT, PASSING_EXIT}:
+            sys.exit(max(exits))
+        if min(ends) >= 0:
             raise
-        print(f"process {first.local_rank} was ended by signal {-first.exitcode}")
+        print(f"process {ends[min(ends)].local_rank} was ended by signal {-min(ends)}")
         sys.exit(PASSING_EXIT)
-    if mistakes := set(ends.values()) - {None}:
-        raise UserError(mistakes.pop())
+    finally:
+        mistake.unlink(missing_ok=True)
 
 
-def process(job: dict[str, Any]) -> str | None:
-    """One of the processes. What it returns reaches the launcher: nothing, or the sentence about a user's mistake.
-
-    One that was stopped exits instead: a launcher that is ending itself takes no results, and a process that has one
-    to hand over would wait for that until it is killed.
-    """
+def process(job: dict[str, Any]) -> None:
+    """One of the processes. It leaves a user's mistake in a file, and ends at once: others may wait for it."""
+    from tasks.training.peers import together
     from tasks.training.worker import train
 
     follow_parent(os.getppid())
     try:
-        train(job)
+        with together():
+            train(job)
     except UserError as error:
-        return str(error)
-    return None
+        Path(job["checkpoints"], _MISTAKE).write_text(str(error))
+        os._exit(USER_ERROR_EXIT)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ What each speed (recompute.py) needs is computed from the layers' shapes; what t
 with two micro-batches of real rows.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from tasks.config import TrainingConfig
 from tasks.training.packing import collate, flatten, pack
+from tasks.training.recompute import decoder_layers
 
 _USED_SHARE = 0.85  # of the memory; the rest is for fragments
 _WORKING_BYTES = 3 << 29  # a chunk of logits, one dequantized weight, gradients on their way
@@ -53,6 +57,30 @@ def room(device: torch.device, model: nn.Module) -> int:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     used = torch.cuda.memory_allocated(device)
     return int(_USED_SHARE * min(free + torch.cuda.memory_reserved(device), allowed)) - used - 12 * trained
+
+
+def computed_tokens(layers: list[nn.Module], speed: str, longest: int, room: int) -> int:
+    """Tokens of a micro-batch that should fit, from shapes alone; arguments as in `choose_speed`."""
+    one_layer = kept_bytes(layers[:1], "fast")  # whole while it computes, and as much again in gradients
+    return max(longest, (room - _WORKING_BYTES) // (kept_bytes(layers, speed) + 2 * one_layer))
+
+
+def base_fits(folder: Path, config: TrainingConfig, longest: int, total: int) -> bool:
+    """Whether a GPU of `total` bytes holds the whole base and can train at least the longest row (in tokens)."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    head, layers = model.get_output_embeddings(), decoder_layers(model)
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    products = sum(m.weight.numel() for m in linear)
+    others = sum(p.numel() for p in model.parameters()) - products
+    width = getattr(torch, config.compute_dtype).itemsize
+    each: float = width
+    if config.quantization == "4bit":
+        each = 0.5 + (1 if config.double_quant else 2 * 4) / 64  # values and constants, the latter twice in float32
+    trained = config.lora_r * sum(m.in_features + m.out_features for m in linear)
+    activations = longest * (kept_bytes(layers, "lean") + 2 * kept_bytes(layers[:1], "fast"))
+    needed = others * width + products * each + 16 * trained + activations + _WORKING_BYTES
+    return needed <= _USED_SHARE * total
 
 
 def fitting_tokens(model: nn.Module, rows: Dataset, longest: int, device: torch.device) -> int:

@@ -81,6 +81,22 @@ def divide(rows: Iterable[Row], parts: int) -> list[list[Row]]:
     return lists
 
 
+def turns(shares: list[list[Row]], rank: int, budget: int, in_step: bool) -> list[tuple[list[Row], float]]:
+    """Micro-batches of process number `rank`, each with the factor of its loss.
+
+    Args:
+        shares: the rows of every process.
+        budget: most tokens of a micro-batch.
+        in_step: all processes must have as many. One that has fewer computes some row again, for nothing (factor 0).
+    """
+    own = [(group, 1.0) for group in pack(shares[rank], budget)]
+    if in_step:
+        most = max(len(pack(rows, budget)) for rows in shares)
+        shortest = min((row for rows in shares for row in rows), key=lambda row: len(row.input_ids))
+        own += [([shortest], 0.0)] * (most - len(own))
+    return own
+
+
 def _best_fit(ordered: list[Row], budget: int) -> list[list[Row]]:
     """Every row, longest first, into the fullest group that still holds it."""
     groups: list[list[Row]] = []

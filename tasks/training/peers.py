@@ -5,25 +5,35 @@ micro-batches leaves nobody waiting in a collective: all meet after their last o
 add up their gradients, which are the adapter's and small.
 """
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Meet the other processes that torch's launcher has started for this run."""
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=30))
+    yield
+    dist.destroy_process_group()  # not after a failure: the others may never come
+
+
 class Peers:
-    """The processes of a run; alone, everything is what this process says.
+    """The processes of this run: `count` of them, this one's number is `rank`. Alone, all is what this one says."""
 
-    Args:
-        count: how many there are.
-        rank: which of them this is.
-    """
-
-    def __init__(self, count: int, rank: int) -> None:
-        self.count, self.rank = count, rank
+    def __init__(self) -> None:
+        together = dist.is_initialized()
+        self.count, self.rank = (dist.get_world_size(), dist.get_rank()) if together else (1, 0)
         # of the hosts: an answer from the devices would wait for all the work that is queued there
-        self._hosts: Any = dist.new_group(backend="gloo") if count > 1 else None
+        self._hosts: Any = dist.new_group(backend="gloo") if self.count > 1 else None
 
     def most(self, value: int) -> int:
         """The largest value of all processes, which must all ask."""

@@ -40,7 +40,7 @@ def recompute(model: torch.nn.Module, speed: str, dropout: bool) -> None:
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The blocks a model is made of, as transformers names them for sharding."""
     kinds = set(getattr(model, "_no_split_modules", None) or [])
-    return [module for module in model.modules() if type(module).__name__ in kinds]
+    return [m for m in model.modules() if kinds & {kind.__name__ for kind in type(m).__mro__}]  # sharding subclasses
 
 
 def _balanced(context: Any, op: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:

@@ -8,7 +8,7 @@ the whole step. So both numbers change speed and memory and never the result bey
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,10 +30,12 @@ from tasks.training.flops import per_token
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
 from tasks.training.lora import refresh
-from tasks.training.packing import Row, StepRows, collate, divide, flatten, pack
+from tasks.training.packing import Row, StepRows, collate, divide, flatten, turns
 from tasks.training.peers import Peers
 from tasks.training.recompute import decoder_layers, recompute
 from tasks.training.settle import Unsettled
+from tasks.training.sharding import in_flight_bytes, is_sharded
+from tasks.training.shortage import halved, leave, left
 from tasks.training.validation import Enough, Validation
 
 _LOG_FILE = "step_log.parquet"
@@ -55,6 +57,7 @@ class PackedTrainer(SFTTrainer):
         checkpoint_folder: where checkpoints live.
         say: receives progress lines.
         held_back: rows to validate on; the weights with the lowest loss on them are kept.
+        peers: the processes of the run.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class PackedTrainer(SFTTrainer):
         checkpoint_folder: Path,
         say: Callable[[str], None] = print,
         held_back: Dataset | None = None,
+        peers: Peers | None = None,
     ) -> None:
         master = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(
@@ -79,7 +83,7 @@ class PackedTrainer(SFTTrainer):
                 parameter.data = master[name]
         # not wrapped in DDP: `peers` adds up the gradients
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
-        self.peers = Peers(self.args.world_size, self.args.process_index)
+        self.peers, self.sharded = peers or Peers(), is_sharded(model)
         self.processing_class = None  # the rows are tokens already; nothing to save beside the weights
         self.adapted, self.folder = model, checkpoint_folder
         self.micro_batch_tokens = config.micro_batch_tokens
@@ -95,6 +99,7 @@ class PackedTrainer(SFTTrainer):
         self._run_folder: str | None = None
         self._unsettled: Unsettled | None = None
         self._computing = False
+        self._shares: list[list[Row]] = []  # rows of all processes that are computed now
         self.began = Instant(self.args.device)
         self._random_state = random_state()
         train_on_packs(cast(PreTrainedModel, model.get_base_model()), config.neftune_alpha)
@@ -108,6 +113,9 @@ class PackedTrainer(SFTTrainer):
         """Choose what is left to choice: what is kept for the backward pass, and whether to compile."""
         base, lengths = self.adapted.get_base_model(), memory.lengths(rows)
         layers, device = decoder_layers(base), self.args.device
+        self.room = 0
+        if device.type == "cuda":
+            self.room = self.peers.least(memory.room(device, self.adapted)) - in_flight_bytes(base)
         step_tokens = int(lengths.mean() * self.args.train_batch_size) // self.peers.count  # of one process
         self.speed: str = config.speed
         self.longest = int(lengths.max())
@@ -115,11 +123,13 @@ class PackedTrainer(SFTTrainer):
             self.speed = "fast"
         elif self.speed == "auto":
             at_once = self.micro_batch_tokens or step_tokens
-            room = self.peers.least(memory.room(device, self.adapted))
-            self.speed = memory.choose_speed(layers, at_once, self.longest, room)
+            self.speed = memory.choose_speed(layers, at_once, self.longest, self.room)
         recompute(base, self.speed, dropout=config.lora_dropout > 0)
         worth = step_tokens * self.args.max_steps * per_token(self.adapted) > _COMPILE_FROM
-        if device.type == "cuda" and (config.compile == "always" or (config.compile == "auto" and worth)):
+        wanted = config.compile == "always" or (config.compile == "auto" and worth)
+        if self.sharded and config.compile == "always":
+            self._say("the layers are not compiled: their weights are divided among the processes")
+        elif device.type == "cuda" and wanted and not self.sharded:
             _compile_layers(self.adapted)
 
     # --- one step -------------------------------------------------------------------------------------------------
@@ -141,10 +151,10 @@ class PackedTrainer(SFTTrainer):
         self._validate()
         shares = divide(rows.rows, self.peers.count)
         while True:
-            fits, loss = self._attempt(lambda: self._accumulate(model, shares[self.peers.rank], rows.learnt))
+            fits, loss = self._attempt(lambda: self._accumulate(model, shares, rows.learnt))
             if fits:
                 break
-            self._halve(model, shares)
+            self._halve(model)
         loss = self.peers.add_up([p for p in model.parameters() if p.requires_grad], loss)
         self._settle()
         step = self.state.global_step + 1
@@ -160,13 +170,16 @@ class PackedTrainer(SFTTrainer):
         result, how = torch.zeros((), device=self.args.device), _WELL
         try:
             try:
-                self._computing = True
-                if self.stop_requested:
+                self._computing = not self.sharded
+                if self.stop_requested and self._computing:
                     raise Interrupted
                 result = work()
                 self._computing = False
             except torch.OutOfMemoryError:
                 self._computing = False
+                if self.sharded:
+                    tokens = halved(self._shares, self.micro_batch_tokens)
+                    leave(self.folder, tokens, f"process {self.peers.rank}, step {self.state.global_step + 1}")
                 how = _SHORT_OF_MEMORY
         except Interrupted:
             how = _STOPPED
@@ -175,30 +188,34 @@ class PackedTrainer(SFTTrainer):
             raise Interrupted
         return how == _WELL, result
 
-    def _accumulate(self, model: torch.nn.Module, rows: list[Row], learnt: int) -> torch.Tensor:
-        """Forward and backward over micro-batches of `rows`; `learnt`: of the step's rows in all processes."""
+    def _accumulate(self, model: torch.nn.Module, shares: list[list[Row]], learnt: int) -> torch.Tensor:
+        """Forward and backward over this process's micro-batches; `learnt`: tokens of the step in all processes."""
         total = torch.zeros((), device=self.args.device)
-        for number, group in enumerate(pack(rows, self.micro_batch_tokens), 1):
-            loss = model(**vars(flatten(group, self.args.device))) * (1 / max(learnt, 1))
+        for number, (group, factor) in enumerate(self._turns(shares), 1):
+            loss = model(**vars(flatten(group, self.args.device))) * (factor / max(learnt, 1))
             self.accelerator.backward(loss)
             total += loss.detach()
             if number == 1:
                 self._settle()  # the step before, now that the device has work queued
         return total
 
-    def _halve(self, model: torch.nn.Module, shares: list[list[Row]]) -> None:
+    def _turns(self, shares: list[list[Row]]) -> Iterator[tuple[list[Row], float]]:
+        """This process's micro-batches, each with the factor of its loss.
+
+        All processes gather sharded weights at the same time. So there they take turns in step, and agree on stopping
+        before each one, where nobody waits for another yet.
+        """
+        self._shares = shares
+        for turn in turns(shares, self.peers.rank, self.micro_batch_tokens, in_step=self.sharded):
+            if self.sharded and self.peers.most(self.stop_requested):
+                raise Interrupted
+            yield turn
+
+    def _halve(self, model: torch.nn.Module) -> None:
         """Make room after a process ran out of memory: the same step again with half the tokens at once, in all."""
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        groups = [group for rows in shares for group in pack(rows, self.micro_batch_tokens)]
-        largest = max(sum(len(row.input_ids) for row in group) for group in groups)
-        longest = max(len(row.input_ids) for group in groups for row in group)
-        if largest == longest and longest > self.micro_batch_tokens // 2:
-            raise UserError(
-                f"a single row of {longest} tokens does not fit into the device's memory: set "
-                "training.speed to lean, or lower tokenization.max_length"
-            )
-        self.micro_batch_tokens = min(self.micro_batch_tokens, largest) // 2
+        self.micro_batch_tokens = halved(self._shares, self.micro_batch_tokens)
         self.halvings += 1
         set_random_state(self._random_state)
         self._say(
@@ -235,7 +252,7 @@ class PackedTrainer(SFTTrainer):
         validation, step = self.validation, self.state.global_step
         if validation and validation.due(step):
             self._settle()
-            fits, sums = self._attempt(lambda: validation.sums(self.adapted, self.micro_batch_tokens, self.peers))
+            fits, sums = self._attempt(lambda: validation.sums(self.adapted, self._turns, self.peers))
             if not fits:
                 raise UserError("the rows held back for validation do not fit: lower training.micro_batch_tokens")
             self.step_log.validated(validation.add(step, self.peers.total(sums), self.adapted))
@@ -259,10 +276,9 @@ class PackedTrainer(SFTTrainer):
             if self.validation:
                 self.validation.restore(resume, self.step_log.rows)
             self._say(f"resuming from the checkpoint of step {step}")
+        self.micro_batch_tokens = left(self.folder) or self.micro_batch_tokens
         if not self.micro_batch_tokens:
-            assert isinstance(self.train_dataset, Dataset)
-            fitting = memory.fitting_tokens(self.adapted, self.train_dataset, self.longest, self.args.device)
-            self.micro_batch_tokens = self.peers.least(fitting)
+            self.micro_batch_tokens = self._fitting_tokens()
             self._say(f"{self.speed}, at most {self.micro_batch_tokens:,} tokens at once")
         self.peers.start_equal([p for p in self.adapted.parameters() if p.requires_grad])
         try:
@@ -287,6 +303,15 @@ class PackedTrainer(SFTTrainer):
             raise
         if self.validation:
             self.validation.use_best(self.adapted)
+
+    def _fitting_tokens(self) -> int:
+        """Tokens of a micro-batch that fill the device; the same in all processes."""
+        device = self.args.device
+        if self.sharded and device.type == "cuda":  # not by trying: a process that fails would leave the others waiting
+            layers = decoder_layers(self.adapted.get_base_model())
+            return memory.computed_tokens(layers, self.speed, self.longest, self.room)
+        assert isinstance(self.train_dataset, Dataset)
+        return self.peers.least(memory.fitting_tokens(self.adapted, self.train_dataset, self.longest, device))
 
     def request_stop(self, *_: Any) -> None:
         """Signal handler: give up the step being computed, or stop before the next one."""

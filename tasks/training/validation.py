@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from tasks.config import TrainingConfig
 from tasks.training.log import Step
 from tasks.training.lora import refresh
-from tasks.training.packing import Row, collate, flatten, pack
+from tasks.training.packing import Row, collate, divide, flatten
 from tasks.training.peers import Peers
 from tasks.training.settle import TrainingFailed
+
+Turns = Callable[[list[list[Row]]], Iterable[tuple[list[Row], float]]]
 
 _BEST = "best.safetensors"
 _AT_ONCE = 1024  # rows made into tensors together
@@ -56,21 +58,21 @@ class Validation:
     @torch.no_grad()
     # compiling the layers once more, without gradients, costs a minute that few validations win back
     @torch.compiler.set_stance("force_eager")
-    def sums(self, model: torch.nn.Module, budget: int, peers: Peers) -> torch.Tensor:
+    def sums(self, model: torch.nn.Module, turns: Turns, peers: Peers) -> torch.Tensor:
         """Sum of losses and number of learnt tokens over this process's share of the rows: float64 `[2]`.
 
         Nothing random happens, and the weights stay as they are.
 
         Args:
-            budget: most tokens of a forward pass.
+            turns: makes this process's micro-batches from the rows of every process.
         """
         device = next(model.parameters()).device
         sums, said = torch.zeros(2, dtype=torch.float64, device=device), time.monotonic()
         model.eval()  # dropout and NEFTune off; base.never_repack makes it safe on 4-bit weights
         try:
-            for done, group in self._groups(budget, peers):
-                sums[0] += model(**vars(flatten(group, device)))
-                sums[1] += sum(row.learnt for row in group)
+            for done, group, factor in self._groups(turns, peers):
+                sums[0] += model(**vars(flatten(group, device))) * factor
+                sums[1] += sum(row.learnt for row in group) * factor
                 if time.monotonic() - said >= _LINE_SECONDS:
                     said = time.monotonic()
                     self._say(f"validating: {done:,} of {len(self.rows):,} rows")
@@ -78,12 +80,12 @@ class Validation:
             model.train()
         return sums
 
-    def _groups(self, budget: int, peers: Peers) -> Iterator[tuple[int, list[Row]]]:
+    def _groups(self, turns: Turns, peers: Peers) -> Iterator[tuple[int, list[Row], float]]:
         """This process's share of the rows, packed, each with the rows of all processes before it."""
         for first in range(0, len(self.rows), _AT_ONCE):
             some = self.rows.select(range(first, min(first + _AT_ONCE, len(self.rows))))
-            mine = collate([*some][peers.rank :: peers.count])["rows"].rows
-            yield from ((first, group) for group in pack(mine, budget))
+            for group, factor in turns(divide(collate([*some])["rows"].rows, peers.count)):
+                yield first, group, factor
 
     def add(self, step: int, sums: torch.Tensor, model: torch.nn.Module) -> float:
         """Note the mean loss over the learnt tokens after `step`, and the weights when it is the lowest so far.

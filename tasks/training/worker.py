@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks.child import STOPPED_EXIT, main
+from tasks.child import PASSING_EXIT, STOPPED_EXIT, main
 from tasks.quiet import silence
 
 
@@ -44,6 +44,8 @@ def train(job: dict[str, Any]) -> None:
     from tasks.training import base, log
     from tasks.training.data import read_divided, read_rows
     from tasks.training.device import device
+    from tasks.training.peers import Peers
+    from tasks.training.shortage import ShortOfMemory
     from tasks.training.trainer import Interrupted, PackedTrainer
 
     config = TrainingConfig.model_validate(job["config"])
@@ -53,9 +55,13 @@ def train(job: dict[str, Any]) -> None:
     else:
         rows = read_rows(Path(job["tokens"]))
     say = print if int(os.environ.get("RANK", 0)) == 0 else _nothing
+    peers, folder = Peers(), Path(job["model"])
+    sharded = base.to_be_sharded(folder, config, rows, device(), peers)
     say(f"loading the base model ({config.quantization}, {config.compute_dtype})")
-    model = base.load(Path(job["model"]), config, device())
-    trainer = PackedTrainer(model, rows, config, Path(job["checkpoints"]), say, held_back)
+    if sharded:
+        say(f"its frozen weights are divided among {peers.count} processes")
+    model = base.load(folder, config, device(), sharded)
+    trainer = PackedTrainer(model, rows, config, Path(job["checkpoints"]), say, held_back, peers)
     trainer.checkpoint_steps = job["checkpoint_steps"]
     signal.signal(signal.SIGTERM, trainer.request_stop)
     say(f"training on {log.device_name()}: {len(rows):,} rows, {trainer.args.max_steps:,} steps")
@@ -66,6 +72,9 @@ def train(job: dict[str, Any]) -> None:
     except Interrupted:
         say(f"stopped on request after step {trainer.state.global_step}; the next attempt continues from there")
         sys.exit(STOPPED_EXIT)
+    except ShortOfMemory as error:
+        print(error, flush=True)
+        os._exit(PASSING_EXIT)  # at once: before the others fail because this one is gone
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if trainer.is_world_process_zero():
         write(trainer, Path(job["output"]), job["source"], ids)

@@ -65,6 +65,15 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
+@pytest.fixture(scope="module")
+def job(bases: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """`job("name", processes, **settings)`; see `launched.make_job`."""
+    from launched import make_job
+
+    folder = tmp_path_factory.mktemp("jobs")
+    return lambda name, *arguments, **settings: make_job(bases("llama"), folder / name, *arguments, **settings)
+
+
 def make_rows(count: int, seed: int = 0, longest: int = 24) -> list[dict[str, Any]]:
     """Rows of different lengths whose second half is learnt."""
     generator = torch.Generator().manual_seed(seed)

@@ -49,7 +49,7 @@ def weights(trainer):
 
 
 def mean_loss(trainer):
-    total, learnt = trainer.validation.sums(trainer.adapted, trainer.micro_batch_tokens, trainer.peers).tolist()
+    total, learnt = trainer.validation.sums(trainer.adapted, trainer._turns, trainer.peers).tolist()
     return total / learnt
 
 
@@ -68,7 +68,8 @@ def test_loss_is_the_mean_over_learnt_tokens(bases, build):
         learnt += int((labels != -100).sum())
     trainer = build("exact", compute_dtype="float32", quantization="none")
     for budget in (1, 40, 8192):
-        total_loss, tokens = trainer.validation.sums(trainer.adapted, budget, trainer.peers).tolist()
+        trainer.micro_batch_tokens = budget
+        total_loss, tokens = trainer.validation.sums(trainer.adapted, trainer._turns, trainer.peers).tolist()
         assert tokens == learnt
         assert total_loss / tokens == pytest.approx(total / learnt, rel=1e-5)
 

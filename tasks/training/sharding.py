@@ -1,0 +1,121 @@
+"""A base too large for one GPU: every process keeps a part of its frozen weights.
+
+A decoder layer's weights are gathered just before it computes, forward and backward, and dropped after it (FSDP2). The
+adapter, its gradients and the optimizer's moments stay whole in every process, as do the embedding, head, norms and
+layers without plain LoRA (all of them small beside the rest), so clipping, checkpoints and the saved adapter are what
+they are without sharding.
+"""
+
+import types
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from tasks.training.lora import FusedLinear, FusedLinear4bit, Group
+from tasks.training.recompute import decoder_layers
+
+_LAYERS_IN_FLIGHT = 3  # gathered at once: the one that computes, the next one, and the buffer it arrives in
+
+
+class _Frozen(nn.Module):
+    """A group's frozen weights as parameters, which is what FSDP2 shards."""
+
+    def __init__(self, weight: Tensor, absmax: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.absmax = None if absmax is None else nn.Parameter(absmax, requires_grad=False)
+
+
+class _ShardedGroup(Group):
+    """A group whose frozen weights are whole only while its decoder layer computes."""
+
+    frozen: _Frozen
+
+    @property
+    def weight(self) -> Tensor:
+        return self.frozen.weight
+
+    @property
+    def absmax(self) -> Tensor | None:  # type: ignore[override]
+        return self.frozen.absmax
+
+    def plain(self, member: int, x: Tensor) -> Tensor:
+        """A member's frozen layer alone, as it is needed beside a dropout of its own."""
+        wide, width, begin = sum(self.widths), self.widths[member], sum(self.widths[:member])
+
+        def part(of: Tensor) -> Tensor:
+            return of[begin * len(of) // wide : (begin + width) * len(of) // wide]
+
+        absmax = self._absmax()
+        weight, absmax = part(self.weight), None if absmax is None else part(absmax)
+        inner, a, b = x.new_empty(x[..., 0].numel(), 0), x.new_empty(0, x.shape[-1]), x.new_empty(width, 0)
+        return torch.ops.qlora_flow.lora_linear(x, inner, weight, absmax, self.kind, [a], [b], a, b, 1.0)
+
+
+def shard(model: PeftModel, device: torch.device) -> None:
+    """Divide the frozen weights of `model`, which is on the CPU, among the processes, and move it to `device`.
+
+    Layer by layer: no device holds more than its part and one whole layer.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    base: Any = model.get_base_model()
+    for layer in decoder_layers(base):
+        for group in _groups(layer):
+            _hand_over(group, device)
+        frozen = {p for m in layer.modules() if isinstance(m, _Frozen) for p in m.parameters()}
+        if frozen:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=set(layer.parameters()) - frozen)
+        del frozen
+    for tensor in chain(model.parameters(), model.buffers()):
+        if not isinstance(tensor, DTensor):
+            tensor.data = tensor.data.to(device)
+            if (state := getattr(tensor, "quant_state", None)) is not None:
+                state.to(device)
+    # their root, so that a layer's weights arrive while the one before it computes; it divides nothing of its own
+    fully_shard(base.base_model, mesh=mesh, ignored_params=set(base.parameters()))
+    base.hf_device_map = {"": device}
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(module, _Frozen) for module in model.modules())
+
+
+def in_flight_bytes(model: nn.Module) -> int:
+    """Bytes of gathered weights that a device holds at the worst moment."""
+    sizes = [
+        sum(p.numel() * p.element_size() for m in layer.modules() if isinstance(m, _Frozen) for p in m.parameters())
+        for layer in decoder_layers(model)
+    ]
+    return _LAYERS_IN_FLIGHT * max(sizes, default=0)
+
+
+def _groups(layer: nn.Module) -> list[Group]:
+    fused: list[Any] = [m for m in layer.modules() if isinstance(m, FusedLinear4bit | FusedLinear)]
+    return list(dict.fromkeys(m.group for m in fused))
+
+
+def _hand_over(group: Any, device: torch.device) -> None:
+    """Make a group's frozen weights parameters below its first frozen layer, and leave nothing of them elsewhere."""
+    frozen = _Frozen(group.weight, group.absmax)
+    del group.weight, group.absmax
+    group.__class__, group.frozen = _ShardedGroup, frozen
+    group.a_compute, group.b_compute = group.a_compute.to(device), group.b_compute.to(device)
+    group.members[0].get_base_layer().frozen = frozen  # on the adapted layer itself, PEFT would save it
+    for number, member in enumerate(group.members):
+        layer = member.get_base_layer()
+        layer.weight.data = layer.weight.data.new_empty(0)
+        if group.kind and not group.nested:
+            layer.weight.quant_state.absmax = layer.weight.quant_state.absmax.new_empty(0)
+
+        def forward(self: Any, x: Tensor, member: int = number) -> Tensor:
+            out = group.plain(member, x)
+            return out if self.bias is None else out + self.bias.to(x.dtype)
+
+        layer.forward = types.MethodType(forward, layer)

@@ -1,0 +1,52 @@
+"""The launcher with processes that say how much of the packed base they hold; the second may run out of memory once.
+
+The job's `short_in_step` names the step in which it does, in its first attempt.
+"""
+
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+from tasks.child import main
+from tasks.training import launch
+
+work = launch.process
+
+
+def process(job: dict[str, Any]) -> None:
+    import torch
+
+    from tasks.training import trainer
+
+    rank, steps = int(os.environ["RANK"]), job.get("short_in_step")
+    run, accumulate, flatten = trainer.PackedTrainer.run, trainer.PackedTrainer._accumulate, trainer.flatten
+    now = 0
+
+    def measured(self: Any) -> None:
+        run(self)
+        held = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in gc.get_objects()
+            if type(t) in (torch.Tensor, torch.nn.Parameter) and t.dtype == torch.uint8
+        }
+        random_state = torch.get_rng_state().nbytes
+        print(f"process {rank} holds {sum(n for n in held.values() if n != random_state)} packed bytes")
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        nonlocal now
+        now = self.state.global_step + 1
+        return accumulate(self, *arguments)
+
+    def limited(*arguments: Any) -> Any:
+        if rank == 1 and now == steps and not Path(job["checkpoints"], "tokens_at_once").exists():
+            raise torch.OutOfMemoryError("no room")
+        return flatten(*arguments)
+
+    trainer.PackedTrainer.run, trainer.PackedTrainer._accumulate, trainer.flatten = measured, counted, limited
+    work(job)
+
+
+if __name__ == "__main__":
+    launch.process = process
+    main(launch.launch)
