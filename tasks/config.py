@@ -160,6 +160,11 @@ class TrainingConfig(Group):
         description="Names of the layers to adapt, or all-linear for every linear layer but the head.",
         min_length=1,
     )
+    modules_to_save: list[str] = Field(
+        [],
+        description="embed_tokens, lm_head or both (the base's own names for them): trained whole beside LoRA, for "
+        "words the base does not know, at 16 bytes a value. Not on a base that ties the two.",
+    )
     rslora: bool = Field(False, description="Rank-stabilized scaling, alpha / sqrt(r).")
     dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA); slower.")
     learning_rate: float = Field(2e-4, description="Peak learning rate.", gt=0, le=1)

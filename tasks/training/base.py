@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.training import attention, memory
+from tasks.training import attention, memory, whole
 from tasks.training.lora import fuse
 from tasks.training.peers import Peers
 from tasks.training.sharding import shard
@@ -53,6 +53,7 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
     if config.quantization == "4bit":
         check_quantized(model)
     never_repack(model)
+    whole.prepare(model, dtype)
     fuse(model, dtype, keep_dense=device.type == "cpu" and not sharded and _fits_dense(model, dtype))
     if sharded:
         shard(model, device)
@@ -84,6 +85,7 @@ def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
             f"training.target_modules: no linear layer is named {', '.join(unknown)}; this base has "
             f"{', '.join(sorted(linear))} (or all-linear)"
         )
+    whole.check(base, config.modules_to_save)
     set_seed(config.seed)
     return get_peft_model(
         base,
@@ -95,6 +97,7 @@ def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
             target_modules=sorted(linear if asked == ["all-linear"] else asked),
             use_rslora=config.rslora,
             use_dora=config.dora,
+            modules_to_save=sorted(set(config.modules_to_save)) or None,
         ),
     )
 

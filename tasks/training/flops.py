@@ -8,9 +8,15 @@ from torch import nn
 
 
 def per_token(model: nn.Module) -> int:
-    """Floating-point operations of one trained token: products of the frozen layers, forward and for the activation
-    gradient. The head counts in full; adapters, attention and recomputation do not (the usual QLoRA convention)."""
-    return sum(4 * m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear | Linear4bit))
+    """Floating-point operations of one trained token: products of the base's layers, forward and for the activation
+    gradient, and for its own where the head is trained. The head counts in full; adapters, attention and recomputation
+    do not (the usual QLoRA convention)."""
+    products = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Linear4bit) and "lora_" not in name and "original_module" not in name
+    ]
+    return sum((6 if m.weight.requires_grad else 4) * m.in_features * m.out_features for m in products)
 
 
 def utilisation(model: nn.Module, device: torch.device, tokens_per_second: float) -> float | None:

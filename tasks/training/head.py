@@ -1,8 +1,8 @@
 """The model's forward pass in training: packed rows in, summed loss out, logits only where something is learnt.
 
 With completion-only loss most positions carry no label, so gathering the hidden states before the head saves most of
-its work. The head is frozen, so its input gradient is computed together with the loss, chunk by chunk, and no
-`[tokens, vocabulary]` tensor outlives its chunk.
+its work. Its gradients are computed together with the loss, chunk by chunk, and no `[tokens, vocabulary]` tensor
+outlives its chunk: that for its input, and where the head is trained as well (whole.py) its own.
 """
 
 import types
@@ -75,7 +75,7 @@ def _logit_scale(config: Any) -> float:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of a frozen head, with the gradient for its input."""
+    """Summed cross-entropy of a head, with the gradients for its input and, where they are trained, weight and bias."""
 
     @staticmethod
     def forward(
@@ -87,6 +87,10 @@ class _HeadLoss(torch.autograd.Function):
         scale: float,
         softcap: float | None,
     ) -> torch.Tensor:
+        learns, *own = ctx.needs_input_grad[:3]  # without gradients, in a validation, the input needs none
+        d_weight = torch.zeros_like(weight) if learns and own[0] else None
+        d_bias = torch.zeros_like(bias) if learns and own[1] and bias is not None else None
+        weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
         rows = max(1, _LOGIT_BYTES[hidden.device.type] // (4 * weight.shape[0]))
@@ -99,18 +103,28 @@ class _HeadLoss(torch.autograd.Function):
                 logits = capped * softcap
             normal = logits.logsumexp(1, keepdim=True)
             loss += normal.sum() - logits.gather(1, target[:, None]).sum()
+            if not learns:
+                continue
             probability = logits.sub_(normal).exp_()
             probability.scatter_add_(1, target[:, None], probability.new_full((len(target), 1), -1.0))
             if softcap is not None:
                 probability.mul_(1 - capped.square())
             if scale != 1.0:
                 probability.mul_(scale)
-            torch.mm(probability.to(weight.dtype), weight, out=out)
+            if d_bias is not None:
+                d_bias += probability.sum(0)
+            probability = probability.to(weight.dtype)
+            if d_weight is not None:
+                d_weight += probability.t() @ x
+            torch.mm(probability, weight, out=out)
         ctx.save_for_backward(gradient)
+        ctx.own = d_weight, d_bias
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
         # multiplied in float32: one over a step's tokens, rounded to bfloat16, would scale every gradient by it
-        return (gradient * grad_output.float()).to(gradient.dtype), None, None, None, None, None
+        factor = grad_output.float()
+        own = [None if g is None else g.mul_(factor) for g in ctx.own]
+        return (gradient * factor).to(gradient.dtype), *own, None, None, None

@@ -41,7 +41,11 @@ def reference(folder, model, rows):
     """The same adapter on the dequantized base, as explicit float32 weights W + s·BA under stock transformers."""
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention.NAME)
     leaves = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
-    weights = {}
+    weights = {
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): leaf
+        for name, leaf in leaves.items()
+        if "modules_to_save" in name
+    }
     for name, module in model.named_modules():
         if isinstance(module, FusedLinear4bit | FusedLinear):
             layer = module.get_base_layer()
