@@ -92,6 +92,7 @@ def fitting_tokens(model: nn.Module, rows: Dataset, longest: int, device: torch.
     some = [collate([row])["rows"].rows[0] for row in rows.select(range(min(64, len(rows))))]
     available, before = room(device, model), torch.cuda.memory_allocated(device)
     peaks: dict[int, int] = {}
+    model.train()  # as in the steps, or its layers are compiled a second time
     with torch.random.fork_rng([device]):
         for tokens in _PROBES:
             group = pack(some, tokens)[0]
