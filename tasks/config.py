@@ -236,16 +236,46 @@ class TrainingConfig(Group):
     seed: int = Field(0, description="Seed of row order, adapter initialization and dropout.", ge=0, lt=2**32)
 
     @model_validator(mode="after")
-    def _validated(self) -> Self:
-        if (self.patience or self.validation_steps) and not self.validation_share:
-            raise ValueError(
+    def _none_is_void(self) -> Self:
+        """Refuse a setting that another one leaves without effect: the run would not be what was asked for."""
+        in_4_bits, divided = self.quantization == "4bit", self.sharding == "always"
+        rules = [
+            (
+                (self.patience or self.validation_steps) and not self.validation_share,
                 "training.patience and training.validation_steps need rows to validate on: set "
-                "training.validation_share, for instance to 0.05"
-            )
-        if self.sharding == "always" and self.processes == 1:
-            raise ValueError("training.sharding always needs several processes: set training.processes to 2 or more")
-        if self.sharding == "always" and self.dora:
-            raise ValueError("training.sharding always cannot divide DoRA layers: set training.dora to false")
+                "training.validation_share, for instance to 0.05",
+            ),
+            (
+                not in_4_bits and (self.quant_type != "nf4" or self.double_quant),
+                "training.quant_type and training.double_quant need a base in 4 bits: set training.quantization to "
+                "4bit, or leave them out",
+            ),
+            (
+                self.max_steps and self.epochs != 1,
+                "training.max_steps and training.epochs both say when training ends: give one of them, and leave the "
+                "other at its default",
+            ),
+            (
+                "all-linear" in self.target_modules and len(self.target_modules) > 1,
+                "training.target_modules: all-linear stands for every linear layer; give it alone, or only names",
+            ),
+            (
+                self.processes > self.batch_size,
+                f"training.processes {self.processes} leaves processes without a row of a step's {self.batch_size}: "
+                "lower it, or raise training.batch_size",
+            ),
+            (
+                divided and self.processes == 1,
+                "training.sharding always needs several processes: set training.processes to 2 or more",
+            ),
+            (divided and self.dora, "training.sharding always cannot divide DoRA layers: set training.dora to false"),
+            (
+                divided and self.compile == "always",
+                "training.sharding always leaves the layers uncompiled: set training.compile to auto or never",
+            ),
+        ]
+        if broken := [sentence for wrong, sentence in rules if wrong]:
+            raise ValueError(". ".join(broken))
         return self
 
 

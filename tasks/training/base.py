@@ -29,8 +29,9 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
     Raises:
         UserError: the architecture or a target module is not supported, or a setting needs a GPU.
     """
-    if device.type == "cpu" and (config.compute_dtype == "float16" or config.optimizer == "paged_adamw_8bit"):
-        raise UserError("training.compute_dtype float16 and training.optimizer paged_adamw_8bit need a GPU")
+    for field, value in (("compute_dtype", "float16"), ("optimizer", "paged_adamw_8bit"), ("compile", "always")):
+        if device.type == "cpu" and getattr(config, field) == value:
+            raise UserError(f"training.{field} {value} needs a GPU, and there is none")
     dtype = getattr(torch, config.compute_dtype)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,

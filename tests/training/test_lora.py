@@ -120,6 +120,14 @@ def test_unknown_target_module_names_the_ones_there_are(bases):
         adapted(bases("llama"), target_modules=["q_proj", "query"])
 
 
+@pytest.mark.parametrize(
+    "field, value", [("compute_dtype", "float16"), ("optimizer", "paged_adamw_8bit"), ("compile", "always")]
+)
+def test_what_needs_a_gpu_is_refused_without_one(bases, field, value):
+    with pytest.raises(UserError, match=rf"training\.{field} {value} needs a GPU"):
+        adapted(bases("llama"), **{field: value})
+
+
 def test_targets_are_only_those_asked_for(bases):
     model = adapted(bases("llama"), target_modules=["q_proj", "v_proj"])
     assert {m for m in model.modules() if isinstance(m, FusedLinear4bit)} and len(

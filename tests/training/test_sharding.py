@@ -79,6 +79,8 @@ def test_a_base_is_divided_when_it_does_not_fit(tmp_path):
     assert fits(llama8, config, 2048, 24 * 10**9) and not fits(llama8, plain, 2048, 16 * 10**9)
     assert fits(llama70, config, 2048, 80 * 10**9) and not fits(llama70, config, 2048, 48 * 10**9)
     assert not fits(llama70, plain, 2048, 140 * 10**9)
+    whole = TrainingConfig(modules_to_save=["embed_tokens", "lm_head"])  # 17 GB more
+    assert fits(llama8, whole, 2048, 40 * 10**9) and not fits(llama8, whole, 2048, 24 * 10**9)
 
 
 def test_nothing_to_divide_is_refused():

@@ -102,7 +102,7 @@ def test_micro_batches_do_not_change_the_result(build):
 
 
 def test_seconds_belong_to_their_step(build, monkeypatch):
-    run = build(max_steps=5)
+    run = build(max_steps=5, epochs=1)
     forward = run.model.get_base_model().forward
 
     def slow(**batch):
