@@ -12,6 +12,7 @@ others', their speed hardly depends on it.
 """
 
 import argparse
+import os
 import shutil
 import tempfile
 import time
@@ -31,6 +32,18 @@ LORA: dict[str, Any] = {
     "lora_alpha": 32,
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
+
+
+def first_import(mode: str) -> None:
+    """Unsloth puts its own classes into trl and transformers: who imports those before it gets the plain ones."""
+    if mode.startswith("unsloth"):
+        os.environ.update(
+            HF_HUB_OFFLINE="1",
+            TOKENIZERS_PARALLELISM="false",
+            UNSLOTH_DISABLE_STATISTICS="1",
+            UNSLOTH_COMPILE_LOCATION=tempfile.mkdtemp(prefix="unsloth-"),  # not the working directory
+        )
+        import unsloth  # noqa: F401
 
 
 def run(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +114,7 @@ def unsloth(mode: str, options: dict[str, Any], arguments: argparse.Namespace) -
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
-    from unsloth import FastLanguageModel  # before everything it changes
+    from unsloth import FastLanguageModel
 
     for file in arguments.tokenizer.glob("tokenizer*.json"):  # read from beside the weights
         shutil.copy(file, arguments.base)

@@ -5,7 +5,8 @@
 The base is a Llama-3-8B-shaped model with random weights in NF4, made once in --base (6 GB of disk).
 Rows are JSON lines with `dialogue` and `summary` (or `summary1`). Each mode runs in a process of its own; the table and
 the JSON show loss and gradient norm beside the speed, because speed without them proves nothing. Tokens are counted
-without padding; the first steps are left out. Needs a CUDA GPU with 80 GB for all modes.
+without padding; the first steps are left out. A mode that fails is shown by its last lines, and the next one runs.
+Needs a CUDA GPU with 80 GB for all modes.
 
 Modes: fast, auto, lean, budget24 (auto, capped at 24 GB), match (as trl_match: the same rows in the same order, loss
 by loss), and those of peers.py: trl, trl_plain, trl_match, article, unsloth, unsloth_lean.
@@ -52,6 +53,7 @@ OURS: dict[str, dict[str, Any]] = {
     "budget24": {"batch_size": 48, "compile": "always", "max_steps": 15},
     "match": {"batch_size": 8, "micro_batch_tokens": 8_000, "max_steps": 25},
 }
+LIMIT = 400  # seconds a mode may take, start and compilation included
 CAP_GB = {"budget24": 24}
 
 
@@ -223,6 +225,11 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    known = [*OURS, *peers.SETTINGS]
+    if unknown := [mode for mode in arguments.modes if mode not in known]:
+        parser.error(f"no mode is named {', '.join(unknown)}; there are {', '.join(known)}")
+    if arguments.here:
+        peers.first_import(arguments.modes[0])
     from tasks.quiet import silence
 
     silence()
@@ -234,21 +241,36 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, *sys.argv])  # gives the GPU back
     rate = matmul_tflops()
     print(f"bfloat16 matrix product on this card: {rate:.0f} TFLOP/s")
-    results = []
-    passed = [v for v in sys.argv[1:] if v not in arguments.modes]
+    results: list[dict[str, Any]] = []
     for mode in arguments.modes:
-        child = subprocess.run(
-            [sys.executable, __file__, mode, *passed, "--here"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        line = [text for text in child.stdout.splitlines() if text.startswith("RESULT ")]
-        print(child.stdout if arguments.profile or not line else line[0], flush=True)
-        results += [json.loads(text.removeprefix("RESULT ")) for text in line]
+        if (measured := measure(mode, arguments)) is not None:
+            results.append(measured)
         if arguments.out:
             arguments.out.write_text(json.dumps({"matmul_tflops": rate, "results": results}, indent=1) + "\n")
     print_table(results, rate)
+
+
+def measure(mode: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Run one mode in a process of its own; None, and the end of what it said, when it failed."""
+    passed = [value for value in sys.argv[1:] if value not in arguments.modes]
+    began = time.perf_counter()
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(
+            [sys.executable, __file__, mode, *passed, "--here"], stdout=said, stderr=subprocess.STDOUT
+        )
+        try:
+            code: int | str = process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            code = f"longer than {LIMIT} s"
+        said.seek(0)
+        lines = said.read().splitlines()
+    found = [line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT ")]
+    if arguments.profile or not found:
+        print("\n".join(lines if arguments.profile else lines[-40:]), flush=True)
+    print(f"{mode}: {time.perf_counter() - began:.0f} s", *(found or [f"FAILED ({code})"]), flush=True)
+    return json.loads(found[0]) if found else None
 
 
 def print_table(results: list[dict[str, Any]], rate: float) -> None:
