@@ -88,6 +88,10 @@ class StepLog:
         self.rows = [Step(**row) for row in pq.read_table(file).to_pylist()]
         self.resumed_from, self._restored = step, len(self.rows)
 
+    def tokens_here(self) -> int:
+        """Tokens of the steps since this start."""
+        return sum(row.tokens for row in self.rows[self._restored :])
+
     def totals(self) -> dict[str, float | int]:
         """Sums over all steps; speed leaves out the first step of every start, which also warms up."""
         tokens, seconds = sum(r.tokens for r in self.rows), sum(r.seconds for r in self.rows)

@@ -165,6 +165,11 @@ class Group:
             return self.absmax
         return torch.cat([bnb.dequantize_blockwise(q.absmax, q.state2).float() + q.offset for q in self.nested])
 
+    def dense(self) -> Tensor:
+        """The members' frozen weights, `[out, in]` in the compute dtype, expanded anew."""
+        shape = (sum(self.widths), self.a_compute.shape[1])
+        return _dense(self.weight, self._absmax(), self.kind, shape, self.a_compute)
+
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Every member's output for x, without bias."""
         inner = x.detach().reshape(-1, x.shape[-1]) @ self.a_compute.t()

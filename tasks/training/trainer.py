@@ -87,7 +87,7 @@ class PackedTrainer(SFTTrainer):
         self.processing_class = None  # the rows are tokens already; nothing to save beside the weights
         self.adapted, self.folder = model, checkpoint_folder
         self.micro_batch_tokens = config.micro_batch_tokens
-        self.halvings = 0
+        self.halvings = self.micro_batches = 0
         self.checkpoint_steps = 0  # by minutes alone
         self.step_log = StepLog(self.args.max_steps, say)
         self.validation: Validation | None = None
@@ -195,6 +195,7 @@ class PackedTrainer(SFTTrainer):
             loss = model(**vars(flatten(group, self.args.device))) * (factor / max(learnt, 1))
             self.accelerator.backward(loss)
             total += loss.detach()
+            self.micro_batches += 1
             if number == 1:
                 self._settle()  # the step before, now that the device has work queued
         return total

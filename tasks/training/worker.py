@@ -87,7 +87,7 @@ def _nothing(line: str) -> None:
 def write(trainer: Any, output: Path, source: str, held_back: list[str]) -> None:
     """What the finished run leaves; `held_back`: ids of the rows it did not train on."""
     from tasks.store.ledger import Ledger
-    from tasks.training import flops, log
+    from tasks.training import dequantization, flops, log
     from tasks.training.data import HELD_BACK
 
     trainer.model.save_pretrained(output / "adapter", safe_serialization=True)
@@ -99,14 +99,16 @@ def write(trainer: Any, output: Path, source: str, held_back: list[str]) -> None
     settings.write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
     trainer.step_log.save(output / "training_log.parquet")
     totals = trainer.step_log.totals()
-    speed = float(totals["tokens_per_second"]) / trainer.peers.count  # of one device
+    speed = float(totals["tokens_per_second"])
+    passes = speed * trainer.micro_batches / trainer.step_log.tokens_here()  # a second
     totals |= {
         "device": log.device_name(),
         "padding_share": 0.0,  # rows are packed whole and nothing is padded
         "out_of_memory_halvings": trainer.halvings,
         "speed": trainer.speed,
         "micro_batch_tokens": trainer.micro_batch_tokens,
-        "model_flop_utilisation": flops.utilisation(trainer.adapted, trainer.args.device, speed),
+        "model_flop_utilisation": flops.utilisation(trainer.adapted, trainer.args.device, speed / trainer.peers.count),
+        "dequantization_share": dequantization.share(trainer.adapted, trainer.speed, passes),
         **(trainer.validation.totals() if trainer.validation else {}),
     }
     if held_back:

@@ -267,8 +267,11 @@ def test_optional_totals_may_be_missing(store: Path) -> None:
 
 def test_totals_the_run_noted_are_shown(store: Path) -> None:
     info = {"tokens_per_second": 1379.0, "resumed_from_step": 10, "model_flop_utilisation": 0.41, "device": "a GPU"}
+    info |= {"dequantization_share": 0.123, "padding_share": 0.0, "out_of_memory_halvings": 0, "speed": "lean"}
     page = text_of(write_report(make_run(store, Run(info=info))).read_text())
-    assert all(text in page for text in ("1,379", "continued from step 10", "41.0 %", "a GPU"))
+    assert all(text in page for text in ("1,379", "continued from step 10", "41.0 %", "a GPU", "speed: lean"))
+    assert "expanding 4-bit weights12.3 %of the time in steps" in page
+    assert "padding0.0 %" in page and "batches halved0" in page
 
 
 def test_validation_is_drawn_beside_the_training_loss(store: Path) -> None:

@@ -62,6 +62,8 @@ def training_facts(log: Mapping[str, list[Any]], info: Mapping[str, Any]) -> Ite
     yield "tokens per second", number(round(speed)) if speed else "", "without the first step"
     yield "peak memory", f"{memory / 2**30:.2f} GiB" if memory else "", ""
     yield "padding", f"{100 * padding:.1f} %" if padding is not None else "", "of the tokens computed"
+    expanding = info.get("dequantization_share")
+    yield "expanding 4-bit weights", f"{100 * expanding:.1f} %" if expanding is not None else "", "of the time in steps"
     yield "FLOP utilisation", f"{100 * used:.1f} %" if used else "", "of the matrix products' speed measured there"
     yield "tokens at once", number(info.get("micro_batch_tokens", 0)), f"speed: {info.get('speed')}"
     yield "batches halved", number(halvings) if halvings is not None else "", "after memory ran out"

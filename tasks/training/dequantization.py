@@ -1,0 +1,55 @@
+"""Which share of a step goes into expanding the frozen 4-bit weights: the price of their small size."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.training.device import Instant
+from tasks.training.lora import FusedLinear4bit, Group
+from tasks.training.recompute import decoder_layers
+from tasks.training.sharding import is_sharded
+
+_REPEATS = 3
+
+
+def share(model: nn.Module, speed: str, passes_per_second: float) -> float | None:
+    """Fraction of the time in steps; 0 where the dense values are kept.
+
+    None where it is not known: no 4-bit base, or one that is expanded elsewhere (DoRA, LoRA dropout) or divided among
+    processes.
+
+    Args:
+        speed: what is kept for the backward pass.
+        passes_per_second: micro-batches that this process takes forward and backward in a second.
+    """
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, FusedLinear4bit)]
+    dropped = any(not isinstance(layer.lora_dropout["default"], nn.Identity) for layer in layers)
+    if not layers or dropped or is_sharded(model):
+        return None
+    return sum(times * seconds(group) for group, times in expansions(model, speed) if group.kind) * passes_per_second
+
+
+def expansions(model: nn.Module, speed: str) -> list[tuple[Group, int]]:
+    """How often a micro-batch expands each group's weights: forward, backward, and forward again where it is lean."""
+    found = []
+    for layer in decoder_layers(model):
+        fused: list[Any] = [module for module in layer.modules() if isinstance(module, FusedLinear4bit)]
+        groups = list(dict.fromkeys(module.group for module in fused))
+        compiled = layer._compiled_call_impl is not None  # then the layer's last product is not computed again
+        found += [(g, 3 if speed == "lean" and not (compiled and g is groups[-1]) else 2) for g in groups]
+    return found
+
+
+@torch.no_grad()
+def seconds(group: Group) -> float:
+    """Time of one expansion on the device where the weights are."""
+    device = group.weight.device
+    group.dense()  # the first one also loads the kernel
+    began = Instant(device)
+    for _ in range(_REPEATS):
+        group.dense()
+    end = Instant(device)
+    for moment in (began, end):
+        moment.wait()
+    return end.since(began) / _REPEATS
