@@ -8,6 +8,7 @@ train_throughput.py. Runs on a GPU or a CPU.
 """
 
 import argparse
+import gc
 import json
 import math
 import sys
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from train_throughput import PROMPT
 
 SETTINGS: dict[str, Any] = {"learning_rate": 5e-4, "batch_size": 8}
+EVALUATED_AT_ONCE = 16  # rows, of about one length
 
 
 def token_rows(tokenizer: Any, file: Path, limit: int = 1024) -> list[dict[str, list[int]]]:
@@ -58,9 +60,10 @@ def trl(base: Path, rows: list, seed: int, output: Path) -> list[float]:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, set_seed
     from trl import SFTConfig, SFTTrainer
 
+    set_seed(seed)  # the adapter is made before the trainer sets its own
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.eos_token
     masked = [
@@ -112,7 +115,7 @@ def quantized(base: Path) -> Any:
 
 
 def held_out_loss(base: Path, adapter: Path | None, rows: list) -> float:
-    """Mean negative log-likelihood of the learnt tokens in nats, row by row through transformers' own forward."""
+    """Mean negative log-likelihood of the learnt tokens in nats, through transformers' own forward."""
     import torch
     from peft import PeftModel
 
@@ -120,14 +123,34 @@ def held_out_loss(base: Path, adapter: Path | None, rows: list) -> float:
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     model.eval()
+    rows = sorted(rows, key=lambda row: len(row["input_ids"]))
     total, learnt = 0.0, 0
     with torch.no_grad():
-        for row in rows:
-            ids, labels = (torch.tensor(row[name], device=model.device)[None] for name in ("input_ids", "labels"))
+        for first in range(0, len(rows), EVALUATED_AT_ONCE):
+            batch = rows[first : first + EVALUATED_AT_ONCE]
+            ids = padded([row["input_ids"] for row in batch], 0).to(model.device)
+            labels = padded([row["labels"] for row in batch], -100).to(model.device)
+            mask = padded([[1] * len(row["input_ids"]) for row in batch], 0).to(model.device)
             count = int((labels[:, 1:] != -100).sum())
-            total += float(model(input_ids=ids, labels=labels).loss) * count
+            total += float(model(input_ids=ids, attention_mask=mask, labels=labels).loss) * count
             learnt += count
     return total / learnt
+
+
+def padded(values: list[list[int]], filler: int) -> Any:
+    """All values as one matrix, the shorter ones filled up on the right."""
+    import torch
+
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(v) for v in values], batch_first=True, padding_value=filler)
+
+
+def clear() -> None:
+    """Give back what the last run held: ours looks at the free memory before it starts."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -145,21 +168,29 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     train, test = (token_rows(tokenizer, file)[: arguments.rows] for file in (arguments.train, arguments.test))
-    results: list[dict[str, Any]] = [{"trainer": "none", "held_out": held_out_loss(arguments.base, None, test)}]
-    print(results[0], flush=True)
+    import torch
+
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    results: list[dict[str, Any]] = []
+
+    def note(trainer: str, seed: int | None, seconds: float, losses: list[float], held_out: float) -> None:
+        results.append({"trainer": trainer, "seed": seed, "held_out": held_out, "seconds": round(seconds, 1)})
+        results[-1] |= {"losses": losses, "device": where}
+        print(f"{trainer}, seed {seed}: held-out loss {held_out:.4f}, {seconds:.1f} s", flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+
+    print(f"{len(train)} training and {len(test)} held-out rows on {where}", flush=True)
+    note("none", None, 0.0, [], held_out_loss(arguments.base, None, test))
     for seed in range(arguments.seeds):
         for name, run in (("ours", ours), ("trl", trl)):
+            clear()
             with tempfile.TemporaryDirectory() as folder:
                 began = time.perf_counter()
                 losses = run(arguments.base, train, seed, Path(folder))
                 seconds = time.perf_counter() - began
-                held_out = held_out_loss(arguments.base, Path(folder), test)
-            results.append(
-                {"trainer": name, "seed": seed, "held_out": held_out, "seconds": round(seconds, 1), "losses": losses}
-            )
-            print(f"{name} seed {seed}: held-out loss {held_out:.4f}, {seconds:.1f} s", flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+                clear()
+                note(name, seed, seconds, losses, held_out_loss(arguments.base, Path(folder), test))
 
 
 if __name__ == "__main__":
