@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.changes import sentence
-from tasks.store.artifact import ArtifactRef, written_here
+from tasks.store.artifact import ArtifactRef, read_manifest, store_root, written_here
 
 TRAINING = (
     *("steps", "loss_first", "loss_last", "tokens_per_second"),
@@ -25,13 +25,17 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
         return written_here.get(manifest["key"], float("-inf")) >= began
 
     manifests = {name: ref.manifest for name, ref in stages.items()}
+    parts = {name: [manifest] for name, manifest in manifests.items()}
+    model = Path(manifests["train"]["info"]["model"])
+    if model.parent == store_root() / "artifacts":  # the bundled model, converted by the first stage
+        parts["download"].append(read_manifest(model))
     published = manifests["publish"]["info"]
     return {
         "stages": {
             name: {
                 "key": manifest["key"],
-                "outcome": "ran" if ran(manifest) else "reused",
-                "seconds": manifest["seconds"] if ran(manifest) else 0.0,
+                "outcome": "ran" if any(map(ran, parts[name])) else "reused",
+                "seconds": sum(part["seconds"] for part in parts[name] if ran(part)),
                 "rows": stages[name].rows,
                 "path": str(stages[name].path),
             }
