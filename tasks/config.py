@@ -224,7 +224,7 @@ class TrainingConfig(Group):
     processes: int = Field(
         1,
         description="Training processes on this machine, each with a GPU of its own; each step's rows are divided "
-        "among them. 0: one for every GPU.",
+        "among them. 0: one for every GPU. For several machines see docs/gpus.md.",
         ge=0,
         le=64,
     )

@@ -54,8 +54,10 @@ def seal(written: Path, final: Path) -> None:
 def last_valid(folder: Path) -> Path | None:
     """The newest checkpoint whose every file is as it was written; None when there is none.
 
-    Damaged ones are removed on the way: they must not count among the `KEPT`.
+    Damaged ones are removed on the way: they must not count among the `KEPT`. So is what a killed attempt was writing.
     """
+    for path in folder.glob(".writing-*"):
+        shutil.rmtree(path, ignore_errors=True)
     for path in _newest_first(folder):
         if _valid(path):
             return path

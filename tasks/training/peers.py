@@ -26,6 +26,20 @@ def together() -> Iterator[None]:
     dist.destroy_process_group()  # not after a failure: the others may never come
 
 
+class PeerLost(RuntimeError):
+    """Another process of the run is gone."""
+
+
+@contextlib.contextmanager
+def _meeting() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo's and NCCL's
+        raise PeerLost(f"another process of the run is gone ({str(error).split('. ')[0]})") from error
+
+
 class Peers:
     """The processes of this run: `count` of them, this one's number is `rank`. Alone, all is what this one says."""
 
@@ -40,7 +54,8 @@ class Peers:
         if self.count == 1:
             return value
         number = torch.tensor(value)
-        dist.all_reduce(number, dist.ReduceOp.MAX, group=self._hosts)
+        with _meeting():
+            dist.all_reduce(number, dist.ReduceOp.MAX, group=self._hosts)
         return int(number)
 
     def least(self, value: int) -> int:
@@ -69,7 +84,8 @@ class Peers:
             return loss
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
-        dist.all_reduce(flat)
+        with _meeting():
+            dist.all_reduce(flat)
         for parameter, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
         return flat[-1]

@@ -1,7 +1,6 @@
 """Stage 4: LoRA on a quantized base, in a child process of its own."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tasks.store.artifact import ArtifactRef, latest, produce, store_root, work_
 from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef
 from tasks.training.identity import identity
+from tasks.training.nodes import gpus, nodes
 
 _SLOWER = 0.85
 _FEWEST_STEPS = 10  # fewer say nothing about speed
@@ -39,8 +39,9 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
             "checkpoints": str(checkpoints),
             "checkpoint_steps": execution.checkpoint_steps,
         }
-        several = config.processes > 1 or (config.processes == 0 and _gpus() > 1)
-        job |= {"processes": config.processes or _gpus()} if several else {}
+        processes = config.processes or gpus() or 1
+        several = processes > 1 or nodes().count > 1
+        job |= {"processes": processes} if several else {}
         run_child(f"tasks.training.{'launch' if several else 'worker'}", job, log, execution.hang_minutes)
         totals = json.loads((folder / "training.json").read_text()) | {"model": model.folder}
         if sentence := slower(totals, latest((store_root() / "artifacts").glob("train-*"))):
@@ -69,11 +70,3 @@ def slower(totals: dict[str, Any], last: dict[str, Any] | None) -> str:
         f"slower than the last run on this {totals['device']}: {totals['tokens_per_second']:,.0f} tokens/s instead of "
         f"{before['tokens_per_second']:,.0f} ({share - 1:.0%})"
     )
-
-
-def _gpus() -> int:
-    """NVIDIA GPUs of this machine, or those CUDA_VISIBLE_DEVICES leaves, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

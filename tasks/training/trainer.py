@@ -270,9 +270,11 @@ class PackedTrainer(SFTTrainer):
             Interrupted: `request_stop` was called; a checkpoint of the last finished step was written.
             TrainingFailed: a step's loss or gradient was not a number, or its gradient zero.
         """
-        resume, step = checkpoints.last_valid(self.folder), 0
+        resume = checkpoints.last_valid(self.folder)
+        # the last one that all see: a shared file system may show a node an older state
+        step = self.peers.least(int(resume.name.rpartition("-")[2]) if resume else 0)
+        resume = self.folder / f"checkpoint-{step}" if step else None
         if resume is not None:
-            step = int(resume.name.rpartition("-")[2])
             self.step_log.restore(resume / _LOG_FILE, step)
             if self.validation:
                 self.validation.restore(resume, self.step_log.rows)

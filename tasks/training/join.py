@@ -1,0 +1,66 @@
+"""What the other machines of a run on several nodes do: take part in the training that the first one's flow starts.
+
+    QLORA_FLOW_NODES=2 QLORA_FLOW_RENDEZVOUS=node0:29400 QLORA_FLOW_NODE=1 python -m tasks.training.join
+
+It waits for a training, takes part in it with all its GPUs, and waits for the next, which may be another attempt at the
+same. It never ends by itself: the first node may find every result in its cache and train nothing. Let the job that
+started it end it.
+"""
+
+import os
+import socket
+import sys
+import time
+
+from tasks.child import STOPPED_EXIT
+from tasks.errors import UserError
+from tasks.quiet import silence
+from tasks.training.launch import start
+from tasks.training.nodes import Nodes, gpus, nodes
+
+
+def join(where: Nodes) -> None:
+    """Take part in one training after the other.
+
+    Raises:
+        UserError: this is the first node, or the only one.
+    """
+    if where.number == 0:
+        raise UserError("QLORA_FLOW_NODE is 0 or not set: the first node runs the flow, the others join with 1, 2, ...")
+    silence()
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    host, _, port = where.endpoint.rpartition(":")
+    while True:
+        print(f"waiting for a training at {where.endpoint}")
+        _until(True, host.strip("[]"), int(port))
+        try:
+            start(None, gpus() or 1, where)
+            print("the training is finished")
+        except SignalException:
+            sys.exit(STOPPED_EXIT)
+        except (ChildFailedError, DistError) as error:
+            print(f"this attempt at training is over ({type(error).__name__})")
+        _until(False, host.strip("[]"), int(port))  # or else the next attempt would be taken for this one
+
+
+def _until(listening: bool, host: str, port: int) -> None:
+    """Wait for the first node's launcher to be there, or to be gone. In Python, so that signals end it."""
+    there = not listening
+    while there != listening:
+        time.sleep(0.5)
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            there = True
+        except OSError:
+            there = False
+
+
+if __name__ == "__main__":
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    try:
+        join(nodes())
+    except UserError as mistake:
+        sys.exit(str(mistake))
