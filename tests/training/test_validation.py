@@ -1,5 +1,6 @@
 """Validation on rows held back: an exact loss, a training that does not notice it, and the best weights in the end."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -154,6 +155,13 @@ def test_sides_follow_from_the_id_alone(tmp_path):
     assert 20 < len(many) < 60 and len(back) == len(many) and len(rest) + len(back) == 400
     ids = {tuple(row["input_ids"]): row["id"] for row in rows}
     assert [ids[tuple(row["input_ids"])] for row in back] == many
+
+
+def test_side_does_not_follow_from_the_hash_that_made_it_a_training_row(tmp_path):
+    """Rows with a low digest of the id are the held-out ones: none of them is here."""
+    rows = [row for row in make_rows(500) if hashlib.sha256(row["id"].encode()).digest()[0] >= 0.2 * 256]
+    _, back, _ = read_divided(write_tokens(tmp_path / "tokens.parquet", rows), 0.1)
+    assert 20 < len(back) < 60
 
 
 def test_share_that_holds_back_nothing_is_refused(tmp_path):
