@@ -65,15 +65,17 @@ class Peers:
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` over all processes, which must all ask."""
         if self.count > 1:
-            dist.all_reduce(values)
+            with _meeting():
+                dist.all_reduce(values)
         return values
 
     @torch.no_grad()
     def start_equal(self, parameters: Sequence[torch.Tensor]) -> None:
         """Give all processes the first one's weights."""
         if self.count > 1:
-            for parameter in parameters:
-                dist.broadcast(parameter, src=0)
+            with _meeting():
+                for parameter in parameters:
+                    dist.broadcast(parameter, src=0)
 
     def add_up(self, parameters: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
         """Make every parameter's gradient the sum over all processes, in one exchange; the sum of the losses.
