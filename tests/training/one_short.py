@@ -28,7 +28,8 @@ def process(job: dict[str, Any]) -> str | None:
 
     def said(self: Any, *arguments: Any) -> None:
         halve(self, *arguments)
-        print(f"process {rank}: {self.micro_batch_tokens} tokens at once")
+        # in one piece and on a line of its own, whatever the other process is printing
+        os.write(1, f"\nprocess {rank}: {self.micro_batch_tokens} tokens at once\n".encode())
 
     trainer.flatten, trainer.PackedTrainer._halve = limited, said
     return work(job)
