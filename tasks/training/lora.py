@@ -150,6 +150,9 @@ class Group:
         self.absmax: Tensor | None = None
         if self.kind and not self.nested:
             self.absmax = torch.cat([w.quant_state.absmax.float() for w in weights])
+            counts = [w.quant_state.absmax.numel() for w in weights]
+            for weight, part in zip(weights, self.absmax.split(counts), strict=True):
+                weight.quant_state.absmax = part
         if self.kind and keep_dense:
             shape = (sum(self.widths), first.in_features)
             example = torch.empty(0, dtype=first.compute_dtype)

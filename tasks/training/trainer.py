@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch._dynamo
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
@@ -23,24 +22,21 @@ from trl import SFTTrainer
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.training import checkpoints, memory
+from tasks.training import checkpoints, plan
 from tasks.training.arguments import arguments, no_tokenizer
 from tasks.training.device import Instant, random_state, set_random_state
-from tasks.training.flops import per_token
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
 from tasks.training.lora import refresh
 from tasks.training.packing import Row, StepRows, collate, divide, flatten, turns
 from tasks.training.peers import Peers
-from tasks.training.recompute import decoder_layers, recompute
 from tasks.training.settle import Unsettled
-from tasks.training.sharding import in_flight_bytes, is_sharded
+from tasks.training.sharding import is_sharded
 from tasks.training.shortage import halved, leave, left
 from tasks.training.validation import Enough, Validation
 
 _LOG_FILE = "step_log.parquet"
 _WELL, _SHORT_OF_MEMORY, _STOPPED = range(3)  # how a step went for a process; the worst is what all act on
-_COMPILE_FROM = 3e16  # operations of a run whose gain outweighs compilation: about two minutes of a fast GPU
 
 
 class Interrupted(BaseException):
@@ -84,6 +80,8 @@ class PackedTrainer(SFTTrainer):
         # not wrapped in DDP: `peers` adds up the gradients
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.peers, self.sharded = peers or Peers(), is_sharded(model)
+        if self.peers.count > 1:  # dropout and noise of their own
+            torch.manual_seed(config.seed + self.peers.rank)
         self.processing_class = None  # the rows are tokens already; nothing to save beside the weights
         self.adapted, self.folder = model, checkpoint_folder
         self.micro_batch_tokens = config.micro_batch_tokens
@@ -103,34 +101,10 @@ class PackedTrainer(SFTTrainer):
         self.began = Instant(self.args.device)
         self._random_state = random_state()
         train_on_packs(cast(PreTrainedModel, model.get_base_model()), config.neftune_alpha)
-        self._plan(config, rows)
+        self.way = plan.choose(model, rows, config, self.args, self.peers, say)
+        self.way.prepare(model)
         self.remove_callback(PrinterCallback)
         self.add_callback(checkpoints.StepEnd(self))
-
-    # --- how ------------------------------------------------------------------------------------------------------
-
-    def _plan(self, config: TrainingConfig, rows: Dataset) -> None:
-        """Choose what is left to choice: what is kept for the backward pass, and whether to compile."""
-        base, lengths = self.adapted.get_base_model(), memory.lengths(rows)
-        layers, device = decoder_layers(base), self.args.device
-        self.room = 0
-        if device.type == "cuda":
-            self.room = self.peers.least(memory.room(device, self.adapted)) - in_flight_bytes(base)
-        step_tokens = int(lengths.mean() * self.args.train_batch_size) // self.peers.count  # of one process
-        self.speed: str = config.speed
-        self.longest = int(lengths.max())
-        if self.speed == "auto" and device.type == "cpu":
-            self.speed = "fast"
-        elif self.speed == "auto":
-            at_once = self.micro_batch_tokens or step_tokens
-            self.speed = memory.choose_speed(layers, at_once, self.longest, self.room)
-        recompute(base, self.speed, dropout=config.lora_dropout > 0)
-        worth = step_tokens * self.args.max_steps * per_token(self.adapted) > _COMPILE_FROM
-        wanted = config.compile == "always" or (config.compile == "auto" and worth)
-        if self.sharded and config.compile == "always":
-            self._say("the layers are not compiled: their weights are divided among the processes")
-        elif device.type == "cuda" and wanted and not self.sharded:
-            _compile_layers(self.adapted)
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -281,8 +255,9 @@ class PackedTrainer(SFTTrainer):
             self._say(f"resuming from the checkpoint of step {step}")
         self.micro_batch_tokens = left(self.folder) or self.micro_batch_tokens
         if not self.micro_batch_tokens:
-            self.micro_batch_tokens = self._fitting_tokens()
-            self._say(f"{self.speed}, at most {self.micro_batch_tokens:,} tokens at once")
+            assert isinstance(self.train_dataset, Dataset)
+            self.micro_batch_tokens = self.way.fitting_tokens(self.adapted, self.train_dataset, self.peers)
+            self._say(f"{self.way.speed}, at most {self.micro_batch_tokens:,} tokens at once")
         self.peers.start_equal([p for p in self.adapted.parameters() if p.requires_grad])
         try:
             if resume and step == self.args.max_steps:  # it was interrupted in its last validation
@@ -306,15 +281,6 @@ class PackedTrainer(SFTTrainer):
             raise
         if self.validation:
             self.validation.use_best(self.adapted)
-
-    def _fitting_tokens(self) -> int:
-        """Tokens of a micro-batch that fill the device; the same in all processes."""
-        device = self.args.device
-        if self.sharded and device.type == "cuda":  # not by trying: a process that fails would leave the others waiting
-            layers = decoder_layers(self.adapted.get_base_model())
-            return memory.computed_tokens(layers, self.speed, self.longest, self.room)
-        assert isinstance(self.train_dataset, Dataset)
-        return self.peers.least(memory.fitting_tokens(self.adapted, self.train_dataset, self.longest, device))
 
     def request_stop(self, *_: Any) -> None:
         """Signal handler: give up the step being computed, or stop before the next one."""
@@ -349,13 +315,3 @@ class PackedTrainer(SFTTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted per step; see `log.py` for the totals."""
         return 0
-
-
-def _compile_layers(model: PeftModel) -> None:
-    """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
-    # sibling layers hand their outputs over through an attribute, which recomputation does anew
-    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-    base = cast(PreTrainedModel, model.get_base_model())
-    base.enable_input_require_grads()  # the first layer's input like every other's, or it is compiled once more
-    for layer in decoder_layers(base):
-        layer.compile(dynamic=True)

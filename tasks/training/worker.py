@@ -112,10 +112,10 @@ def write(trainer: Any, output: Path, source: str, held_back: list[str]) -> None
         "device": log.device_name(),
         "padding_share": 0.0,  # rows are packed whole and nothing is padded
         "out_of_memory_halvings": trainer.halvings,
-        "speed": trainer.speed,
+        "speed": trainer.way.speed,
         "micro_batch_tokens": trainer.micro_batch_tokens,
         "model_flop_utilisation": flops.utilisation(trainer.adapted, trainer.args.device, speed / trainer.peers.count),
-        "dequantization_share": dequantization.share(trainer.adapted, trainer.speed, passes),
+        "dequantization_share": dequantization.share(trainer.adapted, trainer.way.speed, passes),
         **(trainer.validation.totals() if trainer.validation else {}),
     }
     if held_back:

@@ -1,0 +1,92 @@
+"""How a run is computed on the device at hand: what is kept, what is compiled, how many tokens at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch._dynamo
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from tasks.config import TrainingConfig
+from tasks.training import memory
+from tasks.training.flops import per_token
+from tasks.training.peers import Peers
+from tasks.training.recompute import decoder_layers, recompute
+from tasks.training.sharding import in_flight_bytes, is_sharded
+
+_COMPILE_FROM = 3e16  # operations of a run whose gain outweighs compilation: about two minutes of a fast GPU
+
+
+@dataclass(frozen=True)
+class Way:
+    """What was left to choice, chosen; the same in all processes.
+
+    Args:
+        speed: what is kept for the backward pass (recompute.py).
+        compiled: whether the decoder layers are.
+        device: of this process.
+        room: bytes of a GPU for activations and what goes with them; 0 on a CPU.
+        longest: tokens of the longest row.
+        dropout: whether computing a layer again must repeat its random numbers.
+    """
+
+    speed: str
+    compiled: bool
+    device: torch.device
+    room: int
+    longest: int
+    dropout: bool
+
+    def prepare(self, model: PeftModel) -> None:
+        """Make the model's layers compute that way."""
+        base = cast(PreTrainedModel, model.get_base_model())
+        recompute(base, self.speed, self.dropout)
+        if self.compiled:
+            _compile_layers(base)
+
+    def fitting_tokens(self, model: PeftModel, rows: Dataset, peers: Peers) -> int:
+        """Tokens of a micro-batch that fill the device."""
+        if is_sharded(model) and self.device.type == "cuda":
+            # not by trying: a process that fails would leave the others waiting
+            layers = decoder_layers(model.get_base_model())
+            return memory.computed_tokens(layers, self.speed, self.longest, self.room)
+        return peers.least(memory.fitting_tokens(model, rows, self.longest, self.device))
+
+
+def choose(
+    model: PeftModel, rows: Dataset, config: TrainingConfig, arguments: Any, peers: Peers, say: Callable[[str], None]
+) -> Way:
+    """What `config` leaves open, by the model's size, the rows' lengths and the memory there is.
+
+    Args:
+        arguments: the trainer's own.
+        say: told of a wish that cannot be met.
+    """
+    base, lengths, device = model.get_base_model(), memory.lengths(rows), arguments.device
+    longest, room, speed = int(lengths.max()), 0, str(config.speed)
+    if device.type == "cuda":
+        room = peers.least(memory.room(device, model)) - in_flight_bytes(base)
+    step_tokens = int(lengths.mean() * arguments.train_batch_size) // peers.count  # of one process
+    if speed == "auto":
+        at_once = config.micro_batch_tokens or step_tokens
+        layers = decoder_layers(base)
+        speed = "fast" if device.type == "cpu" else memory.choose_speed(layers, at_once, longest, room)
+    worth = step_tokens * arguments.max_steps * per_token(model) > _COMPILE_FROM
+    compiled = config.compile == "always" or (config.compile == "auto" and worth)
+    if compiled and is_sharded(model):
+        compiled = False
+        if config.compile == "always":
+            say("the layers are not compiled: their weights are divided among the processes")
+    return Way(speed, compiled and device.type == "cuda", device, room, longest, config.lora_dropout > 0)
+
+
+def _compile_layers(base: PreTrainedModel) -> None:
+    """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
+    # sibling layers hand their outputs over through an attribute, which recomputation does anew
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
+    base.enable_input_require_grads()  # the first layer's input like every other's, or it is compiled once more
+    for layer in decoder_layers(base):
+        layer.compile(dynamic=True)
