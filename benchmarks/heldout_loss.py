@@ -60,10 +60,9 @@ def trl(base: Path, rows: list, seed: int, output: Path) -> list[float]:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoTokenizer, set_seed
+    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    set_seed(seed)  # the adapter is made before the trainer sets its own
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.eos_token
     masked = [
