@@ -30,7 +30,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         for process in server.processes:
             try:
                 process.wait(15)
-            except subprocess.TimeoutExpired:  # the worker makes SIGTERM a SIGINT, which background jobs ignore
+            except subprocess.TimeoutExpired:
                 process.kill()
 
 

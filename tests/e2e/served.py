@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,7 +41,14 @@ class Served:
     def start(self, *command: str) -> None:
         log = (self.folder / f"{command[0]}.log").open("wb")
         self.processes.append(
-            subprocess.Popen([*PREFECT, *command], env=self.environment, cwd=ROOT, stdout=log, stderr=log)
+            subprocess.Popen(
+                [*PREFECT, *command],
+                env=self.environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+            )
         )
 
     def prefect(self, *command: str) -> subprocess.CompletedProcess[str]:
