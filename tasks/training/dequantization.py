@@ -17,7 +17,7 @@ def share(model: nn.Module, speed: str, passes_per_second: float) -> float | Non
     """Fraction of the time in steps; 0 where the dense values are kept.
 
     None where it is not known: no 4-bit base, or one that is expanded elsewhere (DoRA, LoRA dropout) or divided among
-    processes.
+    processes, or no step that was computed by this process.
 
     Args:
         speed: what is kept for the backward pass.
@@ -25,7 +25,7 @@ def share(model: nn.Module, speed: str, passes_per_second: float) -> float | Non
     """
     layers: list[Any] = [module for module in model.modules() if isinstance(module, FusedLinear4bit)]
     dropped = any(not isinstance(layer.lora_dropout["default"], nn.Identity) for layer in layers)
-    if not layers or dropped or is_sharded(model):
+    if not layers or dropped or is_sharded(model) or not passes_per_second:
         return None
     return sum(times * seconds(group) for group, times in expansions(model, speed) if group.kind) * passes_per_second
 

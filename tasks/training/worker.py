@@ -107,7 +107,7 @@ def write(trainer: Any, output: Path, source: str, held_back: list[str]) -> None
     trainer.step_log.save(output / "training_log.parquet")
     totals = trainer.step_log.totals()
     speed = float(totals["tokens_per_second"])
-    passes = speed * trainer.micro_batches / trainer.step_log.tokens_here()  # a second
+    passes = speed * trainer.micro_batches / max(trainer.step_log.tokens_here(), 1)  # a second
     totals |= {
         "device": log.device_name(),
         "padding_share": 0.0,  # rows are packed whole and nothing is padded

@@ -50,6 +50,7 @@ def test_share_is_time_of_all_expansions_in_a_second(bases, packed, monkeypatch)
     model = base.load(bases("llama"), TrainingConfig(lora_r=4), CPU)
     assert share(model, "fast", 5.0) == pytest.approx(2 * 14 * 1e-3 * 5)  # twice every layer
     assert share(model, "lean", 5.0) == pytest.approx(3 * 14 * 1e-3 * 5)
+    assert share(model, "lean", 0.0) is None  # all steps were an earlier attempt's
 
 
 def test_time_grows_with_the_weights():
