@@ -1,4 +1,4 @@
-"""Training speed on one GPU: this project's trainer beside others, same rows, same session.
+"""Training speed on one GPU: this project's trainer beside others, same rows, same run.
 
     python benchmarks/train_throughput.py --rows dev.jsonl test.jsonl --tokenizer FOLDER [--out results.json] [MODE ...]
 

@@ -36,8 +36,8 @@ def _forward(self: Any, hidden_states: torch.Tensor, *, keep: torch.Tensor, **mo
     return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
-def _body(layer: type) -> list[str]:
+def _body(layer: type[torch.nn.Module]) -> list[str]:
     """A layer's forward as statements, without annotations and names of arguments' types."""
-    function = ast.parse(textwrap.dedent(inspect.getsource(layer.forward))).body[0]  # type: ignore[attr-defined]
+    function = ast.parse(textwrap.dedent(inspect.getsource(layer.forward))).body[0]
     assert isinstance(function, ast.FunctionDef)
     return [ast.dump(statement) for statement in function.body]

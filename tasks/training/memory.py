@@ -76,7 +76,7 @@ def base_fits(folder: Path, config: TrainingConfig, longest: int, total: int) ->
     width = getattr(torch, config.compute_dtype).itemsize
     each: float = width
     if config.quantization == "4bit":
-        each = 0.5 + (1 if config.double_quant else 2 * 4) / 64  # values and constants, the latter twice in float32
+        each = 0.5 + (1 if config.double_quant else 4) / 64  # values and constants
     trained = config.lora_r * sum(m.in_features + m.out_features for m in linear)
     last = {name.rsplit(".", 1)[-1]: module for name, module in model.named_modules()}
     trained += sum(p.numel() for name in config.modules_to_save if name in last for p in last[name].parameters())

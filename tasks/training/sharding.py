@@ -43,7 +43,7 @@ class _ShardedGroup(Group):
         return self.frozen.weight
 
     @property
-    def absmax(self) -> Tensor | None:  # type: ignore[override]
+    def absmax(self) -> Tensor | None:  # type: ignore[override]  # set in a Group, read here
         return self.frozen.absmax
 
     def plain(self, member: int, x: Tensor) -> Tensor:
