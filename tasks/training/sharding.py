@@ -25,10 +25,16 @@ _LAYERS_IN_FLIGHT = 3  # gathered at once: the one that computes, the next one, 
 
 
 class _Frozen(nn.Module):
-    """A group's frozen weights as parameters, which is what FSDP2 shards."""
+    """A group's frozen weights as parameters, which is what FSDP2 shards.
+
+    Packed 4-bit values are kept as bfloat16 that nothing computes with, for torch 2.11 divides floating
+    point alone.
+    """
 
     def __init__(self, weight: Tensor, absmax: Tensor | None) -> None:
         super().__init__()
+        if weight.dtype == torch.uint8:
+            weight = weight.flatten().view(torch.bfloat16)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.absmax = None if absmax is None else nn.Parameter(absmax, requires_grad=False)
 
@@ -40,7 +46,8 @@ class _ShardedGroup(Group):
 
     @property
     def weight(self) -> Tensor:
-        return self.frozen.weight
+        weight: Tensor = self.frozen.weight
+        return weight.view(torch.uint8).unsqueeze(-1) if self.kind else weight
 
     @property
     def absmax(self) -> Tensor | None:  # type: ignore[override]  # set in a Group, read here

@@ -21,6 +21,7 @@ def process(job: dict[str, Any]) -> None:
 
     rank, steps = int(os.environ["RANK"]), job.get("short_in_step")
     run, accumulate, flatten = trainer.PackedTrainer.run, trainer.PackedTrainer._accumulate, trainer.flatten
+    packed = (torch.uint8, torch.bfloat16)  # as it is loaded, and as it is divided
     now = 0
 
     def measured(self: Any) -> None:
@@ -28,10 +29,12 @@ def process(job: dict[str, Any]) -> None:
         held = {
             t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
             for t in gc.get_objects()
-            if type(t) in (torch.Tensor, torch.nn.Parameter) and t.dtype == torch.uint8
+            if type(t) in (torch.Tensor, torch.nn.Parameter) and t.dtype in packed
         }
         random_state = torch.get_rng_state().nbytes
-        print(f"process {rank} holds {sum(n for n in held.values() if n != random_state)} packed bytes")
+        total = sum(n for n in held.values() if n != random_state)
+        # in one piece and on a line of its own, whatever the other process is printing
+        os.write(1, f"\nprocess {rank} holds {total} packed bytes\n".encode())
 
     def counted(self: Any, *arguments: Any) -> Any:
         nonlocal now

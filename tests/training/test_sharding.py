@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from tasks.child import ChildFailed, run_child
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.training import base, memory
+from tasks.training import base, memory, sharding
 from tasks.training.peers import Peers
 
 VALIDATED = {"validation_share": 0.2, "validation_steps": 25}
@@ -81,6 +81,12 @@ def test_a_base_is_divided_when_it_does_not_fit(tmp_path):
     assert not fits(llama70, plain, 2048, 140 * 10**9)
     whole = TrainingConfig(modules_to_save=["embed_tokens", "lm_head"])  # 17 GB more
     assert fits(llama8, whole, 2048, 40 * 10**9) and not fits(llama8, whole, 2048, 24 * 10**9)
+
+
+def test_packed_values_are_divided_as_floating_point():
+    packed = torch.arange(256, dtype=torch.uint8).unsqueeze(-1)
+    held = sharding._Frozen(packed, None).weight
+    assert held.is_floating_point() and torch.equal(held.view(torch.uint8), packed.flatten())
 
 
 def test_nothing_to_divide_is_refused():
