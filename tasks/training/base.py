@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -17,8 +16,6 @@ from tasks.training import attention, memory, whole
 from tasks.training.lora import fuse
 from tasks.training.peers import Peers
 from tasks.training.sharding import shard
-
-_DENSE_SHARE = 0.25  # of the free memory that dequantized weights may take on a CPU
 
 
 def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bool = False) -> PeftModel:
@@ -55,7 +52,7 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
         check_quantized(model)
     never_repack(model)
     whole.prepare(model, dtype)
-    fuse(model, dtype, keep_dense=device.type == "cpu" and not sharded and _fits_dense(model, dtype))
+    fuse(model, dtype)
     if sharded:
         shard(model, device)
     return model
@@ -135,14 +132,3 @@ def never_repack(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def _fits_dense(model: PeftModel, dtype: torch.dtype) -> bool:
-    """Whether the dequantized values of all adapted layers fit comfortably beside everything else.
-
-    They are the very values the 4-bit weights stand for: memory for speed, nothing else changes.
-    """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    values = sum(layer.in_features * layer.out_features for layer in layers)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return values * dtype.itemsize < _DENSE_SHARE * free

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tasks.training.device import Instant
-from tasks.training.lora import FusedLinear4bit, Group
+from tasks.training.lora import FusedLinear4bit, Group, groups
 from tasks.training.recompute import decoder_layers
 from tasks.training.sharding import is_sharded
 
@@ -34,10 +34,9 @@ def expansions(model: nn.Module, speed: str) -> list[tuple[Group, int]]:
     """How often a micro-batch expands each group's weights: forward, backward, and forward again where it is lean."""
     found = []
     for layer in decoder_layers(model):
-        fused: list[Any] = [module for module in layer.modules() if isinstance(module, FusedLinear4bit)]
-        groups = list(dict.fromkeys(module.group for module in fused))
         compiled = layer._compiled_call_impl is not None  # then the layer's last product is not computed again
-        found += [(g, 3 if speed == "lean" and not (compiled and g is groups[-1]) else 2) for g in groups]
+        own = groups(layer)
+        found += [(g, 3 if speed == "lean" and not (compiled and g is own[-1]) else 2) for g in own]
     return found
 
 

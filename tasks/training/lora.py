@@ -133,7 +133,7 @@ class Group:
     Their frozen weights are moved into one tensor, of which each layer's own weight becomes a view.
     """
 
-    def __init__(self, members: list[Any], keep_dense: bool) -> None:
+    def __init__(self, members: list[Any]) -> None:
         self.members = members
         self.pending: list[Tensor] = []
         self.input: Tensor | None = None
@@ -153,11 +153,6 @@ class Group:
             counts = [w.quant_state.absmax.numel() for w in weights]
             for weight, part in zip(weights, self.absmax.split(counts), strict=True):
                 weight.quant_state.absmax = part
-        if self.kind and keep_dense:
-            shape = (sum(self.widths), first.in_features)
-            example = torch.empty(0, dtype=first.compute_dtype)
-            self.weight, self.absmax = _dense(self.weight, self._absmax(), self.kind, shape, example), None
-            self.kind, self.nested = "", []
         options = {"dtype": first.compute_dtype, "device": self.weight.device}
         self.a_compute = torch.zeros(rank * len(members), first.in_features, **options)
         self.b_compute = torch.zeros(sum(self.widths), rank * len(members), **options)
@@ -172,6 +167,10 @@ class Group:
         """The members' frozen weights, `[out, in]` in the compute dtype, expanded anew."""
         shape = (sum(self.widths), self.a_compute.shape[1])
         return _dense(self.weight, self._absmax(), self.kind, shape, self.a_compute)
+
+    def keep_dense(self) -> None:
+        """Compute with the expanded weights from now on: the very values the 4-bit ones stand for."""
+        self.weight, self.absmax, self.kind, self.nested = self.dense(), None, "", []
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Every member's output for x, without bias."""
@@ -248,11 +247,8 @@ class FusedLinear(_Fused, PeftLinear):
     """An adapted layer of a base in full precision."""
 
 
-def fuse(model: PeftModel, compute_dtype: torch.dtype, keep_dense: bool) -> None:
-    """Turn every plain LoRA layer of `model` into its fused form, in place; DoRA layers keep PEFT's forward.
-
-    `keep_dense`: hold the dequantized values of 4-bit weights beside them (see `base.py`).
-    """
+def fuse(model: PeftModel, compute_dtype: torch.dtype) -> None:
+    """Turn every plain LoRA layer of `model` into its fused form, in place; DoRA layers keep PEFT's forward."""
     for module in list(model.modules()):
         for peft_class, fused in ((PeftLinear4bit, FusedLinear4bit), (PeftLinear, FusedLinear)):
             if type(module) is peft_class and not module.lora_variant:
@@ -263,10 +259,16 @@ def fuse(model: PeftModel, compute_dtype: torch.dtype, keep_dense: bool) -> None
         children = {name: child for name, child in parent.named_children() if isinstance(child, _Fused)}
         together = [[children.pop(n) for n in names] for names in _SIBLINGS if children.keys() >= set(names)]
         for members in [*together, *([child] for child in children.values())]:
-            group = Group(members, keep_dense)
+            group = Group(members)
             for number, member in enumerate(members):
                 member.group, member.member = group, number
     refresh(model)
+
+
+def groups(model: torch.nn.Module) -> list[Group]:
+    """Those of a model or a part of it, in its layers' order."""
+    fused: list[Any] = [m for m in model.modules() if isinstance(m, FusedLinear4bit | FusedLinear)]
+    return list(dict.fromkeys(m.group for m in fused))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ What each speed (recompute.py) needs is computed from the layers' shapes; what t
 with two micro-batches of real rows.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.config import TrainingConfig
+from tasks.training.lora import groups
 from tasks.training.packing import collate, flatten, pack
 from tasks.training.recompute import decoder_layers
 
@@ -21,6 +23,8 @@ _WORKING_BYTES = 3 << 29  # a chunk of logits, one dequantized weight, gradients
 _FEWEST_TOKENS = 2048  # with fewer at once a GPU waits for its launches, and computing layers again is faster
 _PROBES = (1024, 3072)  # tokens of the micro-batches that are measured
 _CPU_TOKENS = 2048  # more at once is no faster there
+MANY_TOKENS = 8192  # with so many at once a GPU is busy
+_DENSE_SHARE = 0.25  # of the free memory that expanded weights may take on a CPU
 
 
 def choose_speed(layers: list[nn.Module], step_tokens: int, longest: int, room: int) -> str:
@@ -63,6 +67,26 @@ def computed_tokens(layers: list[nn.Module], speed: str, longest: int, room: int
     """Tokens of a micro-batch that should fit, from shapes alone; arguments as in `choose_speed`."""
     one_layer = kept_bytes(layers[:1], "fast")  # whole while it computes, and as much again in gradients
     return max(longest, (room - _WORKING_BYTES) // (kept_bytes(layers, speed) + 2 * one_layer))
+
+
+def expanded_bytes(model: nn.Module) -> int:
+    """What the values of the fused layers' 4-bit weights take in the compute dtype."""
+    return sum(sum(g.widths) * g.a_compute.shape[1] * g.a_compute.itemsize for g in groups(model) if g.kind)
+
+
+def host_holds(expanded: int) -> bool:
+    """Whether so many bytes of expanded weights fit comfortably into the host's memory, beside everything else."""
+    return expanded < _DENSE_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def gpu_holds(expanded: int, layers: list[nn.Module], speed: str, tokens: int, longest: int, room: int) -> bool:
+    """Whether so many bytes of expanded weights leave room to compute enough at once; arguments as in `choose_speed`.
+
+    Args:
+        tokens: of a micro-batch.
+    """
+    kept = "balanced" if speed == "auto" else speed
+    return speed != "lean" and computed_tokens(layers, kept, 0, room - expanded) >= max(longest, tokens)
 
 
 def base_fits(folder: Path, config: TrainingConfig, longest: int, total: int) -> bool:

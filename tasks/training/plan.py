@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 import torch._dynamo
+import torch._inductor.config
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from tasks.config import TrainingConfig
 from tasks.training import memory
 from tasks.training.flops import per_token
+from tasks.training.lora import groups
 from tasks.training.peers import Peers
 from tasks.training.recompute import decoder_layers, recompute
 from tasks.training.sharding import in_flight_bytes, is_sharded
@@ -31,6 +33,7 @@ class Way:
         room: bytes of a GPU for activations and what goes with them; 0 on a CPU.
         longest: tokens of the longest row.
         dropout: whether computing a layer again must repeat its random numbers.
+        dense: whether the 4-bit weights' values are kept expanded beside them.
     """
 
     speed: str
@@ -39,10 +42,14 @@ class Way:
     room: int
     longest: int
     dropout: bool
+    dense: bool
 
     def prepare(self, model: PeftModel) -> None:
         """Make the model's layers compute that way."""
         base = cast(PreTrainedModel, model.get_base_model())
+        if self.dense:
+            for group in groups(base):
+                group.keep_dense()
         recompute(base, self.speed, self.dropout)
         if self.compiled:
             _compile_layers(base)
@@ -70,23 +77,32 @@ def choose(
     if device.type == "cuda":
         room = peers.least(memory.room(device, model)) - in_flight_bytes(base)
     step_tokens = int(lengths.mean() * arguments.train_batch_size) // peers.count  # of one process
+    at_once, layers = config.micro_batch_tokens or step_tokens, decoder_layers(base)
+    expanded = 0 if is_sharded(model) or config.lora_dropout else memory.expanded_bytes(model)  # dropout: PEFT's layers
+    if device.type == "cpu":
+        dense = memory.host_holds(expanded)
+    else:
+        enough = min(step_tokens, config.micro_batch_tokens or memory.MANY_TOKENS)
+        dense = memory.gpu_holds(expanded, layers, speed, enough, longest, room)
+    dense = bool(expanded and peers.least(int(dense)))
     if speed == "auto":
-        at_once = config.micro_batch_tokens or step_tokens
-        layers = decoder_layers(base)
-        speed = "fast" if device.type == "cpu" else memory.choose_speed(layers, at_once, longest, room)
+        left = room - expanded * dense
+        speed = "fast" if device.type == "cpu" else memory.choose_speed(layers, at_once, longest, left)
     worth = step_tokens * arguments.max_steps * per_token(model) > _COMPILE_FROM
     compiled = config.compile == "always" or (config.compile == "auto" and worth)
     if compiled and is_sharded(model):
         compiled = False
         if config.compile == "always":
             say("the layers are not compiled: their weights are divided among the processes")
-    return Way(speed, compiled and device.type == "cuda", device, room, longest, config.lora_dropout > 0)
+    return Way(speed, compiled and device.type == "cuda", device, room, longest, config.lora_dropout > 0, dense)
 
 
 def _compile_layers(base: PreTrainedModel) -> None:
     """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
     # sibling layers hand their outputs over through an attribute, which recomputation does anew
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
+    # or the compiler finds out what this CPU can do, in five processes one after the other, each time
+    torch._inductor.config.cpp.vec_isa_ok = False
     base.enable_input_require_grads()  # the first layer's input like every other's, or it is compiled once more
     for layer in decoder_layers(base):
         layer.compile(dynamic=True)

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from tasks.training.lora import FusedLinear, FusedLinear4bit, Group
+from tasks.training.lora import Group, groups
 from tasks.training.recompute import decoder_layers
 
 _LAYERS_IN_FLIGHT = 3  # gathered at once: the one that computes, the next one, and the buffer it arrives in
@@ -74,7 +74,7 @@ def shard(model: PeftModel, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     base: Any = model.get_base_model()
     for layer in decoder_layers(base):
-        for group in _groups(layer):
+        for group in groups(layer):
             _hand_over(group, device)
         frozen = {p for m in layer.modules() if isinstance(m, _Frozen) for p in m.parameters()}
         if frozen:
@@ -101,11 +101,6 @@ def in_flight_bytes(model: nn.Module) -> int:
         for layer in decoder_layers(model)
     ]
     return _LAYERS_IN_FLIGHT * max(sizes, default=0)
-
-
-def _groups(layer: nn.Module) -> list[Group]:
-    fused: list[Any] = [m for m in layer.modules() if isinstance(m, FusedLinear4bit | FusedLinear)]
-    return list(dict.fromkeys(m.group for m in fused))
 
 
 def _hand_over(group: Any, device: torch.device) -> None:

@@ -257,7 +257,8 @@ class PackedTrainer(SFTTrainer):
         if not self.micro_batch_tokens:
             assert isinstance(self.train_dataset, Dataset)
             self.micro_batch_tokens = self.way.fitting_tokens(self.adapted, self.train_dataset, self.peers)
-            self._say(f"{self.way.speed}, at most {self.micro_batch_tokens:,} tokens at once")
+            weights = ", 4-bit weights kept expanded" if self.way.dense else ""
+            self._say(f"{self.way.speed}, at most {self.micro_batch_tokens:,} tokens at once{weights}")
         self.peers.start_equal([p for p in self.adapted.parameters() if p.requires_grad])
         try:
             if resume and step == self.args.max_steps:  # it was interrupted in its last validation

@@ -8,7 +8,7 @@ import torch
 from conftest import make_rows, write_tokens
 
 from tasks.config import TrainingConfig
-from tasks.training import base, dequantization, worker
+from tasks.training import base, dequantization, memory, worker
 from tasks.training.data import read_rows
 from tasks.training.dequantization import expansions, share
 from tasks.training.head import train_on_packs
@@ -19,15 +19,9 @@ from tasks.training.trainer import PackedTrainer
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def packed(monkeypatch):
-    """The base stays in 4 bits, as on a GPU."""
-    monkeypatch.setattr(base, "_fits_dense", lambda *_: False)
-
-
 @pytest.mark.parametrize("speed", ["fast", "balanced", "lean"])
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_a_pass_expands_as_often_as_is_assumed(bases, packed, speed, double_quant):
+def test_a_pass_expands_as_often_as_is_assumed(bases, speed, double_quant):
     model = base.load(bases("llama"), TrainingConfig(lora_r=4, double_quant=double_quant), CPU)
     train_on_packs(model.get_base_model())
     recompute(model.get_base_model(), speed, dropout=False)
@@ -37,7 +31,7 @@ def test_a_pass_expands_as_often_as_is_assumed(bases, packed, speed, double_quan
     assert counted == sum(times for _, times in expansions(model, speed)) > 0
 
 
-def test_a_compiled_layer_does_not_expand_its_last_weights_again(bases, packed):  # test_memory.py counts the products
+def test_a_compiled_layer_does_not_expand_its_last_weights_again(bases):  # test_memory.py counts the products
     model = base.load(bases("llama"), TrainingConfig(lora_r=4), CPU)
     for layer in decoder_layers(model):
         layer.compile(backend="eager")
@@ -45,7 +39,7 @@ def test_a_compiled_layer_does_not_expand_its_last_weights_again(bases, packed):
     assert {times for _, times in expansions(model, "balanced")} == {2}
 
 
-def test_share_is_time_of_all_expansions_in_a_second(bases, packed, monkeypatch):
+def test_share_is_time_of_all_expansions_in_a_second(bases, monkeypatch):
     monkeypatch.setattr(dequantization, "seconds", lambda group: 1e-3 * len(group.members))
     model = base.load(bases("llama"), TrainingConfig(lora_r=4), CPU)
     assert share(model, "fast", 5.0) == pytest.approx(2 * 14 * 1e-3 * 5)  # twice every layer
@@ -71,7 +65,7 @@ def test_what_is_not_known_is_not_said(bases, settings):
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_run_notes_its_share(bases, tmp_path, monkeypatch, dense):
-    monkeypatch.setattr(base, "_fits_dense", lambda *_: dense)
+    monkeypatch.setattr(memory, "host_holds", lambda _: dense)
     config = TrainingConfig(lora_r=4, batch_size=4, max_steps=6)
     rows = read_rows(write_tokens(tmp_path / "tokens.parquet", make_rows(22)))
     trainer = PackedTrainer(base.load(bases("llama"), config, CPU), rows, config, tmp_path, lambda line: None)

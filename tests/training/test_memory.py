@@ -124,3 +124,20 @@ def test_the_fastest_that_fits_is_chosen(gigabytes, step_tokens, longest, speed)
 def test_micro_batch_fills_the_room():
     assert memory.tokens_in({1000: 4_000_000_000, 3000: 10_000_000_000}, 31_000_000_000) == 10_000
     assert memory.tokens_in({1000: 4_000_000_000, 3000: 10_000_000_000}, 3_000_000_000) == 1000
+
+
+@pytest.mark.parametrize(
+    "gigabytes, speed, tokens, kept",
+    [
+        (61, "auto", 8192, True),  # an 80 GB card
+        (61, "fast", 11_500, False),
+        (30, "auto", 8192, False),  # a 40 GB card
+        (30, "auto", 2000, True),  # few tokens a step
+        (61, "lean", 2048, False),
+    ],
+)
+def test_expanded_weights_stay_where_much_is_computed_at_once_all_the_same(gigabytes, speed, tokens, kept):
+    with torch.device("meta"):
+        llama = AutoModelForCausalLM.from_config(LlamaConfig(intermediate_size=14336, num_key_value_heads=8))
+    expanded = 14 * 10**9
+    assert memory.gpu_holds(expanded, decoder_layers(llama), speed, tokens, 2048, gigabytes * 10**9) == kept
