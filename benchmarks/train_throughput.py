@@ -48,7 +48,7 @@ WARM = 5  # steps left out of the speed
 LORA = {"lora_r": 16, "lora_alpha": 32, "warmup_share": 0.0, "schedule": "constant", "learning_rate": 2e-4}
 OURS: dict[str, dict[str, Any]] = {
     "fast": {"batch_size": 40, "micro_batch_tokens": 14_000, "speed": "fast", "compile": "always", "max_steps": 30},
-    "auto": {"batch_size": 64, "compile": "always", "max_steps": 25},
+    "auto": {"batch_size": 50, "compile": "always", "max_steps": 25},
     "lean": {"batch_size": 18, "micro_batch_tokens": 6000, "speed": "lean", "compile": "always", "max_steps": 30},
     "budget24": {"batch_size": 48, "compile": "always", "max_steps": 15},
     "match": {"batch_size": 8, "micro_batch_tokens": 8_000, "max_steps": 25},

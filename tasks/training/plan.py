@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 import torch._dynamo
-import torch._inductor.config
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -82,8 +81,7 @@ def choose(
     if device.type == "cpu":
         dense = memory.host_holds(expanded)
     else:
-        enough = min(step_tokens, config.micro_batch_tokens or memory.MANY_TOKENS)
-        dense = memory.gpu_holds(expanded, layers, speed, enough, longest, room)
+        dense = memory.worth_expanding(expanded, layers, speed, step_tokens, config.micro_batch_tokens, longest, room)
     dense = bool(expanded and peers.least(int(dense)))
     if speed == "auto":
         left = room - expanded * dense
@@ -101,8 +99,8 @@ def _compile_layers(base: PreTrainedModel) -> None:
     """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
     # sibling layers hand their outputs over through an attribute, which recomputation does anew
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-    # or the compiler finds out what this CPU can do, in five processes one after the other, each time
-    torch._inductor.config.cpp.vec_isa_ok = False
+    # or a norm's epsilon is a variable on the CPU, for which the compiler first tries out what that can do: 40 s
+    torch._dynamo.config.specialize_float = True
     base.enable_input_require_grads()  # the first layer's input like every other's, or it is compiled once more
     for layer in decoder_layers(base):
         layer.compile(dynamic=True)

@@ -127,17 +127,21 @@ def test_micro_batch_fills_the_room():
 
 
 @pytest.mark.parametrize(
-    "gigabytes, speed, tokens, kept",
+    "gigabytes, speed, step_tokens, at_once, kept",
     [
-        (61, "auto", 8192, True),  # an 80 GB card
-        (61, "fast", 11_500, False),
-        (30, "auto", 8192, False),  # a 40 GB card
-        (30, "auto", 2000, True),  # few tokens a step
-        (61, "lean", 2048, False),
+        (61, "auto", 13_200, 0, True),  # an 80 GB card
+        (61, "auto", 17_000, 0, False),  # two micro-batches instead of one
+        (61, "auto", 100_000, 0, True),
+        (61, "fast", 11_500, 14_000, False),  # would not fit beside them
+        (61, "fast", 8_000, 14_000, True),
+        (28, "auto", 18_400, 0, False),  # a 40 GB card
+        (28, "auto", 2_500, 0, True),
+        (14, "auto", 2_500, 0, False),  # a 24 GB card
+        (61, "lean", 2_500, 0, False),
     ],
 )
-def test_expanded_weights_stay_where_much_is_computed_at_once_all_the_same(gigabytes, speed, tokens, kept):
+def test_weights_stay_expanded_where_that_is_faster(gigabytes, speed, step_tokens, at_once, kept):
     with torch.device("meta"):
         llama = AutoModelForCausalLM.from_config(LlamaConfig(intermediate_size=14336, num_key_value_heads=8))
-    expanded = 14 * 10**9
-    assert memory.gpu_holds(expanded, decoder_layers(llama), speed, tokens, 2048, gigabytes * 10**9) == kept
+    layers, expanded = decoder_layers(llama), 14 * 10**9
+    assert memory.worth_expanding(expanded, layers, speed, step_tokens, at_once, 2048, gigabytes * 10**9) == kept
