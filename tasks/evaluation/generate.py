@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,18 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
+from tasks.errors import UserError
+
 REPORT_SECONDS = 5.0
+_EXPANDED_SHARE = 0.75  # of a GPU's memory that expanded weights may take; the rest is for the answers
 
 
 def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
     """The base with the very weights the adapter was trained on, and the adapter over it.
 
-    A base trained in 4 bits is quantized the same way and then expanded once: the same numbers as in training, without
-    the cost of expanding them at every generated token.
+    A base trained in 4 bits is quantized the same way and, where there is room, expanded once: the same numbers as in
+    training, without the cost of expanding them at every generated token. One that a GPU does not hold even in 4 bits
+    is laid out over the next ones.
     """
     dtype = getattr(torch, training["compute_dtype"])
     options: dict[str, Any] = {}
@@ -28,24 +32,23 @@ def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=training["double_quant"],
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map={"": device}, **options)
-    if options:
+    device_map: Any = {"": "cuda" if torch.cuda.is_available() else "cpu"}
+    if torch.cuda.device_count() > 1:
+        device_map = "sequential"
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device_map, **options)
+    if options and _room_to_expand(model, dtype):
         model = model.dequantize().to(dtype)
     tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     return tuned.eval()
 
 
-def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first, at most `limit` prompt tokens with padding counted."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > limit:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _room_to_expand(model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """By the size of the GPU, not by what is free: so that every run on it gives the same answers."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if devices == {torch.device("cpu")}:
+        return True
+    total = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
+    return len(devices) == 1 and model.num_parameters() * dtype.itemsize < _EXPANDED_SHARE * total
 
 
 def answer(
@@ -56,35 +59,63 @@ def answer(
     batch_tokens: int,
     report: Callable[[str], None],
 ) -> list[list[int]]:
-    """Greedy continuations of token ids, in the order given, end-of-sequence left out."""
+    """Greedy continuations of token ids, in the order given, end-of-sequence left out.
+
+    Args:
+        batch_tokens: prompt tokens at once, padding counted; rows of similar length together, longest first. Halved
+            whenever memory runs out.
+    Raises:
+        UserError: the memory does not suffice for one row.
+    """
     answers: list[list[int]] = [[] for _ in prompts]
     began = last = time.monotonic()
-    done = 0
-    for batch in batches([len(p) for p in prompts], batch_tokens):
-        width = len(prompts[batch[0]])
-        ids = torch.full((len(batch), width), stop[0])
-        mask = torch.zeros_like(ids)
-        for line, index in enumerate(batch):  # padded on the left: generation goes on at the right
-            ids[line, width - len(prompts[index]) :] = torch.tensor(prompts[index])
-            mask[line, width - len(prompts[index]) :] = 1
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=stop,
-                pad_token_id=stop[0],
-            )
-        for line, index in enumerate(batch):
-            answers[index] = until(out[line, width:].tolist(), stop)
-        done += len(batch)
-        now = time.monotonic()
-        if now - last > REPORT_SECONDS or done == len(prompts):
-            left = (now - began) / done * (len(prompts) - done)
+    waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    while waiting:
+        width = len(prompts[waiting[0]])
+        batch = waiting[: max(1, batch_tokens // max(1, width))]
+        try:
+            found = _generate(model, [prompts[index] for index in batch], stop, max_new_tokens)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise UserError(
+                    f"evaluation: memory does not suffice to answer a prompt of {width:,} tokens with up to "
+                    f"{max_new_tokens:,} new ones; lower evaluation.max_new_tokens or tokenization.max_length."
+                ) from None
+            batch_tokens = len(batch) // 2 * width
+            found = None
+        if found is None:  # outside the handler, whose traceback holds on to memory
+            torch.cuda.empty_cache()
+            report(f"out of memory: {batch_tokens:,} prompt tokens at once from here on")
+            continue
+        for index, ids in zip(batch, found, strict=True):
+            answers[index] = until(ids, stop)
+        waiting = waiting[len(batch) :]
+        done, now = len(prompts) - len(waiting), time.monotonic()
+        if now - last > REPORT_SECONDS or not waiting:
+            left = (now - began) / done * len(waiting)
             report(f"{done:,}/{len(prompts):,} answers · {done / (now - began):.1f} a second · {left:.0f} s left")
             last = now
     return answers
+
+
+def _generate(model: PeftModel, prompts: list[list[int]], stop: list[int], max_new_tokens: int) -> list[list[int]]:
+    """Continuations of one batch, the longest prompt first, with what follows their ends."""
+    width = len(prompts[0])
+    ids = torch.full((len(prompts), width), stop[0])
+    mask = torch.zeros_like(ids)
+    for line, prompt in enumerate(prompts):  # padded on the left: generation goes on at the right
+        ids[line, width - len(prompt) :] = torch.tensor(prompt)
+        mask[line, width - len(prompt) :] = 1
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=stop,
+            pad_token_id=stop[0],
+        )
+    return out[:, width:].tolist()
 
 
 def until(ids: list[int], stop: list[int]) -> list[int]:

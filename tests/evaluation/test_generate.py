@@ -1,11 +1,13 @@
-"""Batched answers are the answers of one row at a time."""
+"""Batched answers are the answers of one row at a time, in whatever memory there is."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from tasks.evaluation.generate import answer, batches, load, stop_ids, until
+from tasks.errors import UserError
+from tasks.evaluation import generate
+from tasks.evaluation.generate import answer, load, stop_ids, until
 
 TRAINING = {"quantization": "4bit", "quant_type": "nf4", "compute_dtype": "float32", "double_quant": False}
 
@@ -54,11 +56,53 @@ def test_the_base_has_the_weights_of_training(tiny_model: Path, adapter: Path) -
     assert not torch.equal(loaded, plain)
 
 
-def test_batches_stay_below_the_limit_and_lose_nothing() -> None:
-    lengths = [5, 90, 7, 30, 30, 1, 200]
-    found = list(batches(lengths, 100))
-    assert sorted(index for batch in found for index in batch) == list(range(7))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 100 for batch in found)
+def test_a_base_that_stays_in_4_bits_answers_the_same(tiny_model: Path, adapter: Path, monkeypatch) -> None:
+    prompts = [[5, 6, 7], list(range(9, 20))]
+    want = answer(load(tiny_model, adapter, TRAINING), prompts, [1], 8, 8192, lambda line: None)
+    monkeypatch.setattr(generate, "_room_to_expand", lambda *_: False)
+    packed = load(tiny_model, adapter, TRAINING)
+    assert packed.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.dtype == torch.uint8
+    assert answer(packed, prompts, [1], 8, 8192, lambda line: None) == want
+
+
+def made_up(sizes: list[tuple[int, int]], holds: int):
+    """A `_generate` that answers each prompt with its first id, and whose memory holds so many prompt tokens."""
+
+    def answering(model, prompts, stop, max_new_tokens):
+        sizes.append((len(prompts), len(prompts[0])))
+        assert len(prompts[0]) == max(map(len, prompts))
+        if len(prompts) * len(prompts[0]) > holds:
+            raise torch.OutOfMemoryError("no room")
+        return [[prompt[0], 1, 0] for prompt in prompts]
+
+    return answering
+
+
+LENGTHS = [5, 90, 7, 30, 30, 1, 200]
+
+
+def test_batches_stay_below_the_limit_and_lose_nothing(monkeypatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    monkeypatch.setattr(generate, "_generate", made_up(sizes, 10**9))
+    prompts = [[10 + number] * length for number, length in enumerate(LENGTHS)]
+    assert answer(None, prompts, [1], 8, 100, lambda line: None) == [[10 + number] for number in range(7)]
+    assert sizes == [(1, 200), (1, 90), (3, 30), (2, 5)]
+
+
+def test_out_of_memory_halves_what_is_answered_at_once(monkeypatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    said: list[str] = []
+    monkeypatch.setattr(generate, "_generate", made_up(sizes, 200))
+    prompts = [[10 + number] * length for number, length in enumerate(LENGTHS)]
+    assert answer(None, prompts, [1], 8, 800, said.append) == [[10 + number] for number in range(7)]
+    assert sizes == [(4, 200), (2, 200), (1, 200), (2, 90), (4, 30)]
+    assert said[0] == "out of memory: 400 prompt tokens at once from here on"
+
+
+def test_a_row_that_does_not_fit_alone_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(generate, "_generate", made_up([], 100))
+    with pytest.raises(UserError, match="a prompt of 200 tokens with up to 8 new ones"):
+        answer(None, [[5] * 200, [5] * 90], [1], 8, 800, lambda line: None)
 
 
 def test_an_answer_ends_before_the_first_stop() -> None:
