@@ -47,7 +47,8 @@ class DataConfig(Group):
     )
     group_column: str = Field(
         "",
-        description="Rows with the same value here always fall into the same split. Empty: the row id decides.",
+        description="Rows with the same value here always fall into the same split, and are held back for validation "
+        "together. Empty: the row id decides.",
     )
     test_share: float = Field(
         0.2,
@@ -192,8 +193,8 @@ class TrainingConfig(Group):
     validation_share: float = Field(
         0.0,
         description="Share of the training rows held back (a fraction of 1; 0: none); the adapter with the lowest loss "
-        "on them is kept. A row's side follows from a hash of its id. Held-out rows, which the scores come from, are "
-        "never used for this.",
+        "on them is kept. A row's side follows from a hash of its id or group. Held-out rows, which the scores come "
+        "from, are never used for this.",
         ge=0,
         le=0.5,
     )

@@ -29,7 +29,8 @@ def widened(schema: pa.Schema, guesses: dict[str, pa.Array | pa.DataType]) -> pa
                 f"data: column {name} holds objects of more than {MOST_FIELDS:,} different fields; "
                 "write such objects as JSON text."
             )
-    return pa.schema([field for name, field in known.items() if name not in (ID, SPLIT)] + [OWN[ID], OWN[SPLIT]])
+    fields = [field for name, field in known.items() if name not in (ID, SPLIT)]
+    return pa.schema([*fields, OWN[ID], OWN[SPLIT]], schema.metadata)
 
 
 def guess(columns: Columns, name: str) -> pa.Array | pa.DataType:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tasks.download.blocks import Row
 from tasks.download.column_types import OWN, UNFIT, Columns, guess, widened
-from tasks.download.schema import ID, SPLIT
+from tasks.download.schema import GROUP_COLUMN, ID, SPLIT
 from tasks.download.verdicts import mended, suspicious
 from tasks.store.ledger import Ledger
 
@@ -26,11 +26,12 @@ class GrowingTable:
     Args:
         file: rows.parquet, there after `close`.
         counts: rows on each side, corrected for the rows that are lost here.
+        group_column: noted in the file for the stages to come.
     """
 
-    def __init__(self, file: Path, ledger: Ledger, counts: dict[str, int]) -> None:
+    def __init__(self, file: Path, ledger: Ledger, counts: dict[str, int], group_column: str = "") -> None:
         self.file, self.ledger, self.counts = file, ledger, counts
-        self.schema = pa.schema([OWN[ID], OWN[SPLIT]])
+        self.schema = pa.schema([OWN[ID], OWN[SPLIT]], {GROUP_COLUMN: group_column})
         self._parts: list[Path] = []
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []

@@ -28,7 +28,7 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
     ledger = Ledger("download", folder)
     counts = {"train": 0, "test": 0, "unused": 0}
     formats: Counter[str] = Counter()
-    table = GrowingTable(folder / ROWS, ledger, counts)
+    table = GrowingTable(folder / ROWS, ledger, counts, data.group_column)
     sort = _Sorter(data, ledger, counts)
     for side, blocks in source_parts(data, formats):
         for block in blocks():

@@ -1,5 +1,6 @@
 """Rows become prompts and answers: the part of the stage that every process does for itself."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
     config = FormattingConfig(**job["config"])
     source = pq.ParquetFile(job["rows"])
     columns = set(source.schema_arrow.names) - {"_id"}
+    group_column = (source.schema_arrow.metadata or {}).get(b"group_column", b"").decode()
     for name in config.references:
         if name not in columns:
             raise UserError(
@@ -58,7 +60,7 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
         rows = table.filter(pc.equal(table["split"], SIDES[turn])).to_pylist()
         ledger: list[list[str]] = []
         with time_limit():
-            formatted = list(_formatted(rows, format_row, config, ledger))
+            formatted = list(_formatted(rows, format_row, config, group_column, ledger))
         yield Result(_signed(formatted, common), ledger)
 
 
@@ -101,7 +103,11 @@ def _template(config: FormattingConfig, columns: set[str]) -> Format:
 
 
 def _formatted(
-    rows: list[dict[str, Any]], format_row: Format, config: FormattingConfig, ledger: list[list[str]]
+    rows: list[dict[str, Any]],
+    format_row: Format,
+    config: FormattingConfig,
+    group_column: str,
+    ledger: list[list[str]],
 ) -> Iterator[tuple[Any, ...]]:
     """Values in the order of PROMPT_SCHEMA."""
     runaways = 0
@@ -127,6 +133,7 @@ def _formatted(
         yield (
             id,
             split,
+            _group(row.get(group_column)) if group_column else None,
             prompt,
             completion,
             _references(row, config.references) or [answer.strip()],
@@ -134,6 +141,11 @@ def _formatted(
             start if start >= 0 else None,
             start + len(text) if start >= 0 and text else None,
         )
+
+
+def _group(value: Any) -> str | None:
+    """A short name for a group, whose value may be a whole document; None for rows without one, which are no group."""
+    return None if value in (None, "") else hashlib.sha256(str(value).encode()).hexdigest()[:16]
 
 
 def _references(row: dict[str, Any], columns: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ PROMPT_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("split", pa.string()),
+        ("group", pa.string()),  # a digest of the row's group; null: it has none
         ("prompt", pa.string()),
         ("completion", pa.string()),  # the text to learn, ending included, end-of-sequence not
         ("references", pa.list_(pa.string())),  # human answers to score against

@@ -16,7 +16,7 @@ from tasks.tokenization.truncation import fit
 from tasks.tokenization.vocabulary import Vocabulary
 
 COUNTED_SCHEMA = TOKEN_SCHEMA.append(pa.field(LEARNT, pa.int32()))
-COLUMNS = ["id", "split", "prompt", "completion", "learnt", "input_start", "input_end"]
+COLUMNS = ["id", "split", "group", "prompt", "completion", "learnt", "input_start", "input_end"]
 AT_ONCE = 64
 """Rows handed to the tokenizer together: its results take a hundred times the memory of the ids in them."""
 
@@ -78,8 +78,7 @@ def _encoded(
     offsets = np.array(starts, np.int32)
     before = np.concatenate([[0], np.cumsum(labels != NOT_LEARNT)])[offsets]
     arrays = [
-        pa.array([row["id"] for row in kept], pa.string()),
-        pa.array([row["split"] for row in kept], pa.string()),
+        *(pa.array([row[name] for row in kept], pa.string()) for name in ("id", "split", "group")),
         *(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (ids, labels)),
         pa.array(np.diff(before).astype(np.int32)),
     ]

@@ -9,6 +9,7 @@ TOKEN_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("split", pa.string()),
+        ("group", pa.string()),  # rows with one value belong together; null: it belongs to none
         ("input_ids", pa.list_(pa.int32())),
         ("labels", pa.list_(pa.int32())),  # the token itself where it is learnt, not shifted; else NOT_LEARNT
     ]

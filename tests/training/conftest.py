@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tasks.tokenization.schema import TOKEN_SCHEMA
 from tasks.training.worker import silence
 
 silence()
@@ -88,7 +89,5 @@ def make_rows(count: int, seed: int = 0, longest: int = 24) -> list[dict[str, An
 
 def write_tokens(file: Path, rows: list[dict[str, Any]]) -> Path:
     """A token file as the tokenization stage writes it."""
-    numbers = pa.list_(pa.int32())
-    names = {"id": pa.string(), "split": pa.string(), "input_ids": numbers, "labels": numbers}
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(names.items()))), file)
+    pq.write_table(pa.Table.from_pylist(rows, schema=TOKEN_SCHEMA), file)
     return file
