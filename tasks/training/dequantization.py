@@ -1,7 +1,5 @@
 """Which share of a step goes into expanding the frozen 4-bit weights: the price of their small size."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -16,16 +14,15 @@ _REPEATS = 3
 def share(model: nn.Module, speed: str, passes_per_second: float) -> float | None:
     """Fraction of the time in steps; 0 where the dense values are kept.
 
-    None where it is not known: no 4-bit base, or one that is expanded elsewhere (DoRA, LoRA dropout) or divided among
-    processes, or no step that was computed by this process.
+    None where it is not known: no 4-bit base, or one that is expanded elsewhere (DoRA) or divided among processes, or
+    no step that was computed by this process.
 
     Args:
         speed: what is kept for the backward pass.
         passes_per_second: micro-batches that this process takes forward and backward in a second.
     """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, FusedLinear4bit)]
-    dropped = any(not isinstance(layer.lora_dropout["default"], nn.Identity) for layer in layers)
-    if not layers or dropped or is_sharded(model) or not passes_per_second:
+    fused = any(isinstance(module, FusedLinear4bit) for module in model.modules())
+    if not fused or is_sharded(model) or not passes_per_second:
         return None
     return sum(times * seconds(group) for group, times in expansions(model, speed) if group.kind) * passes_per_second
 

@@ -3,15 +3,14 @@
 PEFT's own layers keep adapter weights in float32 and cast every activation up to them, or keep them in bfloat16 and
 lose small updates. Here the weights stay float32, which the optimizer needs, and the products run on a copy of the
 small matrices in the compute dtype, renewed once a step. Layers that read the same input (q, k, v; gate, up) are one
-operation, so their input is read once for all their A matrices. The layers stay PEFT's (a subclass), so saving,
-loading and merging are PEFT's too.
+operation, so their input is read once for all their A matrices, and dropout falls on it once. The layers stay PEFT's
+(a subclass), so saving, loading and merging are PEFT's too.
 """
 
 from typing import Any
 
 import bitsandbytes.functional as bnb
 import torch
-import torch.nn.functional as F
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from peft.tuners.lora import Linear as PeftLinear
@@ -23,12 +22,12 @@ _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers
 
 _library = torch.library.Library("qlora_flow", "DEF")  # not `custom_op`: its checks cost more than a small kernel
 _library.define(
-    "lora_linear(Tensor x, Tensor inner, Tensor weight, Tensor? absmax, str kind, Tensor[] a, Tensor[] b, "
-    "Tensor a_compute, Tensor b_compute, float scale) -> Tensor"
+    "lora_linear(Tensor x, Tensor? dropped, Tensor inner, Tensor weight, Tensor? absmax, str kind, Tensor[] a, "
+    "Tensor[] b, Tensor a_compute, Tensor b_compute, float scale) -> Tensor"
 )
 _library.define(
-    "lora_linear_backward(Tensor grad, Tensor x, Tensor inner, Tensor weight, Tensor? absmax, str kind, "
-    "Tensor a_compute, Tensor b_compute, float scale) -> (Tensor, Tensor, Tensor)"
+    "lora_linear_backward(Tensor grad, Tensor seen, bool apart, Tensor inner, Tensor weight, Tensor? absmax, str kind, "
+    "Tensor a_compute, Tensor b_compute, float scale) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -41,6 +40,7 @@ def _dense(weight: Tensor, absmax: Tensor | None, kind: str, shape: tuple[int, i
 
 def _forward(
     x: Tensor,
+    dropped: Tensor | None,
     inner: Tensor,
     weight: Tensor,
     absmax: Tensor | None,
@@ -51,11 +51,12 @@ def _forward(
     b_compute: Tensor,
     scale: float,
 ) -> Tensor:
-    """x Wᵀ + scale · (x Aᵀ) Bᵀ for n layers that read x, their rows one under the other: `[..., out]`.
+    """x Wᵀ + scale · (d Aᵀ) Bᵀ for n layers that read x, their rows one under the other: `[..., out]`.
 
     Args:
         x: `[..., in]` in the compute dtype.
-        inner: scale · x Aᵀ, `[tokens, n r]`. The caller's, so that a backward pass that computes it again need not
+        dropped: d, x after dropout, where there is one; only its gradient is of interest here.
+        inner: scale · d Aᵀ, `[tokens, n r]`. The caller's, so that a backward pass that computes it again need not
             compute the large product as well.
         weight: the frozen W: packed 4 bits with their `absmax` (kind "nf4" or "fp4"), or `[out, in]` (kind "").
         a, b: the n adapters' float32 weights, `[r, in]` and `[out, r]`; only their gradients are of interest here.
@@ -68,7 +69,8 @@ def _forward(
 
 def _backward_products(
     grad: Tensor,
-    x: Tensor,
+    seen: Tensor,
+    apart: bool,
     inner: Tensor,
     weight: Tensor,
     absmax: Tensor | None,
@@ -76,18 +78,27 @@ def _backward_products(
     a_compute: Tensor,
     b_compute: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for x in its dtype, for all A `[n r, in]` in float32, and for B `[out, n r]` in the compute dtype,
-    of which only the diagonal blocks mean anything."""
-    flat, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for x and for what dropout left of it in their dtype, for all A `[n r, in]` in float32, and for B
+    `[out, n r]` in the compute dtype, of which only the diagonal blocks mean anything.
+
+    Args:
+        seen: what A was multiplied by.
+        apart: whether that is not x itself; if it is, x has both gradients and the second result is empty.
+    """
+    flat, g = seen.reshape(-1, seen.shape[-1]), grad.reshape(-1, grad.shape[-1])
     d_inner = g @ b_compute
-    dx = d_inner @ a_compute
-    dx.addmm_(g, _dense(weight, absmax, kind, (g.shape[1], x.shape[-1]), x))
-    da = torch.empty(a_compute.shape, dtype=torch.float32, device=x.device)
+    dense = _dense(weight, absmax, kind, (g.shape[1], seen.shape[-1]), seen)
+    d_seen = d_inner @ a_compute
+    if apart:
+        dx, d_seen = g @ dense, d_seen.view(seen.shape)
+    else:
+        dx, d_seen = d_seen.addmm_(g, dense), seen.new_empty(0)
+    da = torch.empty(a_compute.shape, dtype=torch.float32, device=seen.device)
     torch.mul(d_inner.t() @ flat, scale, out=da)
     # on CPUs the other way round, which is several times faster there
     db = g.t() @ inner if g.is_cuda else (inner.t() @ g).t().contiguous()
-    return dx.view(x.shape), da, db
+    return dx.view(seen.shape), d_seen, da, db
 
 
 _library.impl("lora_linear", _forward, "CompositeExplicitAutograd")
@@ -95,25 +106,27 @@ _library.impl("lora_linear_backward", _backward_products, "CompositeExplicitAuto
 
 
 @torch.library.register_fake("qlora_flow::lora_linear")
-def _(x, inner, weight, absmax, kind, a, b, a_compute, b_compute, scale):  # type: ignore[no-untyped-def]
+def _(x, dropped, inner, weight, absmax, kind, a, b, a_compute, b_compute, scale):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], b_compute.shape[0])
 
 
 @torch.library.register_fake("qlora_flow::lora_linear_backward")
-def _(grad, x, inner, weight, absmax, kind, a_compute, b_compute, scale):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape), torch.empty_like(a_compute, dtype=torch.float32), torch.empty_like(b_compute)
+def _(grad, seen, apart, inner, weight, absmax, kind, a_compute, b_compute, scale):  # type: ignore[no-untyped-def]
+    da, db = torch.empty_like(a_compute, dtype=torch.float32), torch.empty_like(b_compute)
+    return seen.new_empty(seen.shape), seen.new_empty(seen.shape if apart else 0), da, db
 
 
 def _remember(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, inner, weight, absmax, ctx.kind, a, b, a_compute, b_compute, ctx.scale = inputs
+    x, dropped, inner, weight, absmax, ctx.kind, a, b, a_compute, b_compute, ctx.scale = inputs
     ctx.rank, ctx.widths = a[0].shape[0], [small.shape[0] for small in b]
-    ctx.save_for_backward(x, inner, weight, absmax, a_compute, b_compute)
+    ctx.apart = dropped is not None
+    ctx.save_for_backward(dropped if ctx.apart else x, inner, weight, absmax, a_compute, b_compute)
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    x, inner, weight, absmax, a_compute, b_compute = ctx.saved_tensors
-    dx, da, db = torch.ops.qlora_flow.lora_linear_backward(
-        grad, x, inner, weight, absmax, ctx.kind, a_compute, b_compute, ctx.scale
+    seen, inner, weight, absmax, a_compute, b_compute = ctx.saved_tensors
+    dx, d_seen, da, db = torch.ops.qlora_flow.lora_linear_backward(
+        grad, seen, ctx.apart, inner, weight, absmax, ctx.kind, a_compute, b_compute, ctx.scale
     )
     r, top = ctx.rank, 0
     das, dbs = [], []
@@ -121,7 +134,7 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
         das.append(da[i * r : (i + 1) * r].clone())
         dbs.append(db[top : top + width, i * r : (i + 1) * r].float().contiguous())
         top += width
-    return dx, None, None, None, None, das, dbs, None, None, None
+    return dx, d_seen if ctx.apart else None, None, None, None, None, das, dbs, None, None, None
 
 
 torch.library.register_autograd("qlora_flow::lora_linear", _backward, setup_context=_remember)
@@ -174,9 +187,14 @@ class Group:
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Every member's output for x, without bias."""
-        inner = x.detach().reshape(-1, x.shape[-1]) @ self.a_compute.t()
+        first = self.members[0]
+        dropout = first.lora_dropout["default"]
+        dropped = None if isinstance(dropout, torch.nn.Identity) or not first.training else dropout(x)
+        seen = x if dropped is None else dropped
+        inner = seen.detach().reshape(-1, x.shape[-1]) @ self.a_compute.t()
         out = torch.ops.qlora_flow.lora_linear(
             x,
+            dropped,
             inner,
             self.weight,
             self._absmax(),
@@ -229,14 +247,8 @@ class _Fused:
         self.factor = float(self.scaling["default"])
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        layer = self.get_base_layer()
-        dropout = self.lora_dropout["default"]
-        if isinstance(dropout, torch.nn.Identity) or not self.training:
-            out = self.group.output(self.member, x)
-            return out if layer.bias is None else out + layer.bias.to(x.dtype)
-        a, b = self.lora_A["default"].weight, self.lora_B["default"].weight
-        inner = F.linear(dropout(x), a.to(x.dtype))
-        return layer(x) + F.linear(inner, (b * self.factor).to(x.dtype))
+        out, bias = self.group.output(self.member, x), self.get_base_layer().bias
+        return out if bias is None else out + bias.to(x.dtype)
 
 
 class FusedLinear4bit(_Fused, PeftLinear4bit):

@@ -77,7 +77,7 @@ def choose(
         room = peers.least(memory.room(device, model)) - in_flight_bytes(base)
     step_tokens = int(lengths.mean() * arguments.train_batch_size) // peers.count  # of one process
     at_once, layers = config.micro_batch_tokens or step_tokens, decoder_layers(base)
-    expanded = 0 if is_sharded(model) or config.lora_dropout else memory.expanded_bytes(model)  # dropout: PEFT's layers
+    expanded = 0 if is_sharded(model) else memory.expanded_bytes(model)
     if device.type == "cpu":
         dense = memory.host_holds(expanded)
     else:

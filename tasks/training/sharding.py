@@ -6,7 +6,6 @@ layers without plain LoRA (all of them small beside the rest), so clipping, chec
 they are without sharding.
 """
 
-import types
 from itertools import chain
 from typing import Any
 
@@ -53,18 +52,6 @@ class _ShardedGroup(Group):
     def absmax(self) -> Tensor | None:  # type: ignore[override]  # set in a Group, read here
         return self.frozen.absmax
 
-    def plain(self, member: int, x: Tensor) -> Tensor:
-        """A member's frozen layer alone, as it is needed beside a dropout of its own."""
-        wide, width, begin = sum(self.widths), self.widths[member], sum(self.widths[:member])
-
-        def part(of: Tensor) -> Tensor:
-            return of[begin * len(of) // wide : (begin + width) * len(of) // wide]
-
-        absmax = self._absmax()
-        weight, absmax = part(self.weight), None if absmax is None else part(absmax)
-        inner, a, b = x.new_empty(x[..., 0].numel(), 0), x.new_empty(0, x.shape[-1]), x.new_empty(width, 0)
-        return torch.ops.qlora_flow.lora_linear(x, inner, weight, absmax, self.kind, [a], [b], a, b, 1.0)
-
 
 def shard(model: PeftModel, device: torch.device) -> None:
     """Divide the frozen weights of `model`, which is on the CPU, among the processes, and move it to `device`.
@@ -110,14 +97,8 @@ def _hand_over(group: Any, device: torch.device) -> None:
     group.__class__, group.frozen = _ShardedGroup, frozen
     group.a_compute, group.b_compute = group.a_compute.to(device), group.b_compute.to(device)
     group.members[0].get_base_layer().frozen = frozen  # on the adapted layer itself, PEFT would save it
-    for number, member in enumerate(group.members):
+    for member in group.members:
         layer = member.get_base_layer()
         layer.weight.data = layer.weight.data.new_empty(0)
         if group.kind and not group.nested:
             layer.weight.quant_state.absmax = layer.weight.quant_state.absmax.new_empty(0)
-
-        def forward(self: Any, x: Tensor, member: int = number) -> Tensor:
-            out = group.plain(member, x)
-            return out if self.bias is None else out + self.bias.to(x.dtype)
-
-        layer.forward = types.MethodType(forward, layer)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,15 @@ class Served:
             {"Content-Type": "application/json"},
             method="GET" if body is None else "POST",
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        for _ in range(10):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    raise
+            time.sleep(1)  # its database was locked, which Prefect's own client waits for as well
+        raise AssertionError(f"{path}: the server's database stays locked")
 
     def start_run(self, parameters: dict[str, Any], **environment: str) -> str:
         """Start a run from the on-demand deployment; returns its id."""

@@ -98,6 +98,32 @@ def test_dropout_falls_on_the_adapter_alone(bases):
     torch.testing.assert_close(dropped(**vars(flatten(rows.rows, CPU))).detach() / rows.learnt, plain)
 
 
+def test_dropout_has_its_part_in_every_gradient(bases):
+    """Every gradient is what the loss does along it when the same numbers are dropped."""
+    rows = collate(make_rows(6))["rows"]
+    model = adapted(bases("llama"), compute_dtype="float32", lora_dropout=0.3)
+    model.train()
+    train_on_packs(model.get_base_model())
+
+    def loss():
+        refresh(model)
+        torch.manual_seed(5)
+        return model(**vars(flatten(rows.rows, CPU))) / rows.learnt
+
+    loss().backward()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            norm, before = weight.grad.norm(), weight.data.clone()
+            step = 0.02 * weight.grad / norm
+            with torch.no_grad():
+                weight.copy_(before + step)
+                risen = loss()
+                weight.copy_(before - step)
+                rise = (risen - loss()) / 0.04
+                weight.copy_(before)
+            torch.testing.assert_close(rise, norm, rtol=0.02, atol=0, msg=name)
+
+
 def test_dora_trains_magnitudes_in_float32(bases):
     model = adapted(bases("llama"), dora=True)
     _, got = gradients(model, collate(make_rows(6))["rows"])
