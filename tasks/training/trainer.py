@@ -21,7 +21,6 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from tasks.config import TrainingConfig
-from tasks.errors import UserError
 from tasks.training import checkpoints, plan
 from tasks.training.arguments import arguments, no_tokenizer
 from tasks.training.device import Instant, random_state, set_random_state
@@ -124,24 +123,29 @@ class PackedTrainer(SFTTrainer):
         refresh(self.adapted)
         self._validate()
         shares = divide(rows.rows, self.peers.count)
-        while True:
-            fits, loss = self._attempt(lambda: self._accumulate(model, shares, rows.learnt))
-            if fits:
-                break
-            self._halve(model)
+        step = self.state.global_step + 1
+        loss = self._fitting(lambda: self._accumulate(model, shares, rows.learnt), f"step {step}")
         loss = self.peers.add_up([p for p in model.parameters() if p.requires_grad], loss)
         self._settle()
-        step = self.state.global_step + 1
         self._unsettled = Unsettled(step, rows.tokens, rows.learnt, self._get_learning_rate(), loss)
         return loss
 
-    def _attempt(self, work: Callable[[], torch.Tensor]) -> tuple[bool, torch.Tensor]:
-        """One try at something that all processes do: whether memory sufficed in all of them, and this one's result.
+    def _fitting(self, work: Callable[[], torch.Tensor], where: str) -> torch.Tensor:
+        """This process's result of something that all do, again with fewer tokens at once while one is out of memory.
 
         Raises:
             Interrupted: one of them was asked to stop.
+            UserError: a single row does not fit.
         """
-        result, how = torch.zeros((), device=self.args.device), _WELL
+        while True:
+            result, tokens = self._attempt(work, where)
+            if tokens == self.micro_batch_tokens:
+                return result
+            self._halve(tokens, where)
+
+    def _attempt(self, work: Callable[[], torch.Tensor], where: str) -> tuple[torch.Tensor, int]:
+        """One try: this process's result, and the tokens at once that all have memory for."""
+        result, how, tokens = torch.zeros((), device=self.args.device), _WELL, self.micro_batch_tokens
         try:
             try:
                 self._computing = not self.sharded
@@ -151,16 +155,15 @@ class PackedTrainer(SFTTrainer):
                 self._computing = False
             except torch.OutOfMemoryError:
                 self._computing = False
+                how, tokens = _SHORT_OF_MEMORY, halved(self._shares, tokens)
                 if self.sharded:
-                    tokens = halved(self._shares, self.micro_batch_tokens)
-                    leave(self.folder, tokens, f"process {self.peers.rank}, step {self.state.global_step + 1}")
-                how = _SHORT_OF_MEMORY
+                    leave(self.folder, tokens, f"process {self.peers.rank}, {where}")
         except Interrupted:
             how = _STOPPED
         how = self.peers.most(how)
         if how == _STOPPED:
             raise Interrupted
-        return how == _WELL, result
+        return result, tokens if how == _WELL else self.peers.least(tokens)
 
     def _accumulate(self, model: torch.nn.Module, shares: list[list[Row]], learnt: int) -> torch.Tensor:
         """Forward and backward over this process's micro-batches; `learnt`: tokens of the step in all processes."""
@@ -186,16 +189,16 @@ class PackedTrainer(SFTTrainer):
                 raise Interrupted
             yield turn
 
-    def _halve(self, model: torch.nn.Module) -> None:
-        """Make room after a process ran out of memory: the same step again with half the tokens at once, in all."""
-        model.zero_grad(set_to_none=True)
+    def _halve(self, tokens: int, where: str) -> None:
+        """Make room after a process ran out of memory, for the same step again with so many tokens at once."""
+        self.adapted.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        self.micro_batch_tokens = halved(self._shares, self.micro_batch_tokens)
+        self.micro_batch_tokens = tokens
         self.halvings += 1
         set_random_state(self._random_state)
         self._say(
-            f"out of memory in step {self.state.global_step + 1}: trying it again with at most "
-            f"{self.micro_batch_tokens:,} tokens at once (same rows per step, same result)"
+            f"out of memory in {where}: trying it again with at most {tokens:,} tokens at once "
+            "(same rows per step, same result)"
         )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
@@ -227,9 +230,8 @@ class PackedTrainer(SFTTrainer):
         validation, step = self.validation, self.state.global_step
         if validation and validation.due(step):
             self._settle()
-            fits, sums = self._attempt(lambda: validation.sums(self.adapted, self._turns, self.peers))
-            if not fits:
-                raise UserError("the rows held back for validation do not fit: lower training.micro_batch_tokens")
+            work = functools.partial(validation.sums, self.adapted, self._turns, self.peers)
+            sums = self._fitting(work, f"the validation after step {step}")
             self.step_log.validated(validation.add(step, self.peers.total(sums), self.adapted))
             self.began = Instant(self.args.device)
         if validation and validation.spent:

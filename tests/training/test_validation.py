@@ -87,6 +87,25 @@ def test_training_does_not_notice_it(build):
     assert all(torch.equal(w, weights(without)[name]) for name, w in weights(with_rows).items())
 
 
+def test_out_of_memory_halves_and_goes_on(build, monkeypatch):
+    calm = build("calm", compute_dtype="float32", validation_steps=4)
+    calm.run()
+    run = build("tight", compute_dtype="float32", validation_steps=4)
+    forward = run.model.get_base_model().forward
+
+    def limited(**batch):
+        if batch["input_ids"].shape[1] > 60 and not run.model.training:
+            raise torch.OutOfMemoryError("no room")
+        return forward(**batch)
+
+    monkeypatch.setattr(run.model.get_base_model(), "forward", limited)
+    run.run()
+    assert [line for line in run.said if "out of memory in the validation after step 4" in line] and run.halvings == 1
+    assert [r.loss for r in run.step_log.rows] == pytest.approx([r.loss for r in calm.step_log.rows], rel=1e-4)
+    losses = [loss for _, loss in calm.validation.points]
+    assert [loss for _, loss in run.validation.points] == pytest.approx(losses, rel=1e-4)
+
+
 def test_four_an_epoch_and_one_at_the_end(build):
     trainer = build("often", batch_size=2, epochs=1.3)  # 11 steps an epoch
     trainer.run()
