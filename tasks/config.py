@@ -167,7 +167,7 @@ class TrainingConfig(Group):
         "words the base does not know, at 16 bytes a value. Not on a base that ties the two.",
     )
     rslora: bool = Field(False, description="Rank-stabilized scaling, alpha / sqrt(r).")
-    dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA); slower.")
+    dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA): a trained magnitude for every output.")
     learning_rate: float = Field(2e-4, description="Peak learning rate.", gt=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
     warmup_share: float = Field(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.helpers import DoraCaching
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from tasks.errors import UserError
@@ -36,19 +37,21 @@ def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
     if torch.cuda.device_count() > 1:
         device_map = "sequential"
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device_map, **options)
-    if options and _room_to_expand(model, dtype):
+    if options and _room_for(model, dtype):
         model = model.dequantize().to(dtype)
+    if training["dora"] and _room_for(model, dtype, copies=2):
+        DoraCaching()(enabled=True)  # or each layer's B A and its norm are computed again at every token
     tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     return tuned.eval()
 
 
-def _room_to_expand(model: PreTrainedModel, dtype: torch.dtype) -> bool:
-    """By the size of the GPU, not by what is free: so that every run on it gives the same answers."""
+def _room_for(model: PreTrainedModel, dtype: torch.dtype, copies: int = 1) -> bool:
+    """Whether expanded weights fit, by the size of the GPU and not by what is free: every run on it answers alike."""
     devices = {parameter.device for parameter in model.parameters()}
     if devices == {torch.device("cpu")}:
         return True
     total = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
-    return len(devices) == 1 and model.num_parameters() * dtype.itemsize < _EXPANDED_SHARE * total
+    return len(devices) == 1 and copies * model.num_parameters() * dtype.itemsize < _EXPANDED_SHARE * total
 
 
 def answer(

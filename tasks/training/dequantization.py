@@ -14,15 +14,15 @@ _REPEATS = 3
 def share(model: nn.Module, speed: str, passes_per_second: float) -> float | None:
     """Fraction of the time in steps; 0 where the dense values are kept.
 
-    None where it is not known: no 4-bit base, or one that is expanded elsewhere (DoRA) or divided among processes, or
-    no step that was computed by this process.
+    None where it is not known: no 4-bit base, or one that is expanded at other moments too (DoRA's norms) or divided
+    among processes, or no step that was computed by this process.
 
     Args:
         speed: what is kept for the backward pass.
         passes_per_second: micro-batches that this process takes forward and backward in a second.
     """
-    fused = any(isinstance(module, FusedLinear4bit) for module in model.modules())
-    if not fused or is_sharded(model) or not passes_per_second:
+    known = any(isinstance(module, FusedLinear4bit) and not module.lora_magnitude_vector for module in model.modules())
+    if not known or is_sharded(model) or not passes_per_second:
         return None
     return sum(times * seconds(group) for group, times in expansions(model, speed) if group.kind) * passes_per_second
 

@@ -5,6 +5,10 @@ lose small updates. Here the weights stay float32, which the optimizer needs, an
 small matrices in the compute dtype, renewed once a step. Layers that read the same input (q, k, v; gate, up) are one
 operation, so their input is read once for all their A matrices, and dropout falls on it once. The layers stay PEFT's
 (a subclass), so saving, loading and merging are PEFT's too.
+
+DoRA layers multiply that product by magnitude / |W + scale · B A|, row by row. PEFT computes the norm in every forward
+pass, from expanded weights and a product as large as they; it changes with the weights alone, so here it is renewed
+once a step, and W expanded for it but not B A.
 """
 
 from typing import Any
@@ -169,6 +173,10 @@ class Group:
         options = {"dtype": first.compute_dtype, "device": self.weight.device}
         self.a_compute = torch.zeros(rank * len(members), first.in_features, **options)
         self.b_compute = torch.zeros(sum(self.widths), rank * len(members), **options)
+        self.norms: Tensor | None = None
+        if first.lora_magnitude_vector:
+            self.frozen_squares = self.dense().float().square().sum(1)
+            self.norms = self.frozen_squares.sqrt()
 
     def _absmax(self) -> Tensor | None:
         """The 4-bit weights' constants; with double quantization those are 8-bit themselves."""
@@ -184,6 +192,13 @@ class Group:
     def keep_dense(self) -> None:
         """Compute with the expanded weights from now on: the very values the 4-bit ones stand for."""
         self.weight, self.absmax, self.kind, self.nested = self.dense(), None, "", []
+
+    def renew_norms(self) -> None:
+        """Of W + scale · B A's rows, for DoRA: |w|² + 2 w·(ba) + |ba|², where B A itself is never needed."""
+        if self.norms is not None:
+            a, b = self.a_compute.float(), self.b_compute.float()
+            mixed = ((self.dense() @ self.a_compute.t()).float() * b).sum(1)
+            self.norms.copy_((self.frozen_squares + 2 * mixed + ((b @ (a @ a.t())) * b).sum(1)).sqrt())
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Every member's output for x, without bias."""
@@ -223,6 +238,11 @@ class Group:
             self.pending, self.input = [], None
         return out
 
+    def norm(self, member: int) -> Tensor:
+        """Of the rows of a DoRA layer's adapted weight, `[out]` in float32."""
+        assert self.norms is not None
+        return self.norms.split(self.widths)[member]
+
     def copies(self, member: int) -> tuple[Tensor, Tensor]:
         """Where a member's A and B stand in the compute-dtype copies."""
         rank, top = self.a_compute.shape[0] // len(self.members), sum(self.widths[:member])
@@ -231,7 +251,7 @@ class Group:
 
 
 class _Fused:
-    """Forward of an adapted layer whose adapter is plain LoRA; mixed in before PEFT's class."""
+    """Forward of an adapted layer, mixed in before PEFT's class."""
 
     group: Group
     member: int
@@ -248,6 +268,9 @@ class _Fused:
 
     def forward(self: Any, x: Tensor) -> Tensor:
         out, bias = self.group.output(self.member, x), self.get_base_layer().bias
+        if self.lora_magnitude_vector:  # in float32: bfloat16 would lose small steps of the magnitude
+            factor = self.lora_magnitude_vector["default"].weight / self.group.norm(self.member)
+            out = (out * factor).to(x.dtype)
         return out if bias is None else out + bias.to(x.dtype)
 
 
@@ -260,10 +283,10 @@ class FusedLinear(_Fused, PeftLinear):
 
 
 def fuse(model: PeftModel, compute_dtype: torch.dtype) -> None:
-    """Turn every plain LoRA layer of `model` into its fused form, in place; DoRA layers keep PEFT's forward."""
+    """Turn every adapted layer of `model` into its fused form, in place."""
     for module in list(model.modules()):
         for peft_class, fused in ((PeftLinear4bit, FusedLinear4bit), (PeftLinear, FusedLinear)):
-            if type(module) is peft_class and not module.lora_variant:
+            if type(module) is peft_class:
                 layer: Any = module
                 layer.__class__ = fused
                 layer.set_up(compute_dtype)
@@ -297,3 +320,5 @@ def refresh(model: torch.nn.Module) -> None:
     if copies:
         torch._foreach_copy_(copies, weights)
         torch._foreach_mul_(copies, scales)
+    for group in groups(model):
+        group.renew_norms()

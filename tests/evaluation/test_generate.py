@@ -4,27 +4,37 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import dora
 
 from tasks.errors import UserError
 from tasks.evaluation import generate
 from tasks.evaluation.generate import answer, load, stop_ids, until
 
-TRAINING = {"quantization": "4bit", "quant_type": "nf4", "compute_dtype": "float32", "double_quant": False}
+TRAINING = {
+    "quantization": "4bit",
+    "quant_type": "nf4",
+    "compute_dtype": "float32",
+    "double_quant": False,
+    "dora": False,
+}
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_adapter(base: Path, folder: Path, dora: bool = False) -> Path:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(3)
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_model),
-        LoraConfig(target_modules="all-linear", init_lora_weights=False),
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(target_modules="all-linear", init_lora_weights=False, use_dora=dora),
     )
-    folder = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter"))
 
 
 def test_padding_changes_no_answer(tiny_model: Path, adapter: Path) -> None:
@@ -59,10 +69,24 @@ def test_the_base_has_the_weights_of_training(tiny_model: Path, adapter: Path) -
 def test_a_base_that_stays_in_4_bits_answers_the_same(tiny_model: Path, adapter: Path, monkeypatch) -> None:
     prompts = [[5, 6, 7], list(range(9, 20))]
     want = answer(load(tiny_model, adapter, TRAINING), prompts, [1], 8, 8192, lambda line: None)
-    monkeypatch.setattr(generate, "_room_to_expand", lambda *_: False)
+    monkeypatch.setattr(generate, "_room_for", lambda *_: False)
     packed = load(tiny_model, adapter, TRAINING)
     assert packed.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.dtype == torch.uint8
     assert answer(packed, prompts, [1], 8, 8192, lambda line: None) == want
+
+
+def test_norms_of_dora_are_computed_once(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    """As often as a layer is new, not at every token, where there is room to keep them; the answers are the same."""
+    monkeypatch.setattr(dora, "ENABLE_DORA_CACHING", False)  # put back afterwards
+    folder, prompts, norms, answers = make_adapter(tiny_model, tmp_path, dora=True), [[5, 6, 7]], [], []
+    for room in (False, True):
+        monkeypatch.setattr(generate, "_room_for", lambda *_, copies=1, room=room: room or copies == 1)
+        model = load(tiny_model, folder, TRAINING | {"dora": True})
+        with torch.profiler.profile() as profile:
+            answers.append(answer(model, prompts, [1], 8, 8192, lambda line: None))
+        norms.append(sum(e.count for e in profile.key_averages() if e.key == "aten::linalg_vector_norm"))
+    layers = 7 * model.get_base_model().config.num_hidden_layers
+    assert answers[0] == answers[1] and norms == [8 * layers, layers]
 
 
 def made_up(sizes: list[tuple[int, int]], holds: int):

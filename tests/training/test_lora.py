@@ -53,7 +53,11 @@ def reference(folder, model, rows):
             if isinstance(layer, Linear4bit):
                 frozen = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
             a, b = (leaves[f"{name}.lora_{part}.default.weight"] for part in "AB")
-            weights[name.removeprefix("base_model.model.") + ".weight"] = frozen + module.scaling["default"] * (b @ a)
+            whole = frozen + module.scaling["default"] * (b @ a)
+            if module.lora_magnitude_vector:
+                magnitude = leaves[f"{name}.lora_magnitude_vector.default.weight"]
+                whole = whole * (magnitude / whole.norm(dim=1).detach())[:, None]
+            weights[name.removeprefix("base_model.model.") + ".weight"] = whole
     train_on_packs(plain)
     loss = torch.func.functional_call(plain, weights, kwargs=vars(flatten(rows.rows, CPU))) / rows.learnt
     loss.backward()
@@ -67,6 +71,9 @@ CASES = [
     pytest.param(dict(compute_dtype="float32", double_quant=True), 1e-4, id="double-quantized"),
     pytest.param(dict(compute_dtype="float32", quantization="none"), 1e-4, id="not-quantized"),
     pytest.param(dict(compute_dtype="float32", speed="lean", rslora=True), 1e-4, id="rslora"),
+    pytest.param(dict(dora=True), 0.05, id="dora-bfloat16"),
+    pytest.param(dict(compute_dtype="float32", dora=True), 1e-4, id="dora"),
+    pytest.param(dict(compute_dtype="float32", dora=True, double_quant=True, rslora=True), 1e-4, id="dora-rslora"),
 ]
 
 
@@ -81,7 +88,7 @@ def test_gradient_of_every_adapter_weight(bases, settings, tolerance, architectu
     loss, got = gradients(model, rows)
     want_loss, want = reference(bases(architecture), model, rows)
     torch.testing.assert_close(loss, want_loss, rtol=max(tolerance / 5, 1e-5), atol=0)
-    assert len(got) == 2 * 2 * 7
+    assert len(got) == (3 if settings.get("dora") else 2) * 2 * 7
     for name, gradient in got.items():
         error = (gradient - want[name]).norm() / want[name].norm()
         assert error < tolerance, f"{name}: relative error {error:.2g}"

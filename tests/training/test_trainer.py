@@ -61,7 +61,7 @@ def test_learns_and_is_bit_identical_when_repeated(build):
     assert all(p.dtype == torch.float32 for p in weights(first).values())
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.2, "speed": "lean"}])
+@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.2, "speed": "lean", "dora": True}])
 def test_interrupted_run_resumes_to_the_same_bits(build, monkeypatch, settings):
     whole = build("whole", **settings)
     whole.run()
