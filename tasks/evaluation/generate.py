@@ -39,9 +39,10 @@ def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device_map, **options)
     if options and _room_for(model, dtype):
         model = model.dequantize().to(dtype)
-    if training["dora"] and _room_for(model, dtype, copies=2):
-        DoraCaching()(enabled=True)  # or each layer's B A and its norm are computed again at every token
     tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+    lora: Any = tuned.peft_config["default"]
+    if lora.use_dora and _room_for(model, dtype, copies=2):
+        DoraCaching()(enabled=True)  # or each layer's B A and its norm are computed again at every token
     return tuned.eval()
 
 

@@ -10,13 +10,7 @@ from tasks.errors import UserError
 from tasks.evaluation import generate
 from tasks.evaluation.generate import answer, load, stop_ids, until
 
-TRAINING = {
-    "quantization": "4bit",
-    "quant_type": "nf4",
-    "compute_dtype": "float32",
-    "double_quant": False,
-    "dora": False,
-}
+TRAINING = {"quantization": "4bit", "quant_type": "nf4", "compute_dtype": "float32", "double_quant": False}
 
 
 def make_adapter(base: Path, folder: Path, dora: bool = False) -> Path:
@@ -81,7 +75,7 @@ def test_norms_of_dora_are_computed_once(tiny_model: Path, tmp_path: Path, monke
     folder, prompts, norms, answers = make_adapter(tiny_model, tmp_path, dora=True), [[5, 6, 7]], [], []
     for room in (False, True):
         monkeypatch.setattr(generate, "_room_for", lambda *_, copies=1, room=room: room or copies == 1)
-        model = load(tiny_model, folder, TRAINING | {"dora": True})
+        model = load(tiny_model, folder, TRAINING)
         with torch.profiler.profile() as profile:
             answers.append(answer(model, prompts, [1], 8, 8192, lambda line: None))
         norms.append(sum(e.count for e in profile.key_averages() if e.key == "aten::linalg_vector_norm"))
