@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
 
 from tasks.errors import UserError
 
 NAME = "packed"
+_OTHER_FORWARD = ("phimoe", "modernbert-decoder", "jetmoe", "hrm_text")  # though their attention can be replaced
 # torch before 2.12 takes grouped heads without being told
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
@@ -31,6 +32,7 @@ def attend(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each packed row.
@@ -40,11 +42,16 @@ def attend(
         sliding_window: tokens a position sees, itself included; None: all before it.
     Returns:
         `[1, tokens, heads, head_dim]`, and no attention weights.
+    Raises:
+        UserError: the base's attention is another one.
     """
+    kind = type(module).__name__
     if cu_seq_lens_q is None or max_length_q is None:
-        raise RuntimeError(f"{type(module).__name__} did not pass the packed rows' boundaries on to its attention")
+        raise UserError(f"this base's {kind} is not told where packed rows begin, so it would mix them")
     if dropout:
         raise UserError("this base model asks for attention dropout, which packed training does not support")
+    if s_aux is not None or not getattr(module, "is_causal", False):
+        raise UserError(f"this base's {kind} has attention sinks or is not causal, which is not supported")
     if query.is_cuda:
         return _attend_varlen(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
     return _attend_rows(query, key, value, scaling, sliding_window, cu_seq_lens_q), None
@@ -87,9 +94,9 @@ def _attend_rows(
         rows.append(
             F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-            )
+            ).transpose(1, 2)
         )
-    return torch.cat(rows, dim=2).transpose(1, 2).to(dtype)
+    return torch.cat(rows, dim=1).to(dtype)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
@@ -108,6 +115,9 @@ def check_supported(config: PretrainedConfig) -> None:
         UserError: naming what is not supported.
     """
     text = config.get_text_config()
+    architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if not getattr(architecture, "_supports_attention_backend", False) or config.model_type in _OTHER_FORWARD:
+        raise UserError(f"model type {config.model_type} computes its attention in its own way, which cannot be packed")
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if other := kinds - {"full_attention", "sliding_attention"}:
         raise UserError(f"model type {text.model_type} has {', '.join(sorted(other))} layers, which cannot be packed")

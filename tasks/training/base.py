@@ -8,7 +8,7 @@ from bitsandbytes.nn import Linear4bit
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
@@ -38,6 +38,7 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
     )
     if sharded:  # quantizing on the CPU takes all its cores; the launcher leaves each process one
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    attention.check_supported(AutoConfig.from_pretrained(folder, local_files_only=True))
     base = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -46,7 +47,6 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
         local_files_only=True,
         **({"quantization_config": quantization} if config.quantization == "4bit" else {}),
     )
-    attention.check_supported(base.config)
     model = add_adapter(base, config)
     if config.quantization == "4bit":
         check_quantized(model)
