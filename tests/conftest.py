@@ -1,6 +1,7 @@
 """Nothing a test does leaves the machine or the test's own folder."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,11 @@ os.environ.update(
 import pytest
 
 from tests.tiny import make_model
+
+
+def pytest_unconfigure() -> None:
+    for name in ("PREFECT_HOME", "HF_HOME", "QLORA_FLOW_STORE"):
+        shutil.rmtree(os.environ[name], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ def paired_interval(base: list[float], tuned: list[float], confidence: float, se
     Rows are drawn in pairs, because both models answered the same rows (Efron & Tibshirani 1993, chapter 13).
     """
     difference = np.asarray(tuned) - np.asarray(base)
+    if len(difference) == 1:
+        return float(difference[0]), -1.0, 1.0  # one row says nothing about others: all that a score can differ by
     generator = np.random.default_rng(seed)
     means = np.empty(RESAMPLES)
     for first in range(0, RESAMPLES, 500):  # in slices, so that memory stays small with many rows

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from peft.helpers import DoraCaching
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from peft.utils import load_peft_weights
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from tasks.errors import UserError
 
@@ -41,8 +42,14 @@ def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
         model = model.dequantize().to(dtype)
     tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     lora: Any = tuned.peft_config["default"]
-    if lora.use_dora and _room_for(model, dtype, copies=2):
-        DoraCaching()(enabled=True)  # or each layer's B A and its norm are computed again at every token
+    if lora.use_dora:
+        for name, parameter in tuned.named_parameters():
+            if "lora_magnitude_vector" in name:
+                parameter.data = parameter.data.float()
+        set_peft_model_state_dict(tuned, load_peft_weights(str(adapter)))  # anew: they had been rounded to `dtype`
+        if _room_for(model, dtype, copies=2):
+            DoraCaching()(enabled=True)  # or each layer's B A and its norm are computed again at every token
+    model.generation_config = GenerationConfig()  # a base's own may ask for beams, or punish words of the prompt
     return tuned.eval()
 
 

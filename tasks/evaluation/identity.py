@@ -23,6 +23,7 @@ def identity(
             "tasks.evaluation.generate",
             "tasks.evaluation.compare",
             "tasks.evaluation.metrics",
+            "tasks.evaluation.schema",
         ),
         libraries=("torch", "transformers", "peft", "bitsandbytes", "evaluate", "rouge_score"),
     )

@@ -29,8 +29,8 @@ def evaluate(job: dict[str, Any]) -> None:
     model = generate.load(Path(job["model"]), Path(job["adapter"]), job["training"])
     tokenizer = generate.tokenizer_of(Path(job["model"]))
     print(f"base and adapter loaded in {time.monotonic() - began:.0f} s; {len(rows):,} held-out rows")
-    prompts = [row["prompt_ids"] for row in rows]
     stop = generate.stop_ids(Path(job["model"]), job["eos"])
+    prompts = [row["prompt_ids"] or stop[:1] for row in rows]  # without one, an answer begins where the last one ended
     options = (stop, config["max_new_tokens"], config["batch_tokens"])
     seconds = {}
     for who in ("base", "tuned"):

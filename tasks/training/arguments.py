@@ -22,7 +22,7 @@ def arguments(config: TrainingConfig, rows: int, checkpoint_folder: Path) -> SFT
         max_steps=steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
-        warmup_steps=math.ceil(config.warmup_share * steps),
+        warmup_steps=min(math.ceil(config.warmup_share * steps), steps - 1),  # its first step has a rate of zero
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim={"adamw": "adamw_torch_fused"}.get(config.optimizer, config.optimizer),

@@ -15,6 +15,7 @@ from tasks.errors import UserError
 from tasks.training import attention, memory, whole
 from tasks.training.lora import fuse
 from tasks.training.peers import Peers
+from tasks.training.recompute import decoder_layers
 from tasks.training.sharding import shard
 
 
@@ -29,6 +30,14 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
     for field, value in (("compute_dtype", "float16"), ("optimizer", "paged_adamw_8bit"), ("compile", "always")):
         if device.type == "cpu" and getattr(config, field) == value:
             raise UserError(f"training.{field} {value} needs a GPU, and there is none")
+    if device.type == "cuda":  # what torch's FlashAttention takes
+        if config.compute_dtype == "float32":
+            raise UserError("training.compute_dtype float32 is for CPUs: set bfloat16 or float16")
+        if (generation := torch.cuda.get_device_capability(device)) < (8, 0):
+            raise UserError(
+                f"{torch.cuda.get_device_name(device)} has compute capability {generation[0]}.{generation[1]}; "
+                "attention over packed rows needs 8.0 (Ampere) or newer"
+            )
     dtype = getattr(torch, config.compute_dtype)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -47,6 +56,10 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
         local_files_only=True,
         **({"quantization_config": quantization} if config.quantization == "4bit" else {}),
     )
+    if config.quantization == "4bit" and any(p.ndim > 2 for layer in decoder_layers(base) for p in layer.parameters()):
+        raise UserError(
+            "this base has experts, no linear layers, which would not be quantized: set training.quantization to none"
+        )
     model = add_adapter(base, config)
     if config.quantization == "4bit":
         check_quantized(model)
@@ -77,6 +90,8 @@ def to_be_sharded(folder: Path, config: TrainingConfig, rows: Dataset, device: t
 def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
     """LoRA on the targeted layers; its weights are float32 and its initialization follows `config.seed`."""
     linear = _linear_names(base)
+    if not linear:
+        raise UserError("this base has no linear layers (torch.nn.Linear) that an adapter could go on")
     asked = config.target_modules
     if asked != ["all-linear"] and (unknown := [name for name in asked if name not in linear]):
         raise UserError(
@@ -106,7 +121,7 @@ def _linear_names(base: PreTrainedModel) -> set[str]:
     return {
         name.rsplit(".", 1)[-1]
         for name, module in base.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if type(module) in (torch.nn.Linear, Linear4bit) and module is not head  # a router is a Linear of its own kind
     }
 
 

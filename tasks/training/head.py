@@ -66,10 +66,9 @@ def _noisy(embedded: torch.Tensor, lengths: torch.Tensor, alpha: float) -> torch
 
 
 def _logit_scale(config: Any) -> float:
-    """What an architecture multiplies its logits by (Cohere, Granite, Falcon-H1)."""
-    for name in ("logit_scale", "lm_head_multiplier"):
-        if (value := getattr(config, name, None)) is not None:
-            return float(value)
+    """What an architecture multiplies its logits by (Cohere, Granite)."""
+    if (value := getattr(config, "logit_scale", None)) is not None:
+        return float(value)
     divisor = getattr(config, "logits_scaling", None)
     return 1.0 if divisor is None else 1.0 / float(divisor)
 

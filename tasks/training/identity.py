@@ -9,7 +9,7 @@ from tasks.store.model import BaseModelRef
 
 _MADE_BY: dict[str, Any] = {
     "code": ("tasks.training",),
-    "libraries": ("torch", "transformers", "peft", "trl", "bitsandbytes"),
+    "libraries": ("torch", "transformers", "accelerate", "peft", "trl", "bitsandbytes"),
 }
 
 

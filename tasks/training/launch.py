@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +66,26 @@ def start(job: dict[str, Any] | None, processes: int, where: Nodes) -> None:
     Raises:
         ChildFailedError, DistError, SignalException: torch's, about a process, another node, and this one.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for library in ("torch.distributed.elastic", "torch.multiprocessing"):  # the callers tell how it ended
         logging.getLogger(library).setLevel(logging.CRITICAL)
     several = where.count > 1
-    config = LaunchConfig(
-        min_nodes=where.count,
-        max_nodes=where.count,
-        nproc_per_node=processes,
-        run_id="qlora-flow",
-        rdzv_backend="static" if several else "c10d",
-        rdzv_endpoint=where.endpoint if several else "localhost:0",
-        rdzv_configs={"rank": where.number, "timeout": _JOIN_SECONDS} if several else {},
-        max_restarts=0,  # another attempt is the flow's to make
-        monitor_interval=0.2,
-    )
-    elastic_launch(config, process)(job)
+    with tempfile.TemporaryDirectory() as logs:  # torch's own would stay
+        config = LaunchConfig(
+            min_nodes=where.count,
+            max_nodes=where.count,
+            nproc_per_node=processes,
+            run_id="qlora-flow",
+            rdzv_backend="static" if several else "c10d",
+            rdzv_endpoint=where.endpoint if several else "localhost:0",
+            rdzv_configs={"rank": where.number, "timeout": _JOIN_SECONDS} if several else {},
+            max_restarts=0,  # another attempt is the flow's to make
+            monitor_interval=0.2,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        elastic_launch(config, process)(job)
 
 
 def process(job: dict[str, Any] | None) -> None:

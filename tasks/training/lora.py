@@ -176,7 +176,7 @@ class Group:
         self.norms: Tensor | None = None
         if first.lora_magnitude_vector:
             self.frozen_squares = self.dense().float().square().sum(1)
-            self.norms = self.frozen_squares.sqrt()
+            self.norms = torch.empty_like(self.frozen_squares)
 
     def _absmax(self) -> Tensor | None:
         """The 4-bit weights' constants; with double quantization those are 8-bit themselves."""
@@ -194,11 +194,15 @@ class Group:
         self.weight, self.absmax, self.kind, self.nested = self.dense(), None, "", []
 
     def renew_norms(self) -> None:
-        """Of W + scale · B A's rows, for DoRA: |w|² + 2 w·(ba) + |ba|², where B A itself is never needed."""
+        """Of W + scale · B A's rows, for DoRA: |w|² + 2 w·(ba) + |ba|², where B A itself is never needed.
+
+        Rounded to the compute dtype as PEFT rounds them, where an adapter is used and in a magnitude's first value.
+        """
         if self.norms is not None:
             a, b = self.a_compute.float(), self.b_compute.float()
             mixed = ((self.dense() @ self.a_compute.t()).float() * b).sum(1)
-            self.norms.copy_((self.frozen_squares + 2 * mixed + ((b @ (a @ a.t())) * b).sum(1)).sqrt())
+            norms = (self.frozen_squares + 2 * mixed + ((b @ (a @ a.t())) * b).sum(1)).sqrt()
+            self.norms.copy_(norms.to(self.a_compute.dtype))
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Every member's output for x, without bias."""

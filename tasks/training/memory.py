@@ -143,12 +143,14 @@ def fitting_tokens(model: nn.Module, rows: Dataset, longest: int, device: torch.
 
 
 def tokens_in(peaks: dict[int, int], available: int) -> int:
-    """Tokens that fill `available` bytes, from the peaks of two micro-batches (tokens → bytes).
+    """Tokens that fill `available` bytes, from the peaks of one or two micro-batches (tokens → bytes).
 
     >>> tokens_in({1000: 3_000_000_000, 3000: 9_000_000_000}, 30_000_000_000)
     10000
     """
     (few, low), (many, high) = min(peaks.items()), max(peaks.items())
+    if few == many:  # of one long row: as if nothing were needed but per token
+        return max(few, few * available // low)
     slope = max(1.0, (high - low) / max(1, many - few))
     return max(few, int(few + (available - low) / slope))
 

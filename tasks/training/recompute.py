@@ -16,8 +16,6 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 _KEPT = {
     "aten::mm",
     "aten::addmm",
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "qlora_flow::lora_linear",
     "torch_attn::_varlen_attn",

@@ -9,6 +9,7 @@ from prefect.logging import get_run_logger
 
 from tasks.child import run_child
 from tasks.config import ExecutionConfig, TrainingConfig
+from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef, latest, produce, store_root, work_folder
 from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef
@@ -40,6 +41,8 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
             "checkpoint_steps": execution.checkpoint_steps,
         }
         processes = config.processes or gpus() or 1
+        if 0 < gpus() < processes:
+            raise UserError(f"training.processes {processes} is more than this machine has GPUs: {gpus()}")
         several = processes > 1 or nodes().count > 1
         job |= {"processes": processes} if several else {}
         run_child(f"tasks.training.{'launch' if several else 'worker'}", job, log, execution.hang_minutes)

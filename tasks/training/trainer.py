@@ -2,7 +2,8 @@
 
 A step is `batch_size` rows over all processes whatever fits on the device: the rows are divided among the processes and
 packed into micro-batches of at most `micro_batch_tokens`, whose losses are summed and divided by the learnt tokens of
-the whole step. So both numbers change speed and memory and never the result beyond rounding.
+the whole step. So both numbers change speed and memory and never the result beyond rounding, but for the numbers that
+dropout and NEFTune draw.
 """
 
 import functools
@@ -197,8 +198,7 @@ class PackedTrainer(SFTTrainer):
         self.halvings += 1
         set_random_state(self._random_state)
         self._say(
-            f"out of memory in {where}: trying it again with at most {tokens:,} tokens at once "
-            "(same rows per step, same result)"
+            f"out of memory in {where}: trying it again with at most {tokens:,} tokens at once (same rows per step)"
         )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.child import PASSING_EXIT, STOPPED_EXIT, main
+from tasks.errors import UserError
 from tasks.quiet import silence
 
 _LAST_WORDS_SECONDS = 3.0  # in which the one that is gone tells its launcher why, which then ends this one
@@ -43,6 +44,8 @@ def train(job: dict[str, Any]) -> None:
         TrainingFailed: a step taught nothing.
     """
     silence()
+    import torch
+
     from tasks.config import TrainingConfig
     from tasks.training import base, log
     from tasks.training.data import read_divided, read_rows
@@ -63,7 +66,13 @@ def train(job: dict[str, Any]) -> None:
     say(f"loading the base model ({config.quantization}, {config.compute_dtype})")
     if sharded:
         say(f"its frozen weights are divided among {peers.count} processes")
-    model = base.load(folder, config, device(), sharded)
+    try:
+        model = base.load(folder, config, device(), sharded)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the base model does not fit into this GPU's memory (training.quantization {config.quantization}): "
+            "quantize it to 4bit, or divide it among several GPUs with training.processes"
+        ) from None
     trainer = PackedTrainer(model, rows, config, Path(job["checkpoints"]), say, held_back, peers)
     trainer.checkpoint_steps = job["checkpoint_steps"]
     signal.signal(signal.SIGTERM, trainer.request_stop)

@@ -1,10 +1,12 @@
 """Batched answers are the answers of one row at a time, in whatever memory there is."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft.tuners.lora import dora
+from safetensors.torch import load_file
 
 from tasks.errors import UserError
 from tasks.evaluation import generate
@@ -67,6 +69,25 @@ def test_a_base_that_stays_in_4_bits_answers_the_same(tiny_model: Path, adapter:
     packed = load(tiny_model, adapter, TRAINING)
     assert packed.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.dtype == torch.uint8
     assert answer(packed, prompts, [1], 8, 8192, lambda line: None) == want
+
+
+def test_magnitudes_of_dora_are_not_rounded(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path, dora=True)
+    model = load(tiny_model, folder, TRAINING | {"compute_dtype": "bfloat16"})
+    saved = load_file(folder / "adapter_model.safetensors")
+    for name, parameter in model.named_parameters():
+        if "magnitude" in name:
+            assert torch.equal(parameter, saved[name.removesuffix(".default.weight")]), name
+    assert len(answer(model, [[5, 6, 7]], [1], 8, 8192, lambda line: None)[0]) > 0
+
+
+def test_the_bases_own_way_of_generating_is_not_used(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
+    want = answer(load(tiny_model, adapter, TRAINING), [[5, 6, 7]], [1], 8, 8192, lambda line: None)
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    (base / "generation_config.json").write_text(
+        '{"repetition_penalty": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1}'
+    )
+    assert answer(load(base, adapter, TRAINING), [[5, 6, 7]], [1], 8, 8192, lambda line: None) == want
 
 
 def test_norms_of_dora_are_computed_once(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:

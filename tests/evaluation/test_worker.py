@@ -33,6 +33,10 @@ def test_rouge_l_by_hand() -> None:
     assert score(answers, {"confidence": 0.95, "seed": 0})[2]["base"] == pytest.approx(0.75)
 
 
+def test_one_row_says_nothing_about_others() -> None:
+    assert paired_interval([0.1], [0.3], 0.95, seed=0) == (pytest.approx(0.2), -1.0, 1.0)
+
+
 def test_the_interval_covers_no_difference_when_there_is_none() -> None:
     base = [0.1, 0.5, 0.3, 0.2] * 10
     tuned = [0.2, 0.4, 0.2, 0.3] * 10

@@ -6,7 +6,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from conftest import make_rows
 from peft import get_peft_model_state_dict
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
@@ -16,6 +16,7 @@ from tasks.training.lora import FusedLinear, FusedLinear4bit, groups, refresh
 from tasks.training.packing import collate, flatten
 
 CPU = torch.device("cpu")
+SHAPE = dict(vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
 
 
 def adapted(folder, **settings):
@@ -138,6 +139,26 @@ def test_dora_trains_magnitudes_in_float32(bases):
     assert magnitudes and all(got[name].norm() > 0 for name in got)
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     assert len(get_peft_model_state_dict(model)) == 3 * 2 * 7
+
+
+def test_untrained_dora_changes_nothing(bases):
+    """A magnitude's first value is as PEFT rounds it, and so is the norm that it is divided by."""
+    rows, losses = collate(make_rows(6))["rows"], []
+    for dora in (False, True):
+        model = base.load(bases("llama"), TrainingConfig(dora=dora), CPU)
+        train_on_packs(model.get_base_model())
+        losses.append(model(**vars(flatten(rows.rows, CPU))).item())
+    assert losses[0] == losses[1]
+
+
+def test_bases_that_cannot_be_quantized_or_adapted_are_refused(tmp_path):
+    for shape, quantization, sentence in (
+        (MixtralConfig(num_local_experts=2, num_key_value_heads=2, **SHAPE), "4bit", "has experts"),
+        (GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=97), "none", "no linear"),
+    ):
+        AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path)
+        with pytest.raises(UserError, match=sentence):
+            base.load(tmp_path, TrainingConfig(quantization=quantization), CPU)
 
 
 def test_layer_that_is_not_in_4_bits_is_an_error(bases):

@@ -132,6 +132,7 @@ def test_the_fastest_that_fits_is_chosen(gigabytes, step_tokens, longest, speed)
 
 def test_micro_batch_fills_the_room():
     assert memory.tokens_in({1000: 4_000_000_000, 3000: 10_000_000_000}, 31_000_000_000) == 10_000
+    assert memory.tokens_in({2000: 9_000_000_000}, 63_000_000_000) == 14_000
     assert memory.tokens_in({1000: 4_000_000_000, 3000: 10_000_000_000}, 3_000_000_000) == 1000
 
 

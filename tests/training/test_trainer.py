@@ -101,6 +101,13 @@ def test_micro_batches_do_not_change_the_result(build):
             assert (mine.tokens, mine.learnt_tokens) == (theirs.tokens, theirs.learnt_tokens)
 
 
+def test_a_run_of_one_step_learns(build):
+    run = build(batch_size=22, epochs=1)
+    run.run()
+    assert [row.learning_rate for row in run.step_log.rows] == [3e-3]
+    assert all(w.norm() > 0 for name, w in weights(run).items() if "lora_B" in name)
+
+
 def test_seconds_belong_to_their_step(build, monkeypatch):
     run = build(max_steps=5, epochs=1)
     forward = run.model.get_base_model().forward
