@@ -301,7 +301,11 @@ class PublishingConfig(Group):
         "adapter", description="Name of the adapter in the registry: lower-case letters, digits, . _ -"
     )
     registry: str = Field("", description="Folder of numbered versions. Empty: `registry` inside the store.")
-    hub_repo: str = Field("", description="Hub repository (owner/name) to upload the version to. Empty: none.")
+    hub_repo: str = Field(
+        "",
+        description="Hub repository (owner/name) to upload the version to. Empty: none.",
+        pattern=r"^([A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)?$",
+    )
     hub_private: bool = Field(True, description="Create that repository as private.")
 
 

@@ -1,19 +1,24 @@
 """The model card: what the adapter is, what it was made from, and how much better it is, with the interval."""
 
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from tasks.store.model import BaseModelRef
+
 CARD = jinja2.Template(
     """---
+{% if on_hub -%}
 base_model: {{ base.source }}
+{% endif -%}
 library_name: peft
 pipeline_tag: text-generation
 tags: [qlora, lora, peft, qlora-flow]
 ---
 # {{ name }} {{ version }}
 
-A LoRA adapter for [`{{ base.source }}`]
+A LoRA adapter for `{{ base.source }}`
 {%- if base.revision %} at commit `{{ base.revision }}`{% endif %}, trained
 {%- if training.quantization == "4bit" %}
 on the base in 4 bits ({{ training.quant_type }}, \
@@ -76,6 +81,7 @@ model = PeftModel.from_pretrained(base, "FOLDER OF THIS CARD")
 )
 
 
-def model_card(**parts: Any) -> str:
+def model_card(base: BaseModelRef, **parts: Any) -> str:
     """Render the card; every part it names must be given."""
-    return CARD.render(**parts)
+    on_hub = Path(base.source).expanduser().absolute() != Path(base.folder)  # which takes no folder for a base's name
+    return CARD.render(base=base, on_hub=on_hub, **parts)

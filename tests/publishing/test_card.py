@@ -10,11 +10,11 @@ BASE = BaseModelRef(
 SCORE = {"metric": "rougeL", "rows": 60, "base": 0.1, "tuned": 0.3, "difference": 0.2, "low": 0.15, "high": 0.25}
 
 
-def card(run: dict[str, float] | None = None, **training: str) -> str:
+def card(run: dict[str, float] | None = None, base: BaseModelRef = BASE, **training: str) -> str:
     return model_card(
         name="demo",
         version="v0003",
-        base=BASE,
+        base=base,
         training=TrainingConfig(**training).model_dump(),
         run={"steps": 30, "tokens": 56000, "loss_last": 2.1} | (run or {}),
         evaluation={"rows": 60, "scores": [SCORE]},
@@ -28,6 +28,11 @@ def test_the_table_has_a_line_a_metric() -> None:
     lines = card().splitlines()
     assert "| metric | base | tuned | difference | 95 % interval |" in lines
     assert "| rougeL | 0.1000 | 0.3000 | +0.2000 | +0.1500 to +0.2500 |" in lines
+
+
+def test_a_folder_is_no_base_to_the_hub() -> None:
+    assert card().startswith("---\nbase_model: owner/base\nlibrary_name: peft\n")
+    assert card(base=BASE.model_copy(update={"source": "/models/x"})).startswith("---\nlibrary_name: peft\n")
 
 
 def test_the_kept_step_is_said_where_rows_were_held_back() -> None:
