@@ -28,8 +28,19 @@ def csv_rows(stream: BinaryIO, place: Place) -> Iterator[Block]:
         header = _header(next(reader, None), place)
     except csv.Error as error:
         raise UserError(f"{place.shown} has no line of column names that can be read: {error}.") from error
-    while block := list(islice(_rows(reader, header, place), blocks.BLOCK_ROWS)):
+    rows = _rows(reader, header, place)
+    while block := list(_together(rows)):
         yield block
+
+
+def _together(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """The rows of a block."""
+    size = 0
+    for row in islice(rows, blocks.BLOCK_ROWS):
+        yield row
+        size += 0 if isinstance(row, BadRow) else sum(map(len, row.values()))
+        if size > blocks.BLOCK_BYTES:
+            return
 
 
 def _header(header: list[str] | None, place: Place) -> list[str]:
@@ -45,16 +56,15 @@ def _header(header: list[str] | None, place: Place) -> list[str]:
 
 
 def _rows(reader: Any, header: list[str], place: Place) -> Iterator[Row | BadRow]:
-    """About a block of rows."""
-    size = 0
-    while size <= blocks.BLOCK_BYTES:
+    while True:
         began = reader.line_num + 1
         try:
             values = next(reader, None)
         except csv.Error as error:
             if "end of data" in str(error):
                 raise UserError(f"{place.shown} has a quote in line {began} or later that never closes.") from error
-            yield BadRow(f"{_where(place, began, reader)} cannot be read as CSV: {error}")
+            where = _where(place, began, reader)  # how many rows these lines were to be, nobody knows
+            yield from (BadRow(f"{where} cannot be read as CSV: {error}") for _ in range(began, reader.line_num + 1))
             continue
         if values is None:
             return
@@ -66,7 +76,6 @@ def _rows(reader: Any, header: list[str], place: Place) -> Iterator[Row | BadRow
         elif values:
             where = _where(place, began, reader)
             yield BadRow(f"{where} has {len(values)} values for {len(header)} columns")
-        size += sum(map(len, values))
 
 
 def _where(place: Place, began: int, reader: Any) -> str:

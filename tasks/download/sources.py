@@ -1,6 +1,7 @@
 """The source as parts, each for one side or for both: files wherever they lie, or a data set on the Hub."""
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,7 @@ from tasks.download.formats import read_file
 from tasks.download.places import ENDINGS, Place, places
 from tasks.errors import UserError
 
+_HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")  # usual names of splits that are not trained on
 Reader = Callable[[], Iterator[Block]]
 
 
@@ -35,20 +37,41 @@ def _parts(data: DataConfig, formats: Counter[str]) -> list[tuple[str, Reader]]:
             for split, side in names.items()
             if split in there
         ]
-    files = [("", place) for place in places(data, "path")]
-    by_name = {data.train_split: "train", data.test_split: "test"}
+    found = places(data, "path")
     if data.test_path:
-        files = [("train", place) for _, place in files]
-        files += [("test", place) for place in places(data, "test_path")]
-    elif {_stem(place) for _, place in files} >= set(by_name):
-        files = [(by_name.get(_stem(place), "unused"), place) for _, place in files]
+        files = [("train", place) for place in found] + [("test", place) for place in places(data, "test_path")]
+    else:
+        files = _by_name(data, found)
     return [(side, functools.partial(read_file, place, formats)) for side, place in files]
 
 
-def _stem(place: Place) -> str:
-    """The name without its ending: `train` of train.jsonl.gz."""
+def _by_name(data: DataConfig, files: list[Place]) -> list[tuple[str, Place]]:
+    """Each file with the side that its name says, as the Hub's files are named, where there are both.
+
+    Raises:
+        UserError: a split that is no training data lies among other files, and not both sides are there.
+    """
+    sides = {data.train_split: "train", data.test_split: "test"}
+    named = [(_split(place, {*sides, *_HELD_OUT}), place) for place in files]
+    names = {name for name, _ in named}
+    if names >= set(sides):
+        return [(sides.get(name, "unused"), place) for name, place in named]
+    if len(names) > 1 and (other := sorted(names & {data.test_split, *_HELD_OUT})):
+        missing, field = ("train", "train_split") if data.test_split in names else ("held-out", "test_split")
+        raise UserError(
+            f"data.path has files of the split {other[0]} among others, and no {missing} ones called "
+            f"{getattr(data, field)!r}: name the {missing} split in data.{field}, or give the files of both sides in "
+            "data.path and data.test_path."
+        )
+    return [("", place) for place in files]
+
+
+def _split(place: Place, known: set[str]) -> str:
+    """`train` of train.jsonl.gz, train-00000-of-00002.parquet and train/part.csv; empty where it is none of `known`."""
     ending = max((e for e in ENDINGS if place.name.lower().endswith(e)), key=len, default="")
-    return place.name.removesuffix(place.name[len(place.name) - len(ending) :])
+    stem = place.name.removesuffix(place.name[len(place.name) - len(ending) :])
+    names = (stem, re.sub(r"-\d+-of-\d+$", "", stem), place.shown.split("/")[-2:][0])
+    return next((name for name in names if name in known), "")
 
 
 def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Block]:

@@ -39,17 +39,33 @@ def test_rows_without_an_id_are_named_by_their_content(tmp_path: Path) -> None:
     assert len(first) == 20
 
 
-def test_a_source_with_splits_keeps_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", ["{}.jsonl", "{}-00000-of-00001.jsonl", "{}/part.jsonl"])
+def test_a_source_with_splits_keeps_them(tmp_path: Path, files: str) -> None:
     folder = tmp_path / "source"
-    folder.mkdir()
     for name in ("train", "test", "validation"):
-        write_jsonl(folder / f"{name}.jsonl", [{"id": f"{name}{n}", "text": "x"} for n in range(5)])
+        file = folder / files.format(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(file, [{"id": f"{name}{n}", "text": "x"} for n in range(5)])
     found, ledger, info = download(tmp_path, path=str(folder))
     assert sides(found) == {f"{name}{n}": name for name in ("train", "test") for n in range(5)}
     assert info["unused"] == 5 == info["left_out"]
     assert {(e["id"], e["verdict"], e["reason"]) for e in ledger} == {
         (f"validation{n}", "left out", "not used") for n in range(5)
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (("train", "validation"), r"split validation .* no held-out ones called 'test': name .* data\.test_split"),
+        (("dev", "test"), r"split dev .* no train ones called 'train': name .* data\.train_split"),
+    ],
+)
+def test_a_split_is_not_trained_on_for_want_of_the_other(tmp_path: Path, names: tuple[str], sentence: str) -> None:
+    for name in names:
+        write_jsonl(tmp_path / f"{name}.jsonl", make_rows(9))
+    with pytest.raises(UserError, match=sentence):
+        download(tmp_path, path=str(tmp_path))
 
 
 def test_rows_beyond_the_most_are_listed(tmp_path: Path) -> None:
