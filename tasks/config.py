@@ -97,7 +97,8 @@ class FormattingConfig(Group):
     )
     prompt: str = Field(
         ARTICLE_PROMPT,
-        description="Jinja2 template of the prompt (sandboxed); every column of the row is a variable.",
+        description="Jinja2 template of the prompt (sandboxed); every column of the row is a variable, "
+        "and `row` the row.",
         min_length=1,
     )
     completion: str = Field("{{ summary }}", description="Jinja2 template of the answer to learn.", min_length=1)
@@ -116,7 +117,7 @@ class FormattingConfig(Group):
     messages_column: str = Field(
         "messages",
         description="Column with the conversation (style: chat): a list of role and content, or of ShareGPT's from and "
-        "value.",
+        "value; also as JSON text.",
         min_length=1,
     )
 
@@ -130,7 +131,7 @@ class TokenizationConfig(Group):
     too_long: Literal["truncate_prompt", "truncate_completion", "drop"] = Field(
         "truncate_prompt",
         description="truncate_prompt: shorten the input column, keep the rest whole. truncate_completion: cut the "
-        "answer's end as well. drop: leave the row out. Every such row is listed in the ledger.",
+        "answer's end, the prompt stays whole. drop: leave the row out. Every such row is listed in the ledger.",
     )
     cut: Literal["middle", "left", "right"] = Field(
         "middle", description="Which part of the input column is taken out by truncate_prompt."

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tasks.config import FormattingConfig
 from tasks.errors import UserError
 from tasks.formatting.chat import chat_format
-from tasks.formatting.formatted import Format, Formatted
+from tasks.formatting.formatted import Format, Formatted, plain
 from tasks.formatting.repeats import common_part, signs
 from tasks.formatting.schema import PROMPT_SCHEMA, SIGNS
 from tasks.formatting.templates import Runaway, compile_template, time_limit
@@ -52,6 +52,12 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
                 f"formatting.references: no column is called {name}; the data has {', '.join(sorted(columns))}."
             )
     chat = config.style == "chat"
+    default = FormattingConfig.model_fields["input_column"].default
+    if not chat and config.input_column not in {"", default, *columns}:
+        raise UserError(
+            f"formatting.input_column: no column is called {config.input_column}; "
+            f"the data has {', '.join(sorted(columns))}."
+        )
     format_row = chat_format(Path(job["model"]), config, columns) if chat else _template(config, columns)
     common = common_part(_sample(source, format_row))
     for unit in units:
@@ -96,6 +102,7 @@ def _template(config: FormattingConfig, columns: set[str]) -> Format:
     completion = compile_template(config.completion, "formatting.completion", columns)
 
     def format_row(row: dict[str, Any]) -> Formatted:
+        row = {name: plain(value) for name, value in row.items()}
         answer = completion(row)
         return Formatted(prompt(row), answer + config.ending, answer)
 
@@ -150,7 +157,7 @@ def _group(value: Any) -> str | None:
 
 def _references(row: dict[str, Any], columns: list[str]) -> list[str]:
     values = [value for name in columns for value in (row[name] if isinstance(row[name], list) else [row[name]])]
-    return [str(value) for value in values if value not in (None, "")]
+    return [str(plain(value)) for value in values if value not in (None, "")]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Templates are data: Jinja2 in a sandbox, checked against the columns before any row is read."""
 
 import contextlib
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,9 +9,11 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 
 from tasks.errors import UserError
+from tasks.formatting.formatted import plain
 
 LONGEST_TEXT = 200_000_000
 """Characters of one rendered row: far above any text, so that a runaway loop costs its row and not the machine."""
@@ -29,23 +32,26 @@ class Runaway(ValueError):
 
 
 def compile_template(source: str, field: str, columns: set[str]) -> Render:
-    """A function from a row to text; an absent value renders as nothing.
+    """A function from a row to text; an absent value renders as nothing. `row` is the row itself.
 
     Raises:
         UserError: the template is not Jinja2 or names a column that is not there.
     """
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        keep_trailing_newline=True, undefined=jinja2.ChainableUndefined, finalize=lambda v: "" if v is None else v
+        keep_trailing_newline=True,
+        undefined=jinja2.ChainableUndefined,
+        finalize=lambda value: "" if value is None else plain(value),
     )
+    odd = next((name for name in sorted(columns) if not name.isidentifier()), "")
+    hint = f" A column with such a name is written {{{{ row[{json.dumps(odd, ensure_ascii=False)}] }}}}." if odd else ""
     try:
-        unknown = jinja2.meta.find_undeclared_variables(environment.parse(source)) - columns
+        unknown = _names(environment.parse(source), columns) - columns
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{field}: line {error.lineno} is not valid Jinja2: {error.message}.") from error
+        raise UserError(f"{field}: line {error.lineno} is not valid Jinja2: {error.message}.{hint}") from error
     if unknown:
-        raise UserError(
-            f"{field}: no column is called {' or '.join(sorted(unknown))}; the data has {', '.join(sorted(columns))}."
-        )
+        called = " or ".join(sorted(unknown))
+        raise UserError(f"{field}: no column is called {called}; the data has {', '.join(sorted(columns))}.{hint}")
 
     left = [0]
 
@@ -60,7 +66,7 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
     constants = {**context.parent, "range": limited_range}
 
     def render(row: dict[str, Any]) -> str:
-        context.parent = {**constants, **row}
+        context.parent = {**constants, "row": row, **row}
         context.vars.clear()  # what the row before has set
         context.exported_vars.clear()
         left[0] = MOST_STEPS
@@ -77,6 +83,17 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
         return "".join(parts)
 
     return render
+
+
+def _names(tree: jinja2.nodes.Template, columns: set[str]) -> set[str]:
+    """The columns that a template reads, by name or from `row`."""
+    names = jinja2.meta.find_undeclared_variables(tree)
+    if "row" not in names - columns:
+        return names
+    for item in tree.find_all(jinja2.nodes.Getitem):
+        if item.node == jinja2.nodes.Name("row", "load") and isinstance(item.arg, jinja2.nodes.Const):
+            names.add(item.arg.value)
+    return names - {"row"}
 
 
 class _Clock:

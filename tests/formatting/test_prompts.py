@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
 
 from tasks import spread
 from tasks.config import FormattingConfig
@@ -62,6 +63,24 @@ def test_an_input_that_stands_twice_cannot_be_shortened(tmp_path: Path) -> None:
     assert row["input_start"] is None
 
 
+def test_a_rows_text_does_not_depend_on_the_other_rows(tmp_path: Path) -> None:
+    rows = [{"q": {"city": "Rome"}, "a": 5}, {"q": {"x": 1}, "a": 2.5}, {"q": {"x": 0.5}, "a": None}]
+    fields = {"prompt": "{{ q | tojson }}{{ a / 2 if a else '' }}", "completion": "{{ a }}.", "references": ["a"]}
+    found, _, _ = prompts(tmp_path, rows, **fields)
+    assert [row["prompt"] for row in found] == ['{"city": "Rome"}2.5', '{"x": 1}1.25', '{"x": 0.5}']
+    assert [row["references"] for row in found] == [["5"], ["2.5"], ["."]]
+
+
+def test_a_column_whose_name_is_no_word(tmp_path: Path) -> None:
+    row = {"Customer message": "Hi.", "Reply": "Ho."}
+    fields = {"prompt": '{{ row["Customer message"] }}', "completion": "{{ Reply }}", "ending": ""}
+    (found,), _, _ = prompts(tmp_path, [row], **fields)
+    assert (found["prompt"], found["completion"]) == ("Hi.", "Ho.")
+    for prompt in ("{{ Customer message }}", "{{ Customer }}"):
+        with pytest.raises(UserError, match=r'is written {{ row\["Customer message"\] }}'):
+            prompts(tmp_path, [row], **fields | {"prompt": prompt})
+
+
 def test_references_may_be_several_columns_or_a_list(tmp_path: Path) -> None:
     rows = [{**ROW, "a": "one", "b": ["two", "three", ""]}, {**ROW, "a": None, "b": None}]
     found, _, _ = prompts(tmp_path, rows, references=["a", "b"])
@@ -80,6 +99,8 @@ def test_a_row_without_an_answer_is_in_the_ledger(tmp_path: Path) -> None:
     [
         ({"prompt": "{{ dialog }}"}, "no column is called dialog; the data has dialogue, split, summary"),
         ({"completion": "{{ summary"}, "formatting.completion: line 1 is not valid Jinja2"),
+        ({"prompt": '{{ row["dialog"] }}'}, "no column is called dialog; the data has dialogue, split, summary"),
+        ({"input_column": "dialog"}, "formatting.input_column: no column is called dialog"),
         ({"references": ["summery"]}, "formatting.references: no column is called summery"),
         ({"style": "chat"}, "formatting.messages_column: no column is called messages"),
     ],
@@ -135,8 +156,10 @@ def test_sharegpt_is_the_same_conversation(tmp_path: Path, model: Path) -> None:
 
 def test_earlier_answers_are_learnt_too(tmp_path: Path, model: Path) -> None:
     (row,), _, _ = prompts(tmp_path, [chat("a", "first", "b", "second", "c", "third")], model, style="chat")
-    learnt = [row["prompt"][span["start"] : span["end"]] for span in row["learnt"]]
-    assert learnt == ["first<|eot_id|>", "second<|eot_id|>"]
+    assert [row["prompt"][span["start"] : span["end"]] for span in row["learnt"]] == [
+        "first<|eot_id|>",
+        "second<|eot_id|>",
+    ]
     assert row["completion"] == "third<|eot_id|>"
 
 
@@ -144,6 +167,79 @@ def test_a_conversation_without_a_last_answer_is_in_the_ledger(tmp_path: Path, m
     found, ledger, _ = prompts(tmp_path, [chat("hi"), chat("hi", "ho")], model, style="chat")
     assert len(found) == 1
     assert "does not end with an assistant message" in ledger[0]["detail"]
+
+
+def learnt(row: dict[str, Any]) -> list[str]:
+    spans = [row["prompt"][span["start"] : span["end"]] for span in row["learnt"]]
+    return [text.removesuffix("<|eot_id|>") for text in [*spans, row["completion"]]]
+
+
+def test_the_ways_to_write_a_conversation_are_one(tmp_path: Path, model: Path) -> None:
+    plain = chat("a", "b", "c", "d")["messages"]
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in plain]
+    expected = prompts(tmp_path, [{"messages": plain}], model, style="chat")[0]
+    for written in (parts, json.dumps(plain), json.dumps(parts)):
+        assert prompts(tmp_path, [{"messages": written}], model, style="chat")[0] == expected
+
+
+def test_what_is_not_to_be_learnt_is_not(tmp_path: Path, model: Path) -> None:
+    rows = [chat("a", "first", "b", "", "c", "third", "d", "last"), chat("a", "b")]
+    rows[0]["messages"][5]["weight"], rows[1]["messages"][1]["weight"] = 0, 0
+    (row,), ledger, _ = prompts(tmp_path, rows, model, style="chat")
+    assert learnt(row) == ["first", "last"]
+    assert "the last answer has weight 0" in ledger[0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "detail"),
+    [
+        ([{"content": "hi"}], "message 1 has no role"),
+        ([{"role": "user", "content": None}], "message 1 has no content"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "message 1 is no text but image_"),
+        ("User: hi", "the conversation is text and no JSON"),
+        ('{"role": "user"}', "the conversation is no list"),
+        ('["hi"]', "message 1 is no object of role and content"),
+    ],
+)
+def test_a_conversation_that_is_none_is_in_the_ledger(tmp_path: Path, model: Path, messages: Any, detail: str) -> None:
+    found, ledger, _ = prompts(tmp_path, [{"messages": messages}], model, style="chat")
+    assert found == [] and detail in ledger[0]["detail"]
+
+
+@pytest.fixture
+def caller(tmp_path: Path, model: Path) -> Path:
+    """A model that thinks and calls tools between tokens that are no control tokens, as Qwen3 does."""
+    folder = tmp_path / "caller"
+    folder.mkdir()
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<think>", special=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{{ tools | tojson if tools }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content }}{% for call in m.tool_calls %}{{ call.function | tojson }}{% endfor %}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_calls_and_thoughts_are_learnt_as_they_are(tmp_path: Path, caller: Path) -> None:
+    rows = [chat("a", "<think>x"), chat("a", "b"), chat("a", "b")]
+    rows[0]["tools"] = json.dumps([{"type": "function", "function": {"name": "f"}}])
+    for row, arguments in zip(rows[1:], [{"city": "Rome"}, {"days": 3}], strict=True):
+        call = {"function": {"name": "f", "arguments": arguments}}
+        row["messages"][1] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    found, ledger, _ = prompts(tmp_path, rows, caller, style="chat")
+    assert ledger == []
+    assert [learnt(row) for row in found] == [
+        ["<think>x"],
+        ['{"name": "f", "arguments": {"city": "Rome"}}'],
+        ['{"name": "f", "arguments": {"days": 3}}'],
+    ]
+    assert [row["references"] == learnt(row) for row in found] == [True] * 3
+    assert found[0]["prompt"].startswith('[{"type": "function", "function": {"name": "f"}}]<|start')
+    assert found[1]["prompt"].startswith("<|start")
 
 
 def said(*turns: tuple[str, str | None]) -> dict[str, Any]:
