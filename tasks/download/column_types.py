@@ -10,11 +10,14 @@ import pyarrow as pa
 from tasks.download.schema import ID, SPLIT
 from tasks.errors import UserError
 
+NUMBERS = (int, float, bool)
 OWN = {ID: pa.field(ID, pa.string()), SPLIT: pa.field(SPLIT, pa.string())}
 UNFIT = (pa.ArrowException, UnicodeError, OverflowError)
 """What Arrow raises for a value that a column cannot hold."""
 MOST_FIELDS = 5_000
 """Fields of one column's objects, those inside counted: every row would hold them all."""
+MOST_LEVELS = 50
+"""Lists and objects in each other: Parquet and Python end somewhere above a hundred."""
 Columns = dict[str, list[Any]]
 
 
@@ -37,6 +40,11 @@ def guess(columns: Columns, name: str) -> pa.Array | pa.DataType:
     """A column as Arrow takes it, or else the type that most of its values have."""
     try:
         array = pa.array(columns[name], OWN[name].type if name in OWN else None)
+        if _is_deep(array.type):
+            raise UserError(
+                f"data: column {name} holds lists or objects more than {MOST_LEVELS} deep in each other; "
+                "write such values as JSON text."
+            )
         if _has_empty(array.type):  # Parquet has no object without fields: it is read as no value
             columns[name] = [_without_empty(value) for value in columns[name]]
             array = pa.array(columns[name])
@@ -45,8 +53,33 @@ def guess(columns: Columns, name: str) -> pa.Array | pa.DataType:
         if name in OWN:
             return OWN[name].type
         kinds = Counter(type(value) for value in columns[name] if value is not None)
+        if kinds.keys() <= {str, *NUMBERS} and (str in kinds or any(map(_is_large, columns[name]))):
+            return pa.string()
         kind = kinds.most_common(1)[0][0]
         return pa.string() if kind is str else _first_type(v for v in columns[name] if type(v) is kind)
+
+
+def as_text(value: Any) -> Any:
+    """A number in a column of text as its text, a whole one without `.0`; other values as they are."""
+    if type(value) is float and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value) if type(value) in NUMBERS else value
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _is_large(value: Any) -> bool:
+    return type(value) is int and not -(2**63) <= value < 2**63
+
+
+def _is_deep(kind: pa.DataType) -> bool:
+    level = [kind]
+    for _ in range(MOST_LEVELS):
+        structs = [field.type for kind in level if pa.types.is_struct(kind) for field in kind]
+        level = structs + [kind.value_type for kind in level if pa.types.is_list(kind)]
+    return bool(level)
 
 
 def _fields(kind: pa.DataType) -> int:
@@ -80,6 +113,9 @@ def _unified(known: pa.Field, found: pa.Field) -> pa.Field:
     """A type that holds both; the known one where there is none."""
     if known.type.equals(found.type):
         return known
+    text = next((field for field in (known, found) if pa.types.is_string(field.type)), None)
+    if text and any(map(_is_number, (known.type, found.type))):
+        return text
     try:
         return pa.unify_schemas([pa.schema([known]), pa.schema([found])], promote_options="permissive").field(0)
     except pa.ArrowException:

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.download.blocks import Row
-from tasks.download.column_types import OWN, UNFIT, Columns, guess, widened
+from tasks.download.column_types import OWN, UNFIT, Columns, as_text, guess, widened
 from tasks.download.schema import GROUP_COLUMN, ID, SPLIT
 from tasks.download.verdicts import mended, suspicious
+from tasks.errors import UserError
 from tasks.store.ledger import Ledger
 
 GROUP_ROWS, GROUP_BYTES = 10_000, 16 << 20
@@ -44,6 +45,9 @@ class GrowingTable:
         for row in rows:
             if not row.keys() <= names.keys():
                 names.update(dict.fromkeys(row))
+        for name in names.keys() - set(self.schema.names):
+            if name.encode("utf-8", "replace").decode() != name:
+                raise UserError(f"data: a column is called {name!a}, which is no text: half a character is missing.")
         columns = {name: [row.get(name) for row in rows] for name in names}
         guesses = {name: guess(columns, name) for name in columns}
         wider = widened(self.schema, guesses)
@@ -91,6 +95,8 @@ class GrowingTable:
         arrays = dict(arrays)
         for name, values in columns.items():
             kind = self.schema.field(name).type
+            if name not in arrays and pa.types.is_string(kind):
+                values = [as_text(value) for value in values]
             try:
                 arrays[name] = arrays[name] if name in arrays else pa.array(values, kind)
             except UNFIT:

@@ -46,6 +46,7 @@ def _together(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
 def _header(header: list[str] | None, place: Place) -> list[str]:
     if not header:
         raise UserError(f"{place.shown} is empty; a .csv file starts with a line of column names.")
+    header = [name.strip() for name in header]
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise UserError(f"{place.shown} has two columns called {twice[0]!r}; every column needs a name of its own.")
     if len(header) == 1 and (sign := next((sign for sign in ";\t|" if sign in header[0]), "")):

@@ -1,7 +1,6 @@
 """What changed between two downloads: rows added, removed and changed, by id and content."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.download.schema import ID, ROWS, SPLIT
+from tasks.download.schema import ENCODE, ID, ROWS, SPLIT
 
 DIFFERENCE = "difference.parquet"
 DIFFERENCE_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("what", pa.string())])
-WHAT = ("added", "removed", "changed")
-ENCODE = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
 
 
 def write_difference(before: Path, now: Path, folder: Path) -> dict[str, Any]:

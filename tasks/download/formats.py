@@ -98,8 +98,9 @@ def _parquet(stream: BinaryIO, place: Place) -> Iterator[Block]:
         file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=place.remote)
         groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
         row_bytes = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
+        _check_names(file.schema_arrow.names, place)
         for batch in file.iter_batches(max(1, min(BATCH_ROWS, BLOCK_BYTES // max(1, row_bytes)))):
-            yield batch.to_pylist()
+            yield batch.to_pylist(maps_as_pydicts="lossy")
     except (pa.ArrowException, OSError) as error:
         if place.remote and not isinstance(error, pa.ArrowException):  # the network, not the file
             raise
@@ -112,12 +113,19 @@ def _arrow(stream: BinaryIO, place: Place) -> Iterator[Block]:
 
     if _head(stream).startswith(b"ARROW1"):
         reader = pa.ipc.open_file(pa.PythonFile(stream) if place.remote else pa.memory_map(place.where))
+        _check_names(reader.schema.names, place)
         batches: Iterator[Any] = (reader.get_batch(n) for n in range(reader.num_record_batches))
     else:
-        batches = iter(pa.ipc.open_stream(pa.PythonFile(stream)))
+        batches = iter(reader := pa.ipc.open_stream(pa.PythonFile(stream)))
+        _check_names(reader.schema.names, place)
     for batch in batches:
         for start in range(0, len(batch), BATCH_ROWS):
-            yield batch.slice(start, BATCH_ROWS).to_pylist()
+            yield batch.slice(start, BATCH_ROWS).to_pylist(maps_as_pydicts="lossy")
+
+
+def _check_names(names: list[str], place: Place) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{place.shown} has two columns called {twice[0]!r}; every column needs a name of its own.")
 
 
 NAMES = {".jsonl": "JSON lines", ".json": "JSON list", ".csv": "CSV", ".parquet": "Parquet", ".arrow": "Arrow"}

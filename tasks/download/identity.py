@@ -71,6 +71,16 @@ def rows_identity(data: DataConfig) -> Identity:
     )
 
 
+def check_unchanged(named: Identity, data: DataConfig) -> None:
+    """After reading: the files are still those that the key names.
+
+    Raises:
+        UserError: they are not.
+    """
+    if rows_identity(data).inputs != named.inputs:
+        raise UserError("data: a file of data.path or data.test_path changed while this run read it; run again.")
+
+
 def identity(data: DataConfig, model: ModelConfig) -> Identity:
     """Key of the pair. Each part has one of its own in the store: a new model does not read the rows again."""
     base = content_digest(bundled_file()) if model.base == BUNDLED else f"{model.base}@{model.revision}"
@@ -85,6 +95,6 @@ def difference_identity(before: ArtifactRef, now: ArtifactRef) -> Identity:
     return Identity(
         stage="difference",
         inputs={"before": before.digest, "now": now.digest},
-        code=("tasks.download.difference",),
+        code=("tasks.download.difference", "tasks.download.schema"),
         libraries=("pyarrow",),
     )

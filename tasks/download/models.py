@@ -16,7 +16,9 @@ from tasks.store.model import BaseModelRef
 BUNDLED = "smollm2-135m-instruct"
 BUNDLED_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
+OTHER_FILES = ["*/*", "consolidated*"]
+"""The same weights again, in other formats; a pattern's star stands for slashes too."""
 
 
 def fetch_model(model: ModelConfig, log: Callable[[str], None]) -> BaseModelRef:
@@ -29,9 +31,7 @@ def fetch_model(model: ModelConfig, log: Callable[[str], None]) -> BaseModelRef:
         gguf = bundled_file()
         folder = produce(bundled_identity(), lambda folder: _convert(gguf, folder, log), log).path
         return BaseModelRef.of(folder, BUNDLED_SOURCE, "")
-    if (local := Path(model.base).expanduser()).is_dir():
-        return BaseModelRef.of(local.absolute(), model.base, "")
-    return BaseModelRef.of(_snapshot(model, local_files_only=False), model.base, model.revision)
+    return _folder_or_snapshot(model, local_files_only=False)
 
 
 def present_model(model: ModelConfig) -> BaseModelRef | None:
@@ -39,14 +39,18 @@ def present_model(model: ModelConfig) -> BaseModelRef | None:
     if model.base == BUNDLED:
         folder = store_root() / "artifacts" / bundled_identity().key
         return BaseModelRef.of(folder, BUNDLED_SOURCE, "") if (folder / MANIFEST).exists() else None
-    if (local := Path(model.base).expanduser()).is_dir():
-        return BaseModelRef.of(local.absolute(), model.base, "")
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return BaseModelRef.of(_snapshot(model, local_files_only=True), model.base, model.revision)
+        return _folder_or_snapshot(model, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
+
+
+def _folder_or_snapshot(model: ModelConfig, local_files_only: bool) -> BaseModelRef:
+    if (local := Path(model.base).expanduser()).is_dir():
+        return BaseModelRef.of(local.absolute(), model.base, "")
+    return BaseModelRef.of(_snapshot(model, local_files_only), model.base, model.revision)
 
 
 def _snapshot(model: ModelConfig, local_files_only: bool) -> Path:
@@ -59,6 +63,7 @@ def _snapshot(model: ModelConfig, local_files_only: bool) -> Path:
             model.base,
             revision=model.revision or None,
             allow_patterns=HUB_FILES,
+            ignore_patterns=OTHER_FILES,
             local_files_only=local_files_only,
         )
     return Path(folder)
@@ -66,7 +71,12 @@ def _snapshot(model: ModelConfig, local_files_only: bool) -> Path:
 
 def bundled_identity() -> Identity:
     """What decides the bundled model's folder."""
-    return Identity(stage="model", inputs={"gguf": content_digest(bundled_file())}, code=("tasks.download.convert",))
+    return Identity(
+        stage="model",
+        inputs={"gguf": content_digest(bundled_file())},
+        code=("tasks.download.convert",),
+        libraries=("torch", "transformers", "gguf"),
+    )
 
 
 def bundled_file() -> Path:

@@ -117,6 +117,9 @@ def find_files(pattern: str, field: str) -> list[Place]:
         what = "holds no" if found else "does not exist or is empty; it takes a"
         where = _public(pattern) if "://" in pattern else Path(pattern).expanduser().absolute()
         raise UserError(f"{field}: {where} {what} {', '.join(ENDINGS)} file.")
+    if not alone and any(Path(_public(where)).name == "dataset_info.json" for where in files):
+        folder = _public(pattern).rstrip("/")
+        raise UserError(f"{field}: {folder} is of datasets.save_to_disk; name its rows alone: {folder}/**/*.arrow.")
     return [Place(where, field) for where in files]
 
 

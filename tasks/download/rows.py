@@ -1,7 +1,6 @@
 """Source rows → rows.parquet: every row gets an id and a side, train or test, that it keeps in every later run."""
 
 import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,10 @@ from typing import Any
 from tasks.config import DataConfig
 from tasks.download.blocks import BadRow, Block, Row
 from tasks.download.columns import GrowingTable
-from tasks.download.schema import ID, ROWS, SPLIT
+from tasks.download.schema import ENCODE, ID, ROWS, SPLIT
 from tasks.download.sources import source_parts
 from tasks.errors import UserError
 from tasks.store.ledger import Ledger
-
-ENCODE = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
 
 
 def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
@@ -38,6 +35,8 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
     _check_columns(data, names)
     for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
         if not counts[side]:
+            if sort.by_column:
+                field = f"the column {SPLIT}, or rename it to have data.test_share decide"
             raise UserError(
                 f"data: none of the rows read is left for the {side} side; look at {field}{_why(data, ledger, counts)}."
             )
@@ -51,6 +50,7 @@ class _Sorter:
     def __init__(self, data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> None:
         self.data, self.ledger, self.counts = data, ledger, counts
         self._seen: set[bytes] = set()
+        self.by_column = False  # whether a column `split` decided
 
     def rows(self, block: Block, part_side: str) -> list[Row]:
         """The rows of a block that are handed on, with ID and SPLIT."""
@@ -69,6 +69,7 @@ class _Sorter:
             id = str(given) if named else _content_id(row)
             digest = _digest(id)
             side = part_side or _side(row, digest, data)
+            self.by_column |= not part_side and SPLIT in row
             if not any(row.values()) and all(value in (None, "", [], {}) for value in row.values()):
                 self.ledger.lost(id, side, "empty row", "no column has a value")
                 continue
@@ -79,7 +80,6 @@ class _Sorter:
                 else:
                     self.ledger.left_out(id, side, "copy", "an earlier row has the same content in every column")
                 continue
-            self._seen.add(mark)
             why = ""
             if side == "unused":
                 why = "its split is neither data.train_split nor data.test_split"
@@ -89,6 +89,7 @@ class _Sorter:
                 self.counts["unused"] += 1
                 self.ledger.left_out(id, "", "not used", why)
                 continue
+            self._seen.add(mark)
             self.counts[side] += 1
             row[ID], row[SPLIT] = id, side
             found.append(row)

@@ -67,11 +67,13 @@ def _by_name(data: DataConfig, files: list[Place]) -> list[tuple[str, Place]]:
 
 
 def _split(place: Place, known: set[str]) -> str:
-    """`train` of train.jsonl.gz, train-00000-of-00002.parquet and train/part.csv; empty where it is none of `known`."""
+    """`train` of train.jsonl.gz, train-00000-of-00002.parquet, my_train.csv and train/part.csv; else empty."""
     ending = max((e for e in ENDINGS if place.name.lower().endswith(e)), key=len, default="")
     stem = place.name.removesuffix(place.name[len(place.name) - len(ending) :])
-    names = (stem, re.sub(r"-\d+-of-\d+$", "", stem), place.shown.split("/")[-2:][0])
-    return next((name for name in names if name in known), "")
+    words = [name for name in known if re.search(rf"(?<![a-zA-Z]){re.escape(name)}(?![a-zA-Z])", stem)]
+    if len(words) > 1:  # only the whole name tells
+        words = [name for name in words if name in (stem, re.sub(r"-\d+-of-\d+$", "", stem))]
+    return next((name for name in (*words, place.shown.split("/")[-2:][0]) if name in known), "")
 
 
 def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Block]:
@@ -87,4 +89,9 @@ def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Bl
 def hub_splits(data: DataConfig) -> list[str]:
     import datasets
 
-    return datasets.get_dataset_split_names(data.hub_id, data.hub_subset or None, revision=data.hub_revision)
+    try:
+        return datasets.get_dataset_split_names(data.hub_id, data.hub_subset or None, revision=data.hub_revision)
+    except ValueError as error:  # of a subset it says which there are
+        if not (subsets := re.search(r"onfig.*(\[.*\])", str(error), re.DOTALL)):
+            raise
+        raise UserError(f"data.hub_subset: {data.hub_id} takes one of {subsets[1]}.") from error

@@ -1,12 +1,15 @@
 """Stage 1: rows and base model onto this machine."""
 
+from pathlib import Path
+from typing import Any
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from tasks.config import DataConfig, ModelConfig
-from tasks.download.identity import difference_identity, identity, pin, rows_identity
+from tasks.download.identity import check_unchanged, difference_identity, identity, pin, rows_identity
 from tasks.download.models import fetch_model
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import cached
@@ -36,7 +39,14 @@ def download(data: DataConfig, model: ModelConfig) -> Source:
     from tasks.download.rows import write_rows
 
     log = get_run_logger().info
-    rows = produce(rows_identity(data), lambda folder: write_rows(data, folder), log)
+    named = rows_identity(data)
+
+    def write(folder: Path) -> dict[str, Any]:
+        info = write_rows(data, folder)
+        check_unchanged(named, data)
+        return info
+
+    rows = produce(named, write, log)
     info = rows.info
     log("rows read from " + ", ".join(f"{kind} ({count:,})" for kind, count in info["formats"].items()))
     sides = f"{info['train']:,} training and {info['test']:,} held-out rows"

@@ -21,7 +21,7 @@ class Vocabulary:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        settings = _json(folder / "tokenizer_config.json")
+        settings = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
         self.eos = self._id(settings.get("eos_token"), folder)
         begins = settings.get("bos_token")
         bos = self._id(begins, folder) if begins else None

@@ -26,6 +26,7 @@ def sides(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def write(file: Path, content: str | bytes) -> str:
+    file.parent.mkdir(exist_ok=True)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(file)
 

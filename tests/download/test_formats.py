@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks.download import blocks
@@ -54,10 +55,21 @@ def test_a_line_that_cannot_be_read_is_in_the_ledger(tmp_path: Path, line: bytes
     assert detail in ledger[0]["detail"] and "line 21" in ledger[0]["detail"]
 
 
+def test_a_map_is_an_object_and_no_name_comes_twice(tmp_path: Path) -> None:
+    names = pa.array([f"r{n}" for n in range(20)])
+    table = pa.table({"id": names, "map": pa.array([[("a", 1)]] * 20, pa.map_(pa.string(), pa.int64()))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found, ledger, _ = download(tmp_path, path=str(tmp_path / "a.parquet"))
+    assert ledger == [] and found[0]["map"] == {"a": 1}
+    pq.write_table(pa.table([names, names], names=["id", "id"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="two columns called 'id'"):
+        download(tmp_path, path=str(tmp_path / "a.parquet"))
+
+
 def test_ragged_csv_lines_are_in_the_ledger(tmp_path: Path) -> None:
-    text = "\ufeffid,text\n" + "".join(f"{n:03d},row\n" for n in range(20)) + "020\n021,a,b\n"
+    text = "\ufeffid, text \n" + "".join(f"{n:03d},row\n" for n in range(20)) + "020\n021,a,b\n"
     found, ledger, _ = download(tmp_path, path=write(tmp_path / "a.csv", text))
-    assert found[7]["id"] == "007"  # text stays text
+    assert (found[7]["id"], found[7]["text"]) == ("007", "row")  # text stays text
     assert [e["detail"] for e in ledger] == [
         "a.csv line 22 has 1 values for 2 columns",
         "a.csv line 23 has 3 values for 2 columns",
@@ -112,6 +124,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
             download(tmp_path, path=str(tmp_path / path))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.md").write_text("x")
+    for name in ("data-00000-of-00001.arrow", "dataset_info.json"):
+        write(tmp_path / "saved" / name, "x")
+    with pytest.raises(UserError, match=r"save_to_disk; name its rows alone: .*/saved/\*\*/\*\.arrow"):
+        download(tmp_path, path=str(tmp_path / "saved"))
     with pytest.raises(UserError, match=r"holds no \.jsonl"):
         download(tmp_path, path=str(tmp_path / "empty"))
 

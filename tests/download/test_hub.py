@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import datasets
 import httpx
 import huggingface_hub
 import pytest
@@ -10,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tasks.config import DataConfig, ModelConfig
 from tasks.download.identity import pin
 from tasks.download.models import fetch_model
+from tasks.download.sources import hub_splits
 from tasks.errors import UserError
 from tasks.failures import passes_by_itself
 
@@ -33,6 +35,17 @@ def test_a_refusal_names_the_field(status: int, message: str, monkeypatch: pytes
         pin(DataConfig(path="rows.jsonl"), MODEL)
     with pytest.raises(UserError, match=f"model.base: owner/model .*{message}"):
         fetch_model(MODEL, print)
+
+
+def test_a_subset_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: Any, **__: Any) -> None:
+        raise ValueError(
+            "Config name is missing.\nPlease pick one among the available configs: ['de', 'en']\nExample: x"
+        )
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", ask)
+    with pytest.raises(UserError, match=r"data.hub_subset: owner/data takes one of \['de', 'en'\]\.$"):
+        hub_splits(DataConfig(hub_id="owner/data"))
 
 
 def test_a_busy_hub_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import DataConfig, ModelConfig
-from tasks.download.identity import moving, pin, rows_identity
+from tasks.download.identity import check_unchanged, moving, pin, rows_identity
 from tasks.download.places import trouble
 from tasks.download.rows import write_rows
 from tasks.errors import UserError
 from tasks.failures import passes_by_itself
-from tests.tiny import make_rows
+from tests.tiny import make_rows, write_jsonl
 
 MODEL = ModelConfig()
 
@@ -258,3 +258,13 @@ def test_a_server_that_goes_away_while_it_is_read_is_tried_again(tmp_path: Path,
     with pytest.raises(ConnectionError) as caught:
         write_rows(data, tmp_path)
     assert passes_by_itself(caught.value)
+
+
+def test_a_local_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", make_rows(20))
+    data = DataConfig(path=str(file))
+    named = rows_identity(data)
+    check_unchanged(named, data)
+    write_jsonl(tmp_path / "b.jsonl", make_rows(21)).replace(file)
+    with pytest.raises(UserError, match="changed while this run read it; run again"):
+        check_unchanged(named, data)

@@ -39,7 +39,7 @@ def test_rows_without_an_id_are_named_by_their_content(tmp_path: Path) -> None:
     assert len(first) == 20
 
 
-@pytest.mark.parametrize("files", ["{}.jsonl", "{}-00000-of-00001.jsonl", "{}/part.jsonl"])
+@pytest.mark.parametrize("files", ["{}.jsonl", "{}-00000-of-00001.jsonl", "my_{}_v2.jsonl", "{}/part.jsonl"])
 def test_a_source_with_splits_keeps_them(tmp_path: Path, files: str) -> None:
     folder = tmp_path / "source"
     for name in ("train", "test", "validation"):
@@ -123,11 +123,43 @@ def test_half_a_character_costs_its_row(tmp_path: Path) -> None:
 def test_a_value_of_another_type_costs_its_row_alone(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": f"r{n}", "text": "x"} for n in range(20)]
     rows[7]["text"] = {"not": "text"}
-    rows[8]["number"], rows[9]["number"] = 2**70, 1
     found, ledger, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
-    assert len(found) == 18
-    assert [entry["id"] for entry in ledger] == ["r7", "r8"]
-    assert "text takes string" in ledger[0]["detail"] and "number takes int64" in ledger[1]["detail"]
+    assert len(found) == 19
+    assert [entry["id"] for entry in ledger] == ["r7"]
+    assert "text takes string" in ledger[0]["detail"]
+
+
+@pytest.mark.parametrize("block", [3, 100])
+def test_numbers_beside_text_are_text(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", block)
+    values = [1, 2, 2.0, 0.5, None, 7, "x", True, 2**70]
+    rows = [{"id": f"r{n}", "value": value, "large": 2**70 + n} for n, value in enumerate(values * 3)]
+    found, ledger, _ = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert ledger == []
+    expected = ["1", "2", "2", "0.5", None, "7", "x", "True", str(2**70)]
+    assert [row["value"] for row in found] == expected * 3
+    assert found[1]["large"] == str(2**70 + 1)
+
+
+def test_a_row_that_is_not_used_takes_no_name(tmp_path: Path) -> None:
+    rows = [{"id": str(n % 9), "split": "dev" if n < 9 else "train" if n % 2 else "test"} for n in range(18)]
+    found, _, info = download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
+    assert (len(found), info["unused"], info["lost"]) == (9, 9, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"\ud800": 1}, r"a column is called '\\ud800', which is no text"),
+        ({"a": json.loads("[" * 900 + "]" * 900)}, "column a holds lists or objects more than 50 deep"),
+        ({"split": "train"}, "left for the test side; look at the column split"),
+    ],
+)
+def test_what_no_table_takes_is_one_sentence(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"id": n, **row}) + "\n" for n in range(9)))
+    with pytest.raises(UserError, match=message):
+        download(tmp_path, path=str(file))
 
 
 def test_numbers_that_are_whole_or_broken_go_together(tmp_path: Path) -> None:

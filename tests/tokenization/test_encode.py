@@ -218,3 +218,9 @@ def test_rows_that_are_all_too_long_end_the_run_in_one_sentence(tmp_path: Path, 
     ) as caught:
         check_losses([kept, lost], 0.05)
     assert str(lost.path / "ledger.parquet") in str(caught.value)
+
+
+def test_the_end_may_be_named_beside_the_configuration(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|eot_id|>"}}')
+    assert Vocabulary(tmp_path, rendered=False).eos == EOS
