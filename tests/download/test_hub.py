@@ -1,5 +1,6 @@
 """What the Hub refuses is one sentence; a busy Hub is an error that is tried again."""
 
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -7,6 +8,7 @@ import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import filter_repo_objects
 
 from tasks.config import DataConfig, ModelConfig
 from tasks.download.identity import pin
@@ -46,6 +48,17 @@ def test_a_subset_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "get_dataset_split_names", ask)
     with pytest.raises(UserError, match=r"data.hub_subset: owner/data takes one of \['de', 'en'\]\.$"):
         hub_splits(DataConfig(hub_id="owner/data"))
+
+
+def test_weights_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **fields: asked.update(fields) or tmp_path)
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        fetch_model(MODEL, print)
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    other = ["consolidated.safetensors", "original/params.json", "onnx/config.json", "pytorch_model.bin"]
+    patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
+    assert list(filter_repo_objects([*wanted, *other], **patterns)) == wanted
 
 
 def test_a_busy_hub_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

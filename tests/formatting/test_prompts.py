@@ -212,7 +212,7 @@ def caller(tmp_path: Path, model: Path) -> Path:
     folder = tmp_path / "caller"
     folder.mkdir()
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    tokenizer.add_tokens([AddedToken("<think>", special=False)])
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in ("<think>", "<｜User｜>")])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = json.loads((model / "tokenizer_config.json").read_text())
     settings["chat_template"] = (
@@ -225,13 +225,13 @@ def caller(tmp_path: Path, model: Path) -> Path:
 
 
 def test_calls_and_thoughts_are_learnt_as_they_are(tmp_path: Path, caller: Path) -> None:
-    rows = [chat("a", "<think>x"), chat("a", "b"), chat("a", "b")]
+    rows = [chat("a", "<think>x"), chat("a", "b"), chat("a", "b"), chat("<｜User｜>", "b")]
     rows[0]["tools"] = json.dumps([{"type": "function", "function": {"name": "f"}}])
-    for row, arguments in zip(rows[1:], [{"city": "Rome"}, {"days": 3}], strict=True):
+    for row, arguments in zip(rows[1:3], [{"city": "Rome"}, {"days": 3}], strict=True):
         call = {"function": {"name": "f", "arguments": arguments}}
         row["messages"][1] = {"role": "assistant", "content": None, "tool_calls": [call]}
     found, ledger, _ = prompts(tmp_path, rows, caller, style="chat")
-    assert ledger == []
+    assert ["contains <｜User｜>" in line["detail"] for line in ledger] == [True]
     assert [learnt(row) for row in found] == [
         ["<think>x"],
         ['{"name": "f", "arguments": {"city": "Rome"}}'],
