@@ -45,7 +45,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> dict[str, Any]:
         asked[split] = (name, subset, revision)
         return datasets.Dataset.from_list(make_rows(40)[:30] if split == "train" else make_rows(40)[30:])
 
-    def snapshot_download(name: str, *, revision: str, allow_patterns: list[str], local_files_only: bool) -> str:
+    def snapshot_download(name: str, *, revision: str, allow_patterns: list[str], **_: Any) -> str:
         asked["model"] = (name, revision)
         assert not any("bin" in pattern or "pt" in pattern for pattern in allow_patterns)
         return str(tiny_model)
