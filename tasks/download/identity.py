@@ -83,7 +83,12 @@ def check_unchanged(named: Identity, data: DataConfig) -> None:
 
 def identity(data: DataConfig, model: ModelConfig) -> Identity:
     """Key of the pair. Each part has one of its own in the store: a new model does not read the rows again."""
-    base = content_digest(bundled_file()) if model.base == BUNDLED else f"{model.base}@{model.revision}"
+    if model.base == BUNDLED:
+        base = content_digest(bundled_file())
+    elif (local := Path(model.base).expanduser()).is_dir():
+        base = str(local.absolute())  # a relative name is another folder in another working directory
+    else:
+        base = f"{model.base}@{model.revision}"
     return Identity(
         stage="download",
         inputs={"rows": rows_identity(data).key, "model": base},

@@ -12,12 +12,17 @@ def identity(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, con
     return Identity(
         stage="publish",
         inputs={"adapter": adapter.part("adapter"), "scores": scores.digest, "model": model.digest},
-        config=config.model_dump() | {"source": model.source, "revision": model.revision},
+        config=config.model_dump()
+        | {"registry": str(_registry(config)) if config.registry else ""}  # a store that moves keeps its own registry
+        | {"source": model.source, "revision": model.revision},
         code=("tasks.publishing",),
     )
 
 
 def registry_folder(config: PublishingConfig) -> Path:
     """Where the versions of this adapter are."""
-    registry = Path(config.registry).expanduser().absolute() if config.registry else store_root() / "registry"
-    return registry / config.name
+    return _registry(config) / config.name
+
+
+def _registry(config: PublishingConfig) -> Path:
+    return Path(config.registry).expanduser().absolute() if config.registry else store_root() / "registry"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.config_file import load
-from tasks.config import DataConfig, EvaluationConfig, FormattingConfig, TrainingConfig
+from tasks.config import DataConfig, EvaluationConfig, FormattingConfig, ModelConfig, PublishingConfig, TrainingConfig
 from tasks.download.identity import rows_identity
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity, digest_of, source_digest
@@ -81,6 +81,29 @@ def test_the_same_rows_elsewhere_are_the_same(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     files = [write_jsonl(tmp_path / folder / "rows.jsonl", make_rows(5)) for folder in (".", "elsewhere")]
     assert len({rows_identity(DataConfig(path=str(file))).key for file in files}) == 1
+
+
+def test_a_relative_folder_is_another_one_elsewhere(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.download.identity import identity as download
+    from tasks.publishing.identity import identity as publish
+
+    data = DataConfig(path=str(write_jsonl(tmp_path / "rows.jsonl", make_rows(5))))
+    adapter = produce(Identity(stage="train"), lambda folder: {})
+
+    def keys(base: str, registry: str) -> tuple[str, str]:
+        versions = publish(adapter, adapter, MODEL, PublishingConfig(registry=registry))
+        return download(data, ModelConfig(base=base)).key, versions.key
+
+    found = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        (folder / "model").mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        found.append((keys("model", "versions"), keys("owner/name", "")))
+    (here, named), (there, same) = found
+    assert here[0] != there[0] and here[1] != there[1]
+    assert named == same
 
 
 def test_prompts_of_a_template_do_not_depend_on_the_model() -> None:
