@@ -97,12 +97,14 @@ def clean(options: argparse.Namespace) -> int:
 
 
 def _refresh(groups: dict[str, Any], stages: list[str]) -> None:
+    from flows.clean import alone
     from flows.plan import plan
     from tasks.store.artifact import discard
 
-    for planned in list(plan(groups)):
-        if planned.stage in stages and planned.reused and planned.last:
-            discard(planned.last["key"])
+    with alone():
+        for planned in list(plan(groups)):
+            if planned.stage in stages and planned.reused and planned.last:
+                discard(planned.last["key"])
 
 
 def _local_settings() -> None:

@@ -1,7 +1,9 @@
 """Room on the disk: removes results that no published version was made from and that are not among the latest."""
 
+import contextlib
 import fcntl
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,24 @@ def clean(keep_last: int) -> tuple[list[str], int]:
     Raises:
         UserError: a run is using the store.
     """
+    with alone():
+        return _clean(keep_last)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While results are removed.
+
+    Raises:
+        UserError: a run is using the store.
+    """
     try:
         with locked("store", fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return _clean(keep_last)
+            yield
     except BlockingIOError as error:
-        raise UserError(f"A run is using {store_root()}; nothing was removed. Clean when it has finished.") from error
+        raise UserError(
+            f"A run is using {store_root()}; nothing was removed. Try again when it has finished."
+        ) from error
 
 
 def _clean(keep_last: int) -> tuple[list[str], int]:

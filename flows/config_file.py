@@ -40,9 +40,23 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Group]:
     return groups
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, where YAML's own loaders keep the last and drop what the first one said."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = yaml.load(path.read_text("utf-8"), _Loader)  # a SafeLoader
     except OSError as error:
         raise UserError(f"The configuration {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -54,7 +68,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _sentence(group: str, model: type[Group], error: Any) -> str:
     field = error["loc"][0] if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"{group}.{field}: there is no such field; {group} has {', '.join(model.model_fields)}."
     reason = error["msg"].removeprefix("Value error, ")
     if not field:

@@ -29,7 +29,7 @@ from tasks.evaluation.task import evaluate
 from tasks.formatting.task import format_prompts
 from tasks.publishing.task import publish, registry_folder
 from tasks.store.artifact import in_use
-from tasks.store.budget import check_losses
+from tasks.store.budget import check_losses, check_sides
 from tasks.tokenization.task import tokenize
 from tasks.training.task import train
 
@@ -71,6 +71,7 @@ def retrain(
         prompts = patient(format_prompts, execution)(source.rows, source.model, formatting)
         tokens = patient(tokenize, execution)(prompts, source.model, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
+        check_sides(tokens)
         show_data(tokens, training, artifact_key("data", publishing.name))
         adapter = patient(train, execution)(tokens, source.model, training, execution)
         scores = patient(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution)

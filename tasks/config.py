@@ -22,7 +22,7 @@ Below is an instruction that describes a task. Write a response that appropriate
 class Group(BaseModel):
     """A group of fields. Unknown names are refused, values cannot change after the run began."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Group):

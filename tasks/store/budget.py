@@ -22,3 +22,14 @@ def check_losses(stages: list[ArtifactRef], budget: float) -> None:
             f"{lost:,} of {total:,} rows are lost, more than data.max_lost_share = {budget:g} allows. "
             f"The first: {first}. All of them: {', '.join(ledgers)}"
         )
+
+
+def check_sides(tokens: ArtifactRef) -> None:
+    """Before hours of training: both sides have rows.
+
+    Raises:
+        UserError: none is left of one.
+    """
+    for side, name in (("train", "training"), ("test", "held-out")):
+        if not tokens.info[side]:
+            raise UserError(f"No {name} row is left after tokenization; the ledgers say what became of each.")

@@ -24,6 +24,9 @@ from tasks.errors import UserError
         ("data: [1]", ["data takes fields"]),
         ("just text", ["at its top level"]),
         ("a: [", ["is not YAML"]),
+        ("data: {path: a}\ntraining: {lora_r: 4}\ntraining: {seed: 1}", ["training stands twice", "line 3"]),
+        ("data: {path: a, on: 1}", ["there is no such field"]),
+        ("data: {path: a}\ntraining: {max_grad_norm: .inf}", ["training.max_grad_norm: inf is wrong"]),
     ],
 )
 def test_a_wrong_configuration_is_refused(

@@ -123,7 +123,8 @@ def test_clean_keeps_what_versions_were_made_from(config: Path, capsys: pytest.C
 def test_clean_waits_for_no_run(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with in_use(), in_use():
         assert main(["clean", "--keep-last", "1"]) == 2
-    assert "A run is using" in capsys.readouterr().err
+        assert main(["run", str(config), "--refresh", "train"]) == 2
+    assert capsys.readouterr().err.count("A run is using") == 2
     with locked("store", fcntl.LOCK_EX | fcntl.LOCK_NB):
         pass
 

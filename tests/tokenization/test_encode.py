@@ -14,7 +14,7 @@ from tasks.config import TokenizationConfig
 from tasks.errors import UserError
 from tasks.formatting.schema import PROMPT_SCHEMA
 from tasks.store.artifact import produce
-from tasks.store.budget import check_losses
+from tasks.store.budget import check_losses, check_sides
 from tasks.store.identity import Identity
 from tasks.store.ledger import Ledger
 from tasks.tokenization.encode import write_tokens
@@ -218,6 +218,8 @@ def test_rows_that_are_all_too_long_end_the_run_in_one_sentence(tmp_path: Path, 
     ) as caught:
         check_losses([kept, lost], 0.05)
     assert str(lost.path / "ledger.parquet") in str(caught.value)
+    with pytest.raises(UserError, match="No training row is left"):
+        check_sides(lost)
 
 
 def test_the_end_may_be_named_beside_the_configuration(tmp_path: Path, model: Path) -> None:
