@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.store.artifact import DamagedArtifact, files_digest, locked, read_manifest, store_root
+from tasks.publishing.registry import registries
+from tasks.store.artifact import locked, store_root
+from tasks.store.origins import origins, readable, results
 
 
 def clean(keep_last: int) -> tuple[list[str], int]:
-    """Remove all but the latest results of every stage and what published versions in the store were made from.
+    """Remove all but the latest results of every stage and what published versions were made from.
 
     Args:
         keep_last: results to keep of each stage.
@@ -42,46 +44,21 @@ def alone() -> Iterator[None]:
 
 
 def _clean(keep_last: int) -> tuple[list[str], int]:
-    manifests = {folder: _manifest(folder) for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
-    keep = _latest(manifests, keep_last) | _published(manifests)
-    keep |= {folder for folder in manifests if folder.name.startswith("model-")}  # what adapters stand on
+    manifests = results()
+    published = readable(version for registry in registries() for version in registry.glob("*/v*"))
+    keep = _latest(manifests, keep_last) | origins(published.values(), manifests)
+    there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
+    keep |= {folder for folder in there if folder.name.startswith("model-")}  # what adapters stand on
     removed, freed = [], 0
-    for folder in manifests.keys() - keep:
+    for folder in there - keep:
         freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         shutil.rmtree(folder)
         removed.append(folder.name)
     return sorted(removed), freed
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return read_manifest(folder)
-    except DamagedArtifact:  # half written or broken: nothing can use it
-        return {}
-
-
 def _latest(manifests: dict[Path, dict[str, Any]], keep_last: int) -> set[Path]:
     stages: dict[str, list[Path]] = {}
-    for folder, manifest in sorted(manifests.items(), key=lambda item: item[1].get("created", ""), reverse=True):
-        if manifest:
-            stages.setdefault(manifest["identity"]["stage"], []).append(folder)
+    for folder, manifest in sorted(manifests.items(), key=lambda item: item[1]["created"], reverse=True):
+        stages.setdefault(manifest["identity"]["stage"], []).append(folder)
     return {folder for folders in stages.values() for folder in folders[:keep_last]}
-
-
-def _published(manifests: dict[Path, dict[str, Any]]) -> set[Path]:
-    """Everything the versions in the store's registry were made from, found by the digests they name."""
-    by_digest: dict[str, set[Path]] = {}
-    for folder, manifest in manifests.items():
-        if manifest:
-            by_digest.setdefault(manifest["digest"], set()).add(folder)
-            adapter = {n: f for n, f in manifest["files"].items() if n.startswith("adapter/")}
-            by_digest.setdefault(files_digest(adapter), set()).add(folder)
-    kept: set[Path] = set()
-    wanted = [_manifest(version) for version in (store_root() / "registry").glob("*/v*")]
-    while wanted:
-        manifest = wanted.pop()
-        for digest in manifest["identity"]["inputs"].values() if manifest else ():
-            new = by_digest.get(digest, set()) - kept
-            kept |= new
-            wanted += [manifests[folder] for folder in new]
-    return kept

@@ -18,17 +18,32 @@ from tasks.store.artifact import (
     locked,
     read_manifest,
     reference,
+    store_root,
     write_folder,
 )
 from tasks.store.identity import Identity
 
 VERSION = re.compile(r"v(\d{4,})")
+NOTED = "registries"
+"""File in the store: a registry outside it a line."""
 
 
 def versions(folder: Path) -> list[Path]:
     """The versions of one adapter, oldest first."""
     found = [p for p in folder.glob("v*") if VERSION.fullmatch(p.name)] if folder.is_dir() else []
     return sorted(found, key=lambda p: int(p.name[1:]))
+
+
+def registries() -> list[Path]:
+    """Every registry that versions made in this store went to."""
+    noted = store_root() / NOTED
+    return [store_root() / name for name in ["registry", *(noted.read_text().splitlines() if noted.exists() else [])]]
+
+
+def _note(registry: Path) -> None:
+    if registry not in registries():
+        with (store_root() / NOTED).open("a") as file:
+            file.write(f"{registry}\n")
 
 
 def add_version(
@@ -42,7 +57,9 @@ def add_version(
     Args:
         write: fills an empty folder for the version of the given name and returns what to note.
     """
-    with locked(f"registry-{folder.name}"):
+    store_root().mkdir(parents=True, exist_ok=True)
+    _note(folder.parent)  # before there is a version whose origins could be cleaned away
+    with locked(f".{folder.name}", folder=folder.parent):  # there, since other stores may publish to it as well
         there = versions(folder)
         for version in reversed(there):
             try:

@@ -62,7 +62,7 @@ class ArtifactRef(BaseModel):
 
     def part(self, folder: str) -> str:
         """Digest of the files below one of its folders, for what depends on nothing else of it."""
-        return files_digest({n: f for n, f in self.manifest["files"].items() if n.startswith(folder + "/")})
+        return part_digest(self.manifest, folder)
 
     def verify(self) -> None:
         """Compare every file with the manifest, and the manifest with this reference.
@@ -116,16 +116,21 @@ def files_digest(files: dict[str, dict[str, Any]]) -> str:
     return digest_of({name: entry["sha256"] for name, entry in files.items()})
 
 
+def part_digest(manifest: dict[str, Any], folder: str) -> str:
+    return files_digest({n: f for n, f in manifest["files"].items() if n.startswith(folder + "/")})
+
+
 @contextlib.contextmanager
-def locked(name: str, mode: int = fcntl.LOCK_EX) -> Iterator[None]:
+def locked(name: str, mode: int = fcntl.LOCK_EX, folder: Path | None = None) -> Iterator[None]:
     """Hold a lock that other processes on this machine respect and that dies with its holder.
 
     Args:
         mode: as `fcntl.flock` takes it.
+        folder: of the lock's file; None: `locks` in the store.
     Raises:
         BlockingIOError: another process holds it and the mode says not to wait.
     """
-    folder = store_root() / "locks"
+    folder = folder or store_root() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("a") as file:
         fcntl.flock(file, mode)

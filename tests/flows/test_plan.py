@@ -108,16 +108,20 @@ def test_refresh_runs_one_stage_again(config: Path, capsys: pytest.CaptureFixtur
     assert "reused" in lines["train"]
 
 
-def test_clean_keeps_what_versions_were_made_from(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_keeps_what_versions_were_made_from(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     artifacts = config.parent / "store" / "artifacts"
     published = {path.name for path in artifacts.iterdir()}
     assert main(["run", str(config), "--evaluation.max_new_tokens", "3", "--publishing.name", "other"]) == 0
-    assert main(["run", str(config), "--evaluation.max_new_tokens", "2", "--publishing.name", "other"]) == 0
+    outside = ["--publishing.registry", str(tmp_path / "registry")]
+    assert main(["run", str(config), "--evaluation.max_new_tokens", "2", *outside]) == 0
+    assert main(["run", str(config), "--evaluation.max_new_tokens", "5"]) == 0
     (artifacts / "train-of-a-killed-run").mkdir()
     assert main(["clean", "--keep-last", "1"]) == 0
     assert published < {path.name for path in artifacts.iterdir()}
     assert "train-of-a-killed-run" in capsys.readouterr().out
-    assert len(list(artifacts.glob("evaluate-*"))) == 3  # every one is a published version's
+    assert len(list(artifacts.glob("evaluate-*"))) == 4  # every one is a published version's
 
 
 def test_clean_waits_for_no_run(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Versions are numbered, whole and provable."""
 
 import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,22 @@ def test_versions_count_up_and_the_same_thing_is_one_version(tmp_path: Path, sto
     assert [path.name for path in versions(tmp_path / "demo")] == ["v0001", "v0002"]
     assert again == first != second
     assert second.info["version"] == "v0002"
+
+
+def test_two_stores_share_a_registry(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = threading.Thread(target=add, args=(tmp_path, "b"))
+
+    def write(aside: Path, version: str) -> dict[str, Any]:
+        monkeypatch.setenv("QLORA_FLOW_STORE", str(tmp_path / "other"))
+        other.start()
+        other.join(0.5)
+        (aside / "adapter_model.safetensors").write_text("a")
+        return {"version": version}
+
+    add_version(Identity(stage="publish"), tmp_path / "demo", write)
+    other.join()
+    found = [(path / "adapter_model.safetensors").read_text() for path in versions(tmp_path / "demo")]
+    assert found == ["a", "b"]
 
 
 def test_a_number_is_never_used_twice(tmp_path: Path, store: Path) -> None:
