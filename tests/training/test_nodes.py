@@ -71,7 +71,7 @@ def test_two_nodes_train_what_two_processes_do_also_after_one_was_lost(job, monk
     run_child("tasks.training.launch", lost, said.append)
     assert any("resuming from the checkpoint of step" in line for line in said), said
     second.send_signal(signal.SIGTERM)
-    output, _ = second.communicate(timeout=30)
+    output, _ = second.communicate(timeout=180)  # torch waits for the first node, which is gone
     assert "this attempt at training is over" in output and "the training is finished" in output, output
 
     monkeypatch.delenv("QLORA_FLOW_NODES")
