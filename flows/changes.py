@@ -1,11 +1,15 @@
 """What a retrain's rows have new, compared with those of the adapter's last version that was made from others."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from tasks.publishing.registry import versions
 from tasks.store.artifact import ArtifactRef, DamagedArtifact, reference
-from tasks.store.origins import origins, readable, results
+from tasks.store.origins import by_digest, readable, results
+
+INPUTS = {"publish": "adapter", "train": "tokens", "tokenize": "prompts", "format": "rows"}
+"""Stage → the input that leads to its rows."""
 
 
 def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] | None:
@@ -15,19 +19,29 @@ def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] |
         registry: folder of the adapter's versions.
         rows: those of this run.
     """
-    there = readable(reversed(versions(registry)))
-    among = results() if there else {}
-    for version, manifest in there.items():
-        folders = [f for f in origins([manifest], among) if among[f]["identity"]["stage"] == "download"]
-        found = [reference(folder, among[folder]) for folder in sorted(folders)]
-        if not found or rows.digest in [ref.digest for ref in found]:
-            continue
-        try:
-            found[0].verify()
-            return version.name, found[0]
-        except DamagedArtifact:
-            continue
+    there = list(reversed(versions(registry)))
+    manifests = results() if there else {}
+    holding = by_digest(manifests)
+    for version, manifest in readable(there).items():
+        found = _rows_of(manifest, manifests, holding)
+        if found and found.digest != rows.digest:
+            with contextlib.suppress(DamagedArtifact):
+                found.verify()
+                return version.name, found
     return None
+
+
+def _rows_of(
+    manifest: dict[str, Any], manifests: dict[Path, dict[str, Any]], holding: dict[str, list[Path]]
+) -> ArtifactRef | None:
+    """Along one input of each stage: scores that two runs share would lead to the other run's rows as well."""
+    folder = None
+    while name := INPUTS.get(manifest["identity"]["stage"]):
+        if not (folders := holding.get(manifest["identity"]["inputs"].get(name, ""))):
+            return None
+        folder = folders[0]
+        manifest = manifests[folder]
+    return reference(folder, manifest) if folder else None
 
 
 def sentence(changes: dict[str, Any]) -> str:

@@ -3,14 +3,14 @@
 import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
 from tasks.publishing.registry import registries
 from tasks.store.artifact import locked, store_root
-from tasks.store.origins import origins, readable, results
+from tasks.store.origins import by_digest, readable, results
 
 
 def clean(keep_last: int) -> tuple[list[str], int]:
@@ -46,7 +46,7 @@ def alone() -> Iterator[None]:
 def _clean(keep_last: int) -> tuple[list[str], int]:
     manifests = results()
     published = readable(version for registry in registries() for version in registry.glob("*/v*"))
-    keep = _latest(manifests, keep_last) | origins(published.values(), manifests)
+    keep = _latest(manifests, keep_last) | _origins(published.values(), manifests)
     there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
     keep |= {folder for folder in there if folder.name.startswith("model-")}  # what adapters stand on
     removed, freed = [], 0
@@ -62,3 +62,16 @@ def _latest(manifests: dict[Path, dict[str, Any]], keep_last: int) -> set[Path]:
     for folder, manifest in sorted(manifests.items(), key=lambda item: item[1]["created"], reverse=True):
         stages.setdefault(manifest["identity"]["stage"], []).append(folder)
     return {folder for folders in stages.values() for folder in folders[:keep_last]}
+
+
+def _origins(made: Iterable[dict[str, Any]], manifests: dict[Path, dict[str, Any]]) -> set[Path]:
+    """Everything that results were made from; of several folders with the same files, all."""
+    holding = by_digest(manifests)
+    kept: set[Path] = set()
+    wanted = list(made)
+    while wanted:
+        for digest in wanted.pop()["identity"]["inputs"].values():
+            new = set(holding.get(digest, ())) - kept
+            kept |= new
+            wanted += [manifests[folder] for folder in new]
+    return kept

@@ -1,4 +1,4 @@
-"""What a result was made from, found by the digests that its manifest names."""
+"""Which results hold the files that a digest names."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,22 +23,10 @@ def results() -> dict[Path, dict[str, Any]]:
     return readable((store_root() / "artifacts").glob("[!.]*"))
 
 
-def origins(made: Iterable[dict[str, Any]], among: dict[Path, dict[str, Any]]) -> set[Path]:
-    """Everything that results were made from.
-
-    Args:
-        made: their manifests.
-        among: as `results` returns them; several may hold the same files, and all of those count.
-    """
-    by_digest: dict[str, set[Path]] = {}
-    for folder, manifest in among.items():
+def by_digest(manifests: dict[Path, dict[str, Any]]) -> dict[str, list[Path]]:
+    """Digest of a result, and of an adapter's files alone → the folders that hold it."""
+    found: dict[str, list[Path]] = {}
+    for folder, manifest in manifests.items():
         for digest in (manifest["digest"], part_digest(manifest, "adapter")):
-            by_digest.setdefault(digest, set()).add(folder)
-    found: set[Path] = set()
-    wanted = list(made)
-    while wanted:
-        for digest in wanted.pop()["identity"]["inputs"].values():
-            new = by_digest.get(digest, set()) - found
-            found |= new
-            wanted += [among[folder] for folder in new]
+            found.setdefault(digest, []).append(folder)
     return found
