@@ -81,13 +81,11 @@ def plan(groups: dict[str, Any]) -> Iterator[Planned]:
             yield Planned(name, False, f"{needs} is fetched first" if fetched else f"{needs} runs", latest(folders))
             continue
         who = identity()
-        why = _why(who, folders)
+        folder, why = _found(who, folders)
         if why and remote and remote.manifest(who.key):
             why, fetched = f"its result is fetched from {remote.url}", True
-        if not why:
-            folder = next(f for f in folders if read_manifest(f)["key"] == who.key)
-            if name != "download" or base:
-                found[name] = reference(folder, read_manifest(folder))
+        if folder and (name != "download" or base):
+            found[name] = reference(folder, read_manifest(folder))
         if name == "download" and not base:
             why = why or "the base model is not on this machine yet"
         yield Planned(name, not why, why, read_manifest(found[name].path) if name in found else latest(folders))
@@ -98,18 +96,18 @@ def _folders(stage: str, registry: Path) -> list[Path]:
     return versions(registry) if stage == "publish" else list((store_root() / "artifacts").glob(f"{stage}-*"))
 
 
-def _why(who: Identity, folders: list[Path]) -> str:
-    """Why an identity has no usable result, empty when it has one."""
+def _found(who: Identity, folders: list[Path]) -> tuple[Path | None, str]:
+    """The usable result of an identity, or why there is none."""
     last = latest(folders)
     for folder in folders:
         try:
             if read_manifest(folder)["key"] == who.key:
                 check_folder(folder)
-                return ""
+                return folder, ""
         except DamagedArtifact as error:
             if folder.name == who.key:
-                return str(error)
-    return "; ".join(differences(last["identity"], who.parts())) if last else "it has not run yet"
+                return None, str(error)
+    return None, "; ".join(differences(last["identity"], who.parts())) if last else "it has not run yet"
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -86,6 +86,17 @@ def test_damage_is_named(config: Path) -> None:
         tokens.write_bytes(before)
 
 
+def test_a_folder_without_a_manifest_is_passed_over(config: Path) -> None:
+    left = [config.parent / "store" / name for name in ("artifacts/download-0", "registry/adapter/v0000")]
+    try:
+        for folder in left:
+            folder.mkdir()
+        assert set(planned(config).values()) == {""}
+    finally:
+        for folder in left:
+            folder.rmdir()
+
+
 def test_execution_fields_change_nothing(config: Path) -> None:
     assert set(planned(config, execution={"retries": 0, "hang_minutes": 1}).values()) == {""}
 
