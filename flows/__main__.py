@@ -21,10 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done. 1: the run failed. 2: the configuration is wrong, nothing ran.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
     if options.store:
         os.environ["QLORA_FLOW_STORE"] = str(options.store)
     try:
+        _check_fields(unknown)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        _check_store()
         return options.call(options)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -41,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
     from flows.config_file import load
 
     groups: dict[str, Any] = dict(load(options.config, _overrides(options)))
+    if options.summary and options.summary.is_dir():
+        raise UserError(f"--summary: {options.summary} is a folder; it takes the name of a file.")
     if options.summary and not options.summary.absolute().parent.is_dir():
         raise UserError(f"--summary: the folder {options.summary.absolute().parent} does not exist.")
     _local_settings()
@@ -90,10 +97,31 @@ def show_plan(options: argparse.Namespace) -> int:
 def clean(options: argparse.Namespace) -> int:
     """`qlora-flow clean`: make room."""
     from flows.clean import clean
+    from tasks.store.root import store_root
 
+    if not store_root().is_dir():
+        raise UserError(f"There is no store {store_root()}, so nothing was removed; --store takes its folder.")
     removed, freed = clean(options.keep_last)
     print(*removed, f"{len(removed)} results removed, {freed / 2**20:,.1f} MiB freed", sep="\n")
     return 0
+
+
+def _check_fields(unknown: list[str]) -> None:
+    """Refuse a flag that names no field of its group, as a file that does is refused."""
+    from flows.config_file import no_such_field
+
+    for flag in unknown:
+        group, _, field = flag.partition("=")[0].removeprefix("--").partition(".")
+        if flag.startswith("--") and group in GROUPS:
+            raise UserError(no_such_field(group, field))
+
+
+def _check_store() -> None:
+    from tasks.store.root import store_root
+
+    there = next(path for path in (store_root(), *store_root().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"The store {store_root()} cannot be used: {there} is a file, and a store is a folder.")
 
 
 def _refresh(groups: dict[str, Any], stages: list[str]) -> None:
@@ -181,7 +209,9 @@ def _overrides(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         group, _, field = flag.partition(".")
         if field:
             is_list = GROUPS[group].model_json_schema()["properties"][field]["type"] == "array"
-            overrides.setdefault(group, {})[field] = [v for v in value.split(",") if v] if is_list else value
+            overrides.setdefault(group, {})[field] = (
+                [v.strip() for v in value.split(",") if v.strip()] if is_list else value
+            )
     return overrides
 
 

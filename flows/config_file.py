@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{key.value} stands twice", problem_mark=key.start_mark
                 )
@@ -66,10 +66,14 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+def no_such_field(group: str, field: Any) -> str:
+    return f"{group}.{field}: there is no such field; {group} has {', '.join(GROUPS[group].model_fields)}."
+
+
 def _sentence(group: str, model: type[Group], error: Any) -> str:
     field = error["loc"][0] if error["loc"] else ""
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{group}.{field}: there is no such field; {group} has {', '.join(model.model_fields)}."
+        return no_such_field(group, field)
     reason = error["msg"].removeprefix("Value error, ")
     if not field:
         return f"{reason}."

@@ -40,7 +40,7 @@ class BaseModelRef(BaseModel):
         """Look at a folder.
 
         Raises:
-            UserError: it has no configuration, safetensors or fast tokenizer.
+            UserError: it has no readable configuration, safetensors or fast tokenizer.
         """
         for what, pattern in (
             ("config.json", "config.json"),
@@ -49,6 +49,10 @@ class BaseModelRef(BaseModel):
         ):
             if not any(folder.glob(pattern)):
                 raise UserError(f"model.base: {folder} has no {what}.")
+        try:
+            limit = length_limit(json.loads((folder / "config.json").read_text()))
+        except ValueError as error:
+            raise UserError(f"model.base: {folder / 'config.json'} is not JSON: {error}.") from error
         digests = _digests(folder)
         return cls(
             folder=str(folder),
@@ -56,7 +60,7 @@ class BaseModelRef(BaseModel):
             tokenizer_digest=digest_of({name: digests[name] for name in TOKENIZER_FILES if name in digests}),
             source=source,
             revision=revision,
-            max_length=length_limit(json.loads((folder / "config.json").read_text())),
+            max_length=limit,
         )
 
     def verify(self) -> None:

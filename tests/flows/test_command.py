@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.__main__ import main
+from flows.__main__ import _overrides, _parser, main
 from flows.config_file import load
 from tasks.config import GROUPS
 from tasks.errors import UserError
@@ -24,6 +24,7 @@ from tasks.errors import UserError
         ("data: [1]", ["data takes fields"]),
         ("just text", ["at its top level"]),
         ("a: [", ["is not YAML"]),
+        ("formatting: {prompt: {{ x }}}", ["is not YAML", "unhashable key"]),
         ("data: {path: a}\ntraining: {lora_r: 4}\ntraining: {seed: 1}", ["training stands twice", "line 3"]),
         ("data: {path: a, on: 1}", ["there is no such field"]),
         ("data: {path: a}\ntraining: {max_grad_norm: .inf}", ["training.max_grad_norm: inf is wrong"]),
@@ -52,13 +53,36 @@ def test_a_missing_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
     assert "nowhere.yaml cannot be read" in capsys.readouterr().err
 
 
-def test_a_summary_that_cannot_be_written_is_said_before_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--summary", "nowhere/out.json"], "nowhere does not exist"),
+        (["--summary", "."], "--summary: . is a folder"),
+        (["--store", "config.yaml"], "config.yaml is a file"),
+        (["--store", "config.yaml/store"], "config.yaml is a file"),
+        (["--training.lr", "1"], "training.lr: there is no such field; training has quantization"),
+        (["--training.lr=1"], "training.lr: there is no such field"),
+    ],
+)
+def test_a_wrong_flag_is_said_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text("data: {path: a.jsonl}")
-    assert main(["run", str(file), "--summary", str(tmp_path / "nowhere" / "out.json")]) == 2
-    assert "nowhere does not exist" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QLORA_FLOW_STORE", "store")
+    (tmp_path / "config.yaml").write_text("data: {path: a.jsonl}")
+    assert main(["run", "config.yaml", *flags]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_store_that_is_not_there_is_not_cleaned(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["clean"]) == 2
+    assert f"There is no store {store}" in capsys.readouterr().err
+    assert not store.exists()
+
+
+def test_a_list_is_written_with_commas() -> None:
+    options = _parser().parse_args(["run", "config.yaml", "--formatting.references", "a, b,"])
+    assert _overrides(options) == {"formatting": {"references": ["a", "b"]}}
 
 
 def test_flags_lie_over_the_file(tmp_path: Path) -> None:
@@ -87,6 +111,15 @@ def test_help_and_import_stay_light(module: str, heavy: list[str]) -> None:
     code = f"import sys; import {module}; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_a_broken_model_configuration_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{")
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data: {{path: examples/dialogues.jsonl}}\nmodel: {{base: {tmp_path}}}")
+    assert main(["plan", str(file)]) == 2
+    assert "config.json is not JSON" in capsys.readouterr().err
 
 
 def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
