@@ -10,9 +10,10 @@ import torch
 from peft import PeftModel, set_peft_model_state_dict
 from peft.helpers import DoraCaching
 from peft.utils import load_peft_weights
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from tasks.errors import UserError
+from tasks.model.quantization import load_options
 
 REPORT_SECONDS = 5.0
 _EXPANDED_SHARE = 0.75  # of a GPU's memory that expanded weights may take; the rest is for the answers
@@ -25,20 +26,13 @@ def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
     training, without the cost of expanding them at every generated token. One that a GPU does not hold even in 4 bits
     is laid out over the next ones.
     """
-    dtype = getattr(torch, training["compute_dtype"])
-    options: dict[str, Any] = {}
-    if training["quantization"] == "4bit":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=training["quant_type"],
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_use_double_quant=training["double_quant"],
-        )
+    options = load_options(**training)
+    dtype = options["dtype"]
     device_map: Any = {"": "cuda" if torch.cuda.is_available() else "cpu"}
     if torch.cuda.device_count() > 1:
         device_map = "sequential"
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, device_map=device_map, **options)
-    if options and _room_for(model, dtype):
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, device_map=device_map, **options)
+    if "quantization_config" in options and _room_for(model, dtype):
         model = model.dequantize().to(dtype)
     tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     lora: Any = tuned.peft_config["default"]

@@ -24,6 +24,7 @@ def identity(
             "tasks.evaluation.compare",
             "tasks.evaluation.metrics",
             "tasks.evaluation.schema",
+            "tasks.model",
         ),
         libraries=("torch", "transformers", "peft", "bitsandbytes", "evaluate", "rouge_score"),
     )

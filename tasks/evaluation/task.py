@@ -10,11 +10,10 @@ from prefect.logging import get_run_logger
 from tasks.child import run_child
 from tasks.config import EvaluationConfig, ExecutionConfig
 from tasks.evaluation.identity import identity
+from tasks.model import quantization
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef
-
-QUANTIZATION = ("quantization", "quant_type", "compute_dtype", "double_quant")
 
 
 @task(name="evaluate", **cached(identity))
@@ -41,7 +40,7 @@ def evaluate(
             "eos": tokens.info["eos"],
             "model": model.folder,
             "adapter": str(adapter.path / "adapter"),
-            "training": {name: training[name] for name in QUANTIZATION},
+            "training": {name: training[name] for name in quantization.FIELDS},
             "config": config.model_dump(),
             "output": str(folder),
         }

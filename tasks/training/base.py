@@ -8,12 +8,13 @@ from bitsandbytes.nn import Linear4bit
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.training import attention, memory, whole
-from tasks.training.lora import fuse
+from tasks.model import attention, quantization
+from tasks.model.lora import fuse
+from tasks.training import memory, whole
 from tasks.training.peers import Peers
 from tasks.training.recompute import decoder_layers
 from tasks.training.sharding import shard
@@ -39,22 +40,15 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
                 "attention over packed rows needs 8.0 (Ampere) or newer"
             )
     dtype = getattr(torch, config.compute_dtype)
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=config.quant_type,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_use_double_quant=config.double_quant,
-    )
     if sharded:  # quantizing on the CPU takes all its cores; the launcher leaves each process one
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     attention.check_supported(AutoConfig.from_pretrained(folder, local_files_only=True))
     base = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=dtype,
         attn_implementation=attention.NAME,
         device_map={"": "cpu" if sharded else device},
         local_files_only=True,
-        **({"quantization_config": quantization} if config.quantization == "4bit" else {}),
+        **quantization.load_options(**{name: getattr(config, name) for name in quantization.FIELDS}),
     )
     if config.quantization == "4bit" and any(p.ndim > 2 for layer in decoder_layers(base) for p in layer.parameters()):
         raise UserError(

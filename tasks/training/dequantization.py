@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from tasks.model.lora import FusedLinear4bit, Group, groups
 from tasks.training.device import Instant
-from tasks.training.lora import FusedLinear4bit, Group, groups
 from tasks.training.recompute import decoder_layers
 from tasks.training.sharding import is_sharded
 

@@ -8,7 +8,7 @@ from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
 _MADE_BY: dict[str, Any] = {
-    "code": ("tasks.training",),
+    "code": ("tasks.training", "tasks.model"),
     "libraries": ("torch", "transformers", "accelerate", "peft", "trl", "bitsandbytes"),
 }
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.config import TrainingConfig
-from tasks.training.lora import groups
+from tasks.model.lora import groups
 from tasks.training.packing import collate, flatten, pack
 from tasks.training.recompute import decoder_layers
 

@@ -11,9 +11,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tasks.config import TrainingConfig
+from tasks.model.lora import groups
 from tasks.training import memory
 from tasks.training.flops import per_token
-from tasks.training.lora import groups
 from tasks.training.peers import Peers
 from tasks.training.recompute import decoder_layers, recompute
 from tasks.training.sharding import in_flight_bytes, is_sharded

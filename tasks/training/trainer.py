@@ -22,12 +22,12 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from tasks.config import TrainingConfig
+from tasks.model.lora import refresh
 from tasks.training import checkpoints, plan
 from tasks.training.arguments import arguments, no_tokenizer
 from tasks.training.device import Instant, random_state, set_random_state
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
-from tasks.training.lora import refresh
 from tasks.training.packing import Row, StepRows, collate, divide, flatten, turns
 from tasks.training.peers import Peers
 from tasks.training.settle import Unsettled

@@ -10,8 +10,8 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from tasks.config import TrainingConfig
+from tasks.model.lora import refresh
 from tasks.training.log import Step
-from tasks.training.lora import refresh
 from tasks.training.packing import Row, collate, divide, flatten
 from tasks.training.peers import Peers
 from tasks.training.settle import TrainingFailed

@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tasks.errors import UserError
-from tasks.training import attention
+from tasks.model import attention
 from tasks.training.head import train_on_packs
 from tasks.training.packing import collate, flatten
 

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.training import attention, base
+from tasks.model import attention
+from tasks.model.lora import FusedLinear, FusedLinear4bit, groups, refresh
+from tasks.training import base
 from tasks.training.head import train_on_packs
-from tasks.training.lora import FusedLinear, FusedLinear4bit, groups, refresh
 from tasks.training.packing import collate, flatten
 
 CPU = torch.device("cpu")

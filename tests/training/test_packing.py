@@ -5,7 +5,7 @@ import torch
 from conftest import ARCHITECTURES, make_rows
 from transformers import AutoModelForCausalLM
 
-from tasks.training import attention
+from tasks.model import attention
 from tasks.training.head import train_on_packs
 from tasks.training.packing import collate, divide, flatten, pack
 

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from tasks.child import run_child
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
+from tasks.model.lora import refresh
 from tasks.training import base, checkpoints
 from tasks.training.data import read_divided
-from tasks.training.lora import refresh
 from tasks.training.trainer import Interrupted, PackedTrainer
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
+from tasks.model.lora import refresh
 from tasks.training import base, checkpoints, flops, worker
 from tasks.training.data import read_rows
-from tasks.training.lora import refresh
 from tasks.training.packing import collate, flatten
 from tasks.training.trainer import Interrupted, PackedTrainer
 

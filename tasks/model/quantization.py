@@ -1,0 +1,25 @@
+"""How a base is held in memory: the four fields of training that decide the weights it really computes with."""
+
+from typing import Any
+
+FIELDS = ("quantization", "quant_type", "compute_dtype", "double_quant")
+
+
+def load_options(*, quantization: str, quant_type: str, compute_dtype: str, double_quant: bool) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: the compute dtype, and for "4bit" the quantization.
+
+    Args:
+        quantization, quant_type, compute_dtype, double_quant: as in `training` of the configuration.
+    """
+    import torch  # here: the flow reads the names above without it
+    from transformers import BitsAndBytesConfig
+
+    options: dict[str, Any] = {"dtype": getattr(torch, compute_dtype)}
+    if quantization == "4bit":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quant_type,
+            bnb_4bit_compute_dtype=options["dtype"],
+            bnb_4bit_use_double_quant=double_quant,
+        )
+    return options
