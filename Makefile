@@ -10,7 +10,7 @@ run: .venv/ready
 	$(BIN)/qlora-flow run examples/dialogue-summary.yaml
 
 test: .venv/ready
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 check: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
