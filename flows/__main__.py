@@ -107,13 +107,12 @@ def clean(options: argparse.Namespace) -> int:
 
 
 def _check_fields(unknown: list[str]) -> None:
-    """Refuse a flag that names no field of its group, as a file that does is refused."""
-    from flows.config_file import no_such_field
+    """Refuse a flag that names no field, as a file that does is refused."""
+    from flows.config_file import no_such_field, no_such_flag
 
-    for flag in unknown:
-        group, _, field = flag.partition("=")[0].removeprefix("--").partition(".")
-        if flag.startswith("--") and group in GROUPS:
-            raise UserError(no_such_field(group, field))
+    for flag in (given.partition("=")[0] for given in unknown if given.startswith("--")):
+        group, _, field = flag.removeprefix("--").partition(".")
+        raise UserError(no_such_field(group, field) if group in GROUPS else no_such_flag(flag))
 
 
 def _check_store() -> None:

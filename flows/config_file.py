@@ -1,5 +1,9 @@
 """YAML file and flags → the flow's parameters, or one sentence a mistake."""
 
+import difflib
+import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +13,23 @@ from pydantic import ValidationError
 from tasks.config import GROUPS, Group
 from tasks.errors import UserError
 
+FIELDS = [f"{group}.{field}" for group, model in GROUPS.items() for field in model.model_fields]
+
 
 def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Group]:
     """Read a configuration and lay flags over it.
 
     Args:
         path: YAML file with the groups of tasks/config.py as its top level.
-        overrides: group → field → value.
+        overrides: group → field → value; a number or a truth value may be text, as a flag gives it.
     Raises:
         UserError: the file is not YAML, or a field is unknown or wrong; every mistake is a line.
     """
     values = _read(path)
     groups: dict[str, Group] = {}
     mistakes = [
-        f"{path}: there is no group {name!r}; the groups are {', '.join(GROUPS)}."
+        f"{path}: there is no group {name!r}{_did_you_mean(name, [*GROUPS, *FIELDS])}; "
+        f"the groups are {', '.join(GROUPS)}."
         for name in values
         if name not in GROUPS
     ]
@@ -32,7 +39,7 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Group]:
             mistakes.append(f"{path}: {name} takes fields ({', '.join(model.model_fields)}), not {given!r}.")
             continue
         try:
-            groups[name] = model.model_validate(given | overrides.get(name, {}))
+            groups[name] = model.model_validate(given | _typed(model, overrides.get(name, {})))
         except ValidationError as error:
             mistakes += [_sentence(name, model, e) for e in error.errors()]
     if mistakes:
@@ -41,7 +48,12 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Group]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, where YAML's own loaders keep the last and drop what the first one said."""
+    """YAML 1.2, in which 2e-4 is a number, and yes, 010, 1:30 and 2024-01-01 are text.
+
+    Refuses a key that stands twice, where YAML's own loaders keep the last and drop what the first one said.
+    """
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -54,20 +66,77 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+for _kind, _pattern, _first in (
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", "[-+]?(0|[1-9][0-9]*)", [*"-+0123456789"]),
+    ("float", r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+."]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
 def _read(path: Path) -> dict[str, Any]:
+    text = ""
     try:
-        values = yaml.load(path.read_text("utf-8"), _Loader)  # a SafeLoader
+        text = path.read_text("utf-8")
+        values = yaml.load(text, _Loader)  # a SafeLoader
     except OSError as error:
         raise UserError(f"The configuration {path} cannot be read: {error.strerror}.") from error
+    except RecursionError as error:
+        raise UserError(f"The configuration {path} is nested too deeply.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from error
+        why = " ".join(str(error).split())
+        raise UserError(f"The configuration {path} is not YAML: {why}.{_quoting(text, error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"The configuration {path} takes the groups {', '.join(GROUPS)} at its top level.")
     return values
 
 
+def _quoting(text: str, error: Exception) -> str:
+    """What to do about a template that YAML takes for its own braces; empty where the mistake is another one."""
+    marks = [mark for name in ("context_mark", "problem_mark") if (mark := getattr(error, name, None))]
+    if not marks:
+        return ""
+    lines = text.splitlines()[marks[0].line : marks[-1].line + 1]
+    number = next((n for n, line in enumerate(lines, marks[0].line + 1) if re.search(r"\{[{%]", line)), 0)
+    if not number:
+        return ""
+    return (
+        f" Line {number} holds a template: put text with {{{{ }}}} or {{% %}} in quotes (single ones where it has "
+        "double ones itself), or on the lines below a |."
+    )
+
+
+def _typed(model: type[Group], flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags for numbers and truth values as YAML reads them."""
+    typed = dict(flags)
+    for field, value in flags.items():
+        if isinstance(value, str) and model.model_fields[field].annotation in (bool, int, float):
+            try:
+                typed[field] = yaml.load(value, _Loader)
+            except yaml.YAMLError:
+                continue
+    return typed
+
+
 def no_such_field(group: str, field: Any) -> str:
-    return f"{group}.{field}: there is no such field; {group} has {', '.join(GROUPS[group].model_fields)}."
+    fields = GROUPS[group].model_fields
+    return (
+        f"{group}.{field}: there is no such field{_did_you_mean(field, [*fields, *FIELDS])}; "
+        f"{group} has {', '.join(fields)}."
+    )
+
+
+def no_such_flag(flag: str) -> str:
+    return f"{flag}: there is no such flag{_did_you_mean(flag, [f'--{field}' for field in FIELDS])}."
+
+
+def _did_you_mean(name: Any, names: Iterable[str]) -> str:
+    """The name that is most alike, the first of several, whatever group it is in; empty where none is alike."""
+    last = {full.rpartition(".")[2]: full for full in reversed(list(names))}
+    close = difflib.get_close_matches(str(name).rpartition(".")[2].strip("-").replace("-", "_").lower(), last, 1)
+    return f" (did you mean {last[close[0]]}?)" if close else ""
 
 
 def _sentence(group: str, model: type[Group], error: Any) -> str:
@@ -77,5 +146,11 @@ def _sentence(group: str, model: type[Group], error: Any) -> str:
     reason = error["msg"].removeprefix("Value error, ")
     if not field:
         return f"{reason}."
+    given = error["input"]
+    shown = repr(given) if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
+    if error["type"] == "string_type":
+        reason = "empty text is written '', and text that begins with # in quotes" if given is None else "quote it"
+    elif error["type"] == "list_type" and isinstance(given, str):
+        reason = f"a list is written [{given}]"
     about = model.model_fields[str(field)].description
-    return f"{group}.{field}: {error['input']!r} is wrong: {reason[0].lower()}{reason[1:]}. It takes: {about}"
+    return f"{group}.{field}: {shown[:100]} is wrong: {reason[0].lower()}{reason[1:]}. It takes: {about}"

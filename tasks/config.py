@@ -20,9 +20,9 @@ Below is an instruction that describes a task. Write a response that appropriate
 
 
 class Group(BaseModel):
-    """A group of fields. Unknown names are refused, values cannot change after the run began."""
+    """A group of fields. Unknown names and values of another type are refused; values cannot change afterwards."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class DataConfig(Group):

@@ -27,7 +27,32 @@ from tasks.errors import UserError
         ("formatting: {prompt: {{ x }}}", ["is not YAML", "unhashable key"]),
         ("data: {path: a}\ntraining: {lora_r: 4}\ntraining: {seed: 1}", ["training stands twice", "line 3"]),
         ("data: {path: a, on: 1}", ["there is no such field"]),
-        ("data: {path: a}\ntraining: {max_grad_norm: .inf}", ["training.max_grad_norm: inf is wrong"]),
+        ("data: {path: a}\ntraining: {max_grad_norm: .inf}", ["training.max_grad_norm: Infinity is wrong"]),
+        ("data: {path: a.jsonl}\ntraning: {}", ["did you mean training?"]),
+        ("data: {path: a.jsonl}\nlora_r: 4", ["did you mean training.lora_r?"]),
+        ("data: {path: a.jsonl}\ntraining: {learning-rat: 1}", ["did you mean learning_rate?"]),
+        ("data: {path: a.jsonl}\ntraining: {max_lenght: 1}", ["did you mean tokenization.max_length?"]),
+        ("data: {path: a}\nformatting:\n  completion: {{ summary }}", ["Line 3 holds a template", "in quotes"]),
+        ("data: {path: a}\nformatting:\n  completion: {{ a }} and {{ b }}\n  ending: ''", ["Line 3 holds a template"]),
+        ("data: {path: a}\nformatting:\n  prompt: {% if x %}y{% endif %}", ["Line 3 holds a template"]),
+        ("data: {path: a}\nformatting:\n  prompt: Sum: {{ x }}", ["Line 3 holds a template"]),
+        ('data: {path: a}\nformatting:\n  prompt: "{{ row["x"] }}"', ["Line 3 holds a template", "single ones"]),
+        ("data: {path: a}\nformatting: {references: [{{ a }}]}", ["Line 2 holds a template"]),
+        ("data: {path: a}\nformatting: {completion: {summary}}", ["formatting.completion", "quote it"]),
+        ("data: {path: a}\nformatting:\n  ending: ### End", ["formatting.ending: null is wrong", "begins with #"]),
+        ("data: {path: a}\ntraining: {lora_r: yes}", ["training.lora_r: 'yes' is wrong", "valid integer"]),
+        ("data: {path: a}\ntraining: {lora_r: true}", ["training.lora_r: true is wrong", "valid integer"]),
+        ("data: {path: a}\ntraining: {lora_r: '16'}", ["training.lora_r: '16' is wrong", "valid integer"]),
+        ("data: {path: a}\ntraining: {lora_r: 010}", ["training.lora_r: '010' is wrong", "valid integer"]),
+        ("data: {path: a}\ntraining: {lora_r: 1_6}", ["training.lora_r: '1_6' is wrong", "valid integer"]),
+        ("data: {path: a}\ntraining: {epochs: true}", ["training.epochs: true is wrong", "valid number"]),
+        ("data: {path: a}\ntraining: {epochs: 1:30}", ["training.epochs: '1:30' is wrong", "valid number"]),
+        ("data: {path: a}\ntraining: {dora: 1}", ["training.dora: 1 is wrong", "valid boolean"]),
+        ("data: {path: a}\ntraining: {dora: yes}", ["training.dora: 'yes' is wrong", "valid boolean"]),
+        ("data: {path: a}\ntraining: {target_modules: q_proj}", ["a list is written [q_proj]"]),
+        ("data: {path: 12}", ["data.path: 12 is wrong: quote it"]),
+        ("data: {path: a}\npublishing: {name: true}", ["publishing.name: true is wrong: quote it"]),
+        ("[" * 5000, ["nested too deeply"]),
     ],
 )
 def test_a_wrong_configuration_is_refused(
@@ -62,6 +87,10 @@ def test_a_missing_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
         (["--store", "config.yaml/store"], "config.yaml is a file"),
         (["--training.lr", "1"], "training.lr: there is no such field; training has quantization"),
         (["--training.lr=1"], "training.lr: there is no such field"),
+        (["--training.dora", "yes"], "training.dora: 'yes' is wrong: input should be a valid boolean"),
+        (["--training.lora_r", "["], "training.lora_r: '[' is wrong: input should be a valid integer"),
+        (["--lora_r", "4"], "--lora_r: there is no such flag (did you mean --training.lora_r?)"),
+        (["--traning.lora-r=4"], "--traning.lora-r: there is no such flag (did you mean --training.lora_r?)"),
     ],
 )
 def test_a_wrong_flag_is_said_before_the_run(
@@ -91,6 +120,22 @@ def test_flags_lie_over_the_file(tmp_path: Path) -> None:
     training = load(file, {"training": {"learning_rate": "1e-3"}})["training"]
     assert training.model_dump()["learning_rate"] == 0.001
     assert training.model_dump()["lora_r"] == 4
+
+
+def test_text_that_looks_like_something_else_stays_text(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {path: 2024-01-01, test_path: 1:30, id_column: no, group_column: 010, hub_subset: 1_0}")
+    data = load(file, {})["data"].model_dump()
+    assert [data[name] for name in ("path", "test_path", "id_column", "group_column", "hub_subset")] == [
+        *("2024-01-01", "1:30", "no", "010", "1_0")
+    ]
+
+
+@pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "2E-04", ".0002", "0.0002"])
+def test_a_number_may_be_written_in_any_usual_way(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data: {{path: a}}\ntraining: {{learning_rate: {text}, epochs: 2}}")
+    assert load(file, {})["training"].model_dump()["learning_rate"] == 0.0002
 
 
 def test_every_field_says_what_it_is() -> None:
