@@ -19,10 +19,19 @@ _MANIFEST = "manifest.json"
 
 
 class StepEnd(TrainerCallback):
-    """Checkpoints by the clock and by steps, for a `PackedTrainer`."""
+    """Checkpoints by the clock and by steps, for a `PackedTrainer`.
+
+    Saving is a barrier, and clocks differ: `due` is what all processes have agreed on.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self.due = False
+        self.saved = now()
+
+    def late(self) -> bool:
+        """Whether the last checkpoint is too old by this process's clock."""
+        return now() - self.saved >= 60 * MINUTES
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.began = Instant(args.device)
@@ -30,9 +39,7 @@ class StepEnd(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         every = self.trainer.checkpoint_steps
-        due = every and state.global_step % every == 0
-        due = due or now() - self.saved >= 60 * MINUTES
-        if due and state.global_step < state.max_steps:
+        if (self.due or (every and state.global_step % every == 0)) and state.global_step < state.max_steps:
             self.saved = now()
             control.should_save = True
 

@@ -36,7 +36,8 @@ from tasks.training.shortage import halved, leave, left
 from tasks.training.validation import Enough, Validation
 
 _LOG_FILE = "step_log.parquet"
-_WELL, _SHORT_OF_MEMORY, _STOPPED = range(3)  # how a step went for a process; the worst is what all act on
+# how a step went for a process: well, well but a checkpoint is due, ...; the worst is what all act on
+_WELL, _DUE, _SHORT_OF_MEMORY, _STOPPED = range(4)
 
 
 class Interrupted(BaseException):
@@ -104,7 +105,8 @@ class PackedTrainer(SFTTrainer):
         self.way = plan.choose(model, rows, config, self.args, self.peers, say)
         self.way.prepare(model)
         self.remove_callback(PrinterCallback)
-        self.add_callback(checkpoints.StepEnd(self))
+        self.step_end = checkpoints.StepEnd(self)
+        self.add_callback(self.step_end)
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -154,6 +156,7 @@ class PackedTrainer(SFTTrainer):
                     raise Interrupted
                 result = work()
                 self._computing = False
+                how = _DUE if self.step_end.late() else _WELL
             except torch.OutOfMemoryError:
                 self._computing = False
                 how, tokens = _SHORT_OF_MEMORY, halved(self._shares, tokens)
@@ -164,7 +167,8 @@ class PackedTrainer(SFTTrainer):
         how = self.peers.most(how)
         if how == _STOPPED:
             raise Interrupted
-        return result, tokens if how == _WELL else self.peers.least(tokens)
+        self.step_end.due = how == _DUE
+        return result, self.peers.least(tokens) if how == _SHORT_OF_MEMORY else tokens
 
     def _accumulate(self, model: torch.nn.Module, shares: list[list[Row]], learnt: int) -> torch.Tensor:
         """Forward and backward over this process's micro-batches; `learnt`: tokens of the step in all processes."""
@@ -212,14 +216,17 @@ class PackedTrainer(SFTTrainer):
 
         One step late, when the next step's work is queued already, so that the device need not wait for the reading;
         always before a checkpoint is written. A step lasts from the end of the gradients before it to the end of its
-        own.
+        own. A request to stop waits meanwhile, or else the numbers would be lost, or logged twice.
         """
+        computing, self._computing = self._computing, False
         last, self._unsettled = self._unsettled, None
-        if last is None or last.end is None:
-            return
-        loss, norm = last.read(scaled=self.args.fp16)
-        seconds, self.began = last.end.since(self.began), last.end
-        self.step_log.add(last.step, last.tokens, last.learnt, loss, last.learning_rate, norm, seconds)
+        if last is not None and last.end is not None:
+            loss, norm = last.read(scaled=self.args.fp16)
+            seconds, self.began = last.end.since(self.began), last.end
+            self.step_log.add(last.step, last.tokens, last.learnt, loss, last.learning_rate, norm, seconds)
+        self._computing = computing
+        if computing and self.stop_requested:
+            raise Interrupted
 
     def _validate(self) -> None:
         """Validate the weights as they are, when that is due; its time is no step's.
@@ -255,7 +262,8 @@ class PackedTrainer(SFTTrainer):
             if self.validation:
                 self.validation.restore(resume, self.step_log.rows)
             self._say(f"resuming from the checkpoint of step {step}")
-        self.micro_batch_tokens = left(self.folder) or self.micro_batch_tokens
+        # the same in all: or else those that see the file would not take part in measuring
+        self.micro_batch_tokens = self.peers.most(left(self.folder)) or self.micro_batch_tokens
         if not self.micro_batch_tokens:
             assert isinstance(self.train_dataset, Dataset)
             self.micro_batch_tokens = self.way.fitting_tokens(self.adapted, self.train_dataset, self.peers)

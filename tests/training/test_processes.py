@@ -4,7 +4,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from launched import assert_equal_within_rounding, assert_goes_on, kill_one, processes, stop
+import torch
+from launched import adapter, assert_equal_within_rounding, assert_goes_on, kill_one, processes, stop
 
 from tasks.child import ChildFailed, run_child
 from tasks.errors import UserError
@@ -56,6 +57,15 @@ def test_all_halve_when_one_runs_out_of_memory(job):
     assert sorted(line[:9] for line in halved) == ["process 0", "process 1"], said
     assert len({line[9:] for line in halved}) == 1, said
     assert_equal_within_rounding(short, calm)
+
+
+@pytest.mark.timeout(900)
+def test_all_save_when_the_clock_of_one_says_so(job, two):
+    done = job("own clocks", 2) | {"checkpoint_steps": 0}
+    run_child("tests.training.own_clocks", done, print, hang_minutes=4)  # two that wait for each other say nothing
+    assert list(Path(done["checkpoints"]).glob("checkpoint-*"))
+    want = adapter(two[0])
+    assert all(torch.equal(weight, want[name]) for name, weight in adapter(done).items())
 
 
 def test_a_mistake_is_one_sentence(job):

@@ -17,7 +17,7 @@ from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.training import base, checkpoints, worker
 from tasks.training.data import read_rows
-from tasks.training.settle import TrainingFailed
+from tasks.training.settle import TrainingFailed, Unsettled
 from tasks.training.trainer import Interrupted, PackedTrainer
 
 CPU = torch.device("cpu")
@@ -88,6 +88,26 @@ def test_interrupted_run_resumes_to_the_same_bits(build, monkeypatch, settings):
     assert [(r.step, r.loss, r.grad_norm) for r in whole.step_log.rows] == [
         (r.step, r.loss, r.grad_norm) for r in resumed.step_log.rows
     ]
+
+
+def test_a_stop_while_numbers_are_read_loses_none_of_them(build, monkeypatch):
+    whole, broken = build("whole"), build("broken")
+    whole.run()
+    read = Unsettled.read
+
+    def interrupted(self, **how):
+        if self.step == 5:
+            broken.request_stop()
+        return read(self, **how)
+
+    monkeypatch.setattr(Unsettled, "read", interrupted)
+    with pytest.raises(Interrupted):
+        broken.run()
+    monkeypatch.undo()
+    assert [row.step for row in broken.step_log.rows] == [1, 2, 3, 4, 5]
+    resumed = build("broken")
+    resumed.run()
+    assert [(r.step, r.loss) for r in resumed.step_log.rows] == [(r.step, r.loss) for r in whole.step_log.rows]
 
 
 def test_micro_batches_do_not_change_the_result(build):

@@ -1,0 +1,23 @@
+"""The launcher with processes whose clocks differ: one runs twice as fast, and checkpoints are half a second apart."""
+
+import os
+import time
+from typing import Any
+
+from tasks.child import main
+from tasks.training import launch
+
+work = launch.process
+
+
+def process(job: dict[str, Any]) -> None:
+    from tasks.training import checkpoints
+
+    rate = 1 + int(os.environ["RANK"])
+    checkpoints.MINUTES, checkpoints.now = 0.5 / 60, lambda: rate * time.monotonic()
+    work(job)
+
+
+if __name__ == "__main__":
+    launch.process = process
+    main(launch.launch)
