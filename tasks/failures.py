@@ -1,6 +1,8 @@
-"""Which failures pass by themselves: those are tried again, all others are shown at once."""
+"""Which failures are transient: those are retried, all others are shown at once."""
 
 import errno
+import socket
+import ssl
 from collections.abc import Iterator
 
 from tasks.child import ChildFailed
@@ -18,22 +20,29 @@ PASSING_ERRNO = {
     errno.ECONNABORTED,
     errno.ENETUNREACH,
     errno.EHOSTUNREACH,
+    socket.EAI_AGAIN,  # the name server does not answer
 }
-NETWORK_ERRORS = {
-    "ConnectError",
-    "ReadError",
-    "RemoteProtocolError",
-    "ConnectTimeout",
-    "ReadTimeout",
-    "ConnectionError",
+_NETWORK_ERRORS = {
+    "builtins": {"ConnectionError"},
+    "http": {"IncompleteRead"},
+    **dict.fromkeys(("httpx", "httpx2"), ("TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError")),
+    "requests": {"ConnectionError", "Timeout", "ChunkedEncodingError"},
+    "urllib3": {"ProtocolError", "TimeoutError", "MaxRetryError"},
+    "aiohttp": {"ClientConnectionError", "ClientPayloadError"},
+    "fsspec": {"FSTimeoutError"},
+    "botocore": {"ConnectionError", "HTTPClientError"},
+    "google": {"TransportError"},
+    "azure": {"ServiceRequestError", "ServiceResponseError"},
 }
-"""Class names of httpx and requests, so that neither is imported here."""
+"""Package → the base classes of its network errors, by name: none of them is imported for this."""
+_NO_NETWORK_ERRORS = {"BrokenPipeError", "OfflineModeIsEnabled"}
+"""ConnectionErrors that stay: standard output is closed; huggingface_hub was told not to use the network."""
 
 
 def passes_by_itself(error: BaseException) -> bool:
     """Whether another attempt can succeed without anybody changing anything."""
     chain = list(causes(error))
-    if any(isinstance(e, UserError) for e in chain):
+    if any(isinstance(e, UserError | ssl.SSLCertVerificationError) for e in chain):
         return False
     return any(_passes(e) for e in chain)
 
@@ -45,12 +54,25 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def http_status(error: BaseException) -> int | None:
+    """The HTTP status that an error reports, None when it reports none."""
+    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether a connection failed, in Python's words or in those of a library."""
+    kinds = type(error).__mro__
+    return not any(kind.__name__ in _NO_NETWORK_ERRORS for kind in kinds) and any(
+        kind.__name__ in _NETWORK_ERRORS.get(kind.__module__.partition(".")[0], ()) for kind in kinds
+    )
+
+
 def _passes(error: BaseException) -> bool:
     if isinstance(error, ChildFailed):
         return error.passing
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
+    if (status := http_status(error)) is not None:
         return status in PASSING_STATUS
     if isinstance(error, OSError) and error.errno in PASSING_ERRNO:
         return True
-    return type(error).__name__ in NETWORK_ERRORS
+    return is_network_error(error)

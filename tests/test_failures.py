@@ -1,10 +1,18 @@
 """Which failures are tried again."""
 
 import errno
+import http.client
+import ssl
 from types import SimpleNamespace
 
+import aiohttp
 import httpx
+import httpx2
 import pytest
+import requests
+import urllib3
+from fsspec.exceptions import FSTimeoutError
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tasks.child import ChildFailed
 from tasks.errors import UserError
@@ -14,6 +22,10 @@ from tasks.failures import passes_by_itself
 class HubError(Exception):
     def __init__(self, status: int) -> None:
         self.response = SimpleNamespace(status_code=status)
+
+
+class ConnectError(Exception):
+    """Called like httpx's, and none of its."""
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -29,6 +41,35 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (HubError(404), False),
         (HubError(401), False),
         (httpx.ConnectError("no route"), True),
+        (httpx.WriteTimeout("slow"), True),
+        (httpx.PoolTimeout("slow"), True),
+        (httpx.WriteError("reset"), True),
+        (httpx.ProxyError("busy"), True),
+        (httpx.RemoteProtocolError("half an answer"), True),
+        (httpx.UnsupportedProtocol("ftp"), False),
+        (httpx.LocalProtocolError("illegal header"), False),
+        (httpx2.ReadTimeout("slow"), True),
+        (httpx2.ProxyError("busy"), True),
+        (requests.exceptions.ChunkedEncodingError("half an answer"), True),
+        (requests.exceptions.ConnectTimeout("slow"), True),
+        (requests.exceptions.ProxyError("busy"), True),
+        (requests.exceptions.MissingSchema("no http://"), False),
+        (urllib3.exceptions.ProtocolError("half an answer"), True),
+        (urllib3.exceptions.NewConnectionError(None, "no route"), True),
+        (urllib3.exceptions.LocationParseError("a b"), False),
+        (aiohttp.ServerDisconnectedError(), True),
+        (aiohttp.ClientPayloadError("half an answer"), True),
+        (aiohttp.ClientResponseError(None, (), status=503), True),
+        (aiohttp.ClientResponseError(None, (), status=410), False),
+        (aiohttp.InvalidURL("a b"), False),
+        (http.client.IncompleteRead(b"half"), True),
+        (http.client.RemoteDisconnected("gone"), True),
+        (FSTimeoutError(), True),
+        (ConnectionResetError("gone"), True),
+        (BrokenPipeError(errno.EPIPE, "closed"), False),
+        (OfflineModeIsEnabled("as it was told"), False),
+        (ConnectError("of another library"), False),
+        (caused(httpx.ConnectError("certificate"), ssl.SSLCertVerificationError("self-signed")), False),
         (OSError(errno.EBUSY, "busy"), True),
         (OSError(errno.ENOSPC, "full"), False),
         (TimeoutError("a stage ran longer than it may"), False),

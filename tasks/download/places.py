@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 from tasks.config import DataConfig
 from tasks.errors import UserError
-from tasks.failures import PASSING_STATUS, causes
+from tasks.failures import PASSING_STATUS, causes, http_status, is_network_error
 from tasks.store.checked import content_digest
 
 TEXT = (".jsonl", ".json", ".csv")
@@ -19,8 +19,6 @@ ENDINGS = (*TEXT, ".parquet", ".arrow", *(kind + packed for kind in TEXT for pac
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "sha", "blob_id", "LastModified", "last_modified", "Last-Modified")
 """What file systems call a file's version, the surest first. One that tells none is read once more."""
-NETWORK_ERRORS = {"ConnectionError", "HTTPClientError", "TransportError", "ServiceRequestError"}
-"""What botocore, google-auth and azure-core call a failure of the network."""
 BUFFER = 1 << 20
 
 
@@ -180,12 +178,9 @@ def trouble(where: str, field: str) -> Iterator[None]:
 
 
 def _said(error: BaseException, where: str, field: str) -> Exception | None:
-    import aiohttp
-    import fsspec
-
     protocol, public = where.partition("://")[0], _public(where)
     chain = list(causes(error))
-    status = next((e.status for e in chain if isinstance(e, aiohttp.ClientResponseError)), 0)
+    status = next(filter(None, map(http_status, chain)), 0)
     if isinstance(error, ImportError):
         package = PACKAGES.get(protocol)
         what = f"pip install {package}" if package else str(error)
@@ -198,8 +193,7 @@ def _said(error: BaseException, where: str, field: str) -> Exception | None:
     if status and status not in PASSING_STATUS and status != 404:
         return UserError(f"{field}: the server refuses {public} with HTTP {status}.")
     # fsspec says "not found" of any failure, but names the network's own error as its cause
-    passing = (aiohttp.ClientError, fsspec.exceptions.FSTimeoutError, TimeoutError, ConnectionError)
-    if status != 404 and (names & NETWORK_ERRORS or any(isinstance(e, passing) for e in chain)):
+    if status in PASSING_STATUS or any(is_network_error(e) or isinstance(e, TimeoutError) for e in chain):
         return ConnectionError(f"{field}: {public} cannot be read: {chain[-1] or type(chain[-1]).__name__}")
     if isinstance(error, FileNotFoundError):
         return UserError(f"{field}: {public} does not exist.")

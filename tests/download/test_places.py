@@ -235,7 +235,7 @@ class NoCredentialsError(Exception):
     """Called as botocore calls it."""
 
 
-class EndpointConnectionError(type("ConnectionError", (Exception,), {})):  # type: ignore[misc]
+class EndpointConnectionError(type("ConnectionError", (Exception,), {"__module__": "botocore.exceptions"})):  # type: ignore[misc]
     """The same: its base is no ConnectionError of Python."""
 
 
