@@ -1,8 +1,8 @@
-"""How full forward passes will be, told from the lengths of the rows alone."""
+"""How rows fill forward passes, told from their lengths alone."""
 
 import bisect
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SAMPLE = 1024
@@ -34,15 +34,24 @@ def filled(statistics: Mapping[str, Any], capacity: int, rows: int) -> float:
     for _ in range(max(1, SAMPLE // rows // 4)):
         lengths = draw.choices([n * width for n in range(len(by_length))], by_length, k=rows)
         tokens += sum(min(length, capacity) for length in lengths)
-        passes += _best_fit(lengths, capacity)
+        passes += len(best_fit(sorted(lengths, reverse=True), capacity))
     return tokens / (passes * capacity)
 
 
-def _best_fit(lengths: list[int], capacity: int) -> int:
-    """How many passes it takes."""
-    left: list[int] = []  # ascending: what each pass can still hold
-    for length in sorted(lengths, reverse=True):
-        place = bisect.bisect_left(left, length)
-        room = left.pop(place) if place < len(left) else max(capacity, length)
-        bisect.insort(left, room - length)
-    return len(left)
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `lengths` in groups: each, in their order, goes into the fullest group that still holds it.
+
+    Of groups that are equally full it is the first; a length above `capacity` is alone.
+    """
+    groups: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # ascending: what a group can still hold, and its number
+    for index, length in enumerate(lengths):
+        place = bisect.bisect_left(rooms, (length, 0))
+        if place == len(rooms):
+            groups.append([])
+            room, number = max(capacity, length), len(groups) - 1
+        else:
+            room, number = rooms.pop(place)
+        groups[number].append(index)
+        bisect.insort(rooms, (room - length, number))
+    return groups

@@ -4,11 +4,14 @@ A row is never cut. `labels` arrive unshifted (-100: not learnt); a micro-batch 
 token is learnt, where they are and what that token is, so that the head runs on those alone.
 """
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from tasks.fill import best_fit
 
 IGNORED = -100
 
@@ -65,7 +68,7 @@ def pack(rows: Iterable[Row], budget: int) -> list[list[Row]]:
     Even, because a small remainder of a micro-batch leaves a GPU waiting for its launches.
     """
     ordered = sorted(rows, key=lambda row: -len(row.input_ids))
-    groups = _best_fit(ordered, budget)
+    groups = [[ordered[i] for i in group] for group in best_fit([len(row.input_ids) for row in ordered], budget)]
     even = divide(ordered, len(groups))
     return even if all(sum(len(row.input_ids) for row in group) <= budget for group in even) else groups
 
@@ -73,11 +76,11 @@ def pack(rows: Iterable[Row], budget: int) -> list[list[Row]]:
 def divide(rows: Iterable[Row], parts: int) -> list[list[Row]]:
     """The rows in `parts` lists of about as many tokens each; some stay empty when there are fewer rows than that."""
     lists: list[list[Row]] = [[] for _ in range(parts)]
-    sizes = [0] * parts
+    sizes = [(0, number) for number in range(parts)]
     for row in sorted(rows, key=lambda row: -len(row.input_ids)):
-        smallest = sizes.index(min(sizes))
+        size, smallest = sizes[0]
         lists[smallest].append(row)
-        sizes[smallest] += len(row.input_ids)
+        heapq.heapreplace(sizes, (size + len(row.input_ids), smallest))
     return lists
 
 
@@ -95,23 +98,6 @@ def turns(shares: list[list[Row]], rank: int, budget: int, in_step: bool) -> lis
         shortest = min((row for rows in shares for row in rows), key=lambda row: len(row.input_ids))
         own += [([shortest], 0.0)] * (most - len(own))
     return own
-
-
-def _best_fit(ordered: list[Row], budget: int) -> list[list[Row]]:
-    """Every row, longest first, into the fullest group that still holds it."""
-    groups: list[list[Row]] = []
-    sizes: list[int] = []
-    for row in ordered:
-        length = len(row.input_ids)
-        fitting = [i for i, size in enumerate(sizes) if size + length <= budget]
-        if fitting:
-            best = max(fitting, key=sizes.__getitem__)
-            groups[best].append(row)
-            sizes[best] += length
-        else:
-            groups.append([row])
-            sizes.append(length)
-    return groups
 
 
 def flatten(rows: Sequence[Row], device: torch.device) -> MicroBatch:
