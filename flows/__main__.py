@@ -50,6 +50,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--summary: {options.summary} is a folder; it takes the name of a file.")
     if options.summary and not options.summary.absolute().parent.is_dir():
         raise UserError(f"--summary: the folder {options.summary.absolute().parent} does not exist.")
+    from flows.checks import check
+
+    check(groups)
     _local_settings()
     if options.verify:
         os.environ["QLORA_FLOW_VERIFY"] = options.verify
@@ -87,9 +90,11 @@ def show_plan(options: argparse.Namespace) -> int:
     from flows.config_file import load
 
     groups: dict[str, Any] = dict(load(options.config, _overrides(options)))
+    from flows.checks import check
     from flows.plan import plan
     from flows.table import show_planned
 
+    check(groups)
     show_planned(list(plan(groups)))
     return 0
 

@@ -152,5 +152,7 @@ def _sentence(group: str, model: type[Group], error: Any) -> str:
         reason = "empty text is written '', and text that begins with # in quotes" if given is None else "quote it"
     elif error["type"] == "list_type" and isinstance(given, str):
         reason = f"a list is written [{given}]"
+    elif isinstance(given, str) and _typed(model, {field: given})[field] != given:
+        reason = "write it without quotes"
     about = model.model_fields[str(field)].description
     return f"{group}.{field}: {shown[:100]} is wrong: {reason[0].lower()}{reason[1:]}. It takes: {about}"

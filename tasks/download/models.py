@@ -47,6 +47,12 @@ def present_model(model: ModelConfig) -> BaseModelRef | None:
         return None
 
 
+def looks_local(model: ModelConfig) -> bool:
+    """Whether a base is a folder, or can be nothing else: the Hub knows only owner/name."""
+    here = model.base.startswith((".", "/", "~")) or model.base.count("/") != 1
+    return here or Path(model.base).expanduser().is_dir()
+
+
 def _folder_or_snapshot(model: ModelConfig, local_files_only: bool) -> BaseModelRef:
     if (local := Path(model.base).expanduser()).is_dir():
         return BaseModelRef.of(local.absolute(), model.base, "")
@@ -54,7 +60,7 @@ def _folder_or_snapshot(model: ModelConfig, local_files_only: bool) -> BaseModel
 
 
 def _snapshot(model: ModelConfig, local_files_only: bool) -> Path:
-    if model.base.startswith((".", "/", "~")) or model.base.count("/") != 1:
+    if looks_local(model):
         raise UserError(f"model.base: the folder {Path(model.base).expanduser().absolute()} does not exist.")
     from huggingface_hub import snapshot_download
 

@@ -91,6 +91,18 @@ def pin_files(data: DataConfig) -> PinnedData:
     return PinnedData(**data.model_dump(), files=files)
 
 
+def check_protocol(where: str, field: str) -> None:
+    """Nothing is asked over the network.
+
+    Raises:
+        UserError: fsspec does not know the URL's protocol, or the package for it is not installed.
+    """
+    import fsspec
+
+    with trouble(where, field):
+        fsspec.get_filesystem_class(where.partition("://")[0].rpartition("::")[2])
+
+
 def places(data: DataConfig, field: str) -> list[Place]:
     """The files of `path` or `test_path`, sorted; those that are pinned as they were pinned."""
     if isinstance(data, PinnedData) and field in data.files:

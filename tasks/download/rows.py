@@ -32,7 +32,7 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
             table.add(sort.rows(block, side))
     table.close()
     names = [name for name in table.schema.names if name != ID]
-    _check_columns(data, names)
+    check_columns(data, names)
     for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
         if not counts[side]:
             if sort.by_column:
@@ -114,7 +114,7 @@ def _digest(name: str) -> bytes:
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
 
 
-def _check_columns(data: DataConfig, there: list[str]) -> None:
+def check_columns(data: DataConfig, there: list[str]) -> None:
     """A column that is asked for by name is there; the default `id` may be absent."""
     optional = {"", ID, DataConfig.model_fields["id_column"].default}
     for field, name in (("id_column", data.id_column), ("group_column", data.group_column)):

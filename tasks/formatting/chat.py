@@ -75,20 +75,14 @@ def _learnable(message: Message) -> bool:
     return message["role"] == "assistant" and bool(said) and message.get("weight") != 0
 
 
-def chat_format(folder: Path, config: FormattingConfig, columns: set[str]) -> Format:
+def chat_format(folder: Path, config: FormattingConfig) -> Format:
     """How a row's messages become a prompt and its last answer.
 
     Args:
         folder: the base model's folder.
-        columns: what the rows have.
     Raises:
-        UserError: there is no such column, or the model has no chat template.
+        UserError: the model has no chat template.
     """
-    if config.messages_column not in columns:
-        raise UserError(
-            f"formatting.messages_column: no column is called {config.messages_column}; "
-            f"the data has {', '.join(sorted(columns))}."
-        )
     template = _Template(folder)
 
     def format_row(row: dict[str, Any]) -> Formatted:
@@ -116,6 +110,17 @@ def chat_format(folder: Path, config: FormattingConfig, columns: set[str]) -> Fo
     return format_row
 
 
+def check_chat_template(folder: Path) -> None:
+    """
+    Raises:
+        UserError: the tokenizer's files hold no chat template.
+    """
+    settings = folder / "tokenizer_config.json"
+    named = settings.is_file() and json.loads(settings.read_text()).get("chat_template")
+    if not named and not any(folder.glob("chat_template*")) and not (folder / "additional_chat_templates").is_dir():
+        raise UserError(f"formatting.style: the model in {folder} has no chat template; use style: template.")
+
+
 class _Template:
     """The tokenizer's chat template as text; it writes every special token itself."""
 
@@ -123,8 +128,7 @@ class _Template:
         from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        if not self._tokenizer.chat_template:
-            raise UserError(f"formatting.style: the model in {folder} has no chat template; use style: template.")
+        check_chat_template(folder)
         added = self._tokenizer.added_tokens_decoder.values()
         self._special = [token.content for token in added if token.special or CONTROL.fullmatch(token.content)]
 

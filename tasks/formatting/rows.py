@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from tasks.config import FormattingConfig
 from tasks.errors import UserError
 from tasks.formatting.chat import chat_format
+from tasks.formatting.columns import check_columns
 from tasks.formatting.formatted import Format, Formatted, plain
 from tasks.formatting.repeats import common_part, signs
 from tasks.formatting.schema import PROMPT_SCHEMA, SIGNS
@@ -46,19 +47,8 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
     source = pq.ParquetFile(job["rows"])
     columns = set(source.schema_arrow.names) - {"_id"}
     group_column = (source.schema_arrow.metadata or {}).get(b"group_column", b"").decode()
-    for name in config.references:
-        if name not in columns:
-            raise UserError(
-                f"formatting.references: no column is called {name}; the data has {', '.join(sorted(columns))}."
-            )
-    chat = config.style == "chat"
-    default = FormattingConfig.model_fields["input_column"].default
-    if not chat and config.input_column not in {"", default, *columns}:
-        raise UserError(
-            f"formatting.input_column: no column is called {config.input_column}; "
-            f"the data has {', '.join(sorted(columns))}."
-        )
-    format_row = chat_format(Path(job["model"]), config, columns) if chat else _template(config, columns)
+    check_columns(config, columns)
+    format_row = chat_format(Path(job["model"]), config) if config.style == "chat" else _template(config, columns)
     common = common_part(_sample(source, format_row))
     for unit in units:
         turn, group = divmod(unit, source.num_row_groups)

@@ -85,6 +85,18 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
     return render
 
 
+def names_read(source: str, field: str) -> set[str]:
+    """The columns that a template reads.
+
+    Raises:
+        UserError: it is not Jinja2.
+    """
+    try:
+        return _names(jinja2.sandbox.ImmutableSandboxedEnvironment().parse(source), set())
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"{field}: line {error.lineno} is not valid Jinja2: {error.message}.") from error
+
+
 def _names(tree: jinja2.nodes.Template, columns: set[str]) -> set[str]:
     """The columns that a template reads, by name or from `row`."""
     names = jinja2.meta.find_undeclared_variables(tree)

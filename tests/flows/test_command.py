@@ -42,7 +42,7 @@ from tasks.errors import UserError
         ("data: {path: a}\nformatting:\n  ending: ### End", ["formatting.ending: null is wrong", "begins with #"]),
         ("data: {path: a}\ntraining: {lora_r: yes}", ["training.lora_r: 'yes' is wrong", "valid integer"]),
         ("data: {path: a}\ntraining: {lora_r: true}", ["training.lora_r: true is wrong", "valid integer"]),
-        ("data: {path: a}\ntraining: {lora_r: '16'}", ["training.lora_r: '16' is wrong", "valid integer"]),
+        ("data: {path: a}\ntraining: {lora_r: '16'}", ["training.lora_r: '16' is wrong: write it without quotes"]),
         ("data: {path: a}\ntraining: {lora_r: 010}", ["training.lora_r: '010' is wrong", "valid integer"]),
         ("data: {path: a}\ntraining: {lora_r: 1_6}", ["training.lora_r: '1_6' is wrong", "valid integer"]),
         ("data: {path: a}\ntraining: {epochs: true}", ["training.epochs: true is wrong", "valid number"]),

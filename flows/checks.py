@@ -1,0 +1,62 @@
+"""What can be known before anything runs: said at once, all of it, by `run` and by `plan`."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.config import PublishingConfig
+from tasks.download.first_rows import columns
+from tasks.download.models import BUNDLED, looks_local, present_model
+from tasks.errors import UserError
+from tasks.formatting.chat import check_chat_template
+from tasks.formatting.columns import check_columns, columns_read
+from tasks.publishing.identity import registry_folder
+from tasks.training.targets import check_targets
+
+
+def check(groups: dict[str, Any]) -> None:
+    """Look at files, first rows, templates, packages and the base model on this machine; nothing is fetched.
+
+    Args:
+        groups: the flow's parameters, as `flows.config_file.load` returns them.
+    Raises:
+        UserError: a line for every mistake.
+    """
+    checks: list[Callable[[dict[str, Any]], None]] = [_rows, _model, _publishing]
+    if mistakes := list(_mistakes(checks, groups)):
+        raise UserError("\n".join(dict.fromkeys(mistakes)))
+
+
+def _mistakes(checks: list[Callable[[dict[str, Any]], None]], groups: dict[str, Any]) -> Iterator[str]:
+    for one in checks:
+        try:
+            one(groups)
+        except UserError as error:
+            yield str(error)
+
+
+def _rows(groups: dict[str, Any]) -> None:
+    wanted = columns_read(groups["formatting"])
+    if (found := columns(groups["data"], wanted)) is not None:
+        check_columns(groups["formatting"], found)
+
+
+def _model(groups: dict[str, Any]) -> None:
+    model = groups["model"]
+    if (model.base == BUNDLED or looks_local(model)) and (base := present_model(model)):
+        check_targets(Path(base.folder), groups["training"])
+        if groups["formatting"].style == "chat":
+            check_chat_template(Path(base.folder))
+
+
+def _publishing(groups: dict[str, Any]) -> None:
+    publishing: PublishingConfig = groups["publishing"]
+    folder = registry_folder(publishing)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"publishing.registry: {there} is a file, and a registry is a folder.")
+    if publishing.hub_repo:
+        from huggingface_hub import get_token
+
+        if not get_token():
+            raise UserError(f"publishing.hub_repo: to upload to {publishing.hub_repo}, set HF_TOKEN to a write token.")
