@@ -136,7 +136,7 @@ def _refresh(groups: dict[str, Any], stages: list[str]) -> None:
     with alone():
         for planned in list(plan(groups)):
             if planned.stage in stages and planned.reused and planned.last:
-                discard(planned.last["key"])
+                discard(planned.last.key)
 
 
 def _local_settings() -> None:

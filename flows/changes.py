@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.publishing.registry import versions
-from tasks.store.artifact import ArtifactRef, DamagedArtifact, reference
-from tasks.store.origins import by_digest, readable, results
+from tasks.store.artifact import ArtifactRef, reference
+from tasks.store.manifest import DamagedArtifact, Manifest, readable
+from tasks.store.origins import by_digest, results
 
 INPUTS = {"publish": "adapter", "train": "tokens", "tokenize": "prompts", "format": "rows"}
 """Stage → the input that leads to its rows."""
@@ -31,13 +32,11 @@ def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] |
     return None
 
 
-def _rows_of(
-    manifest: dict[str, Any], manifests: dict[Path, dict[str, Any]], holding: dict[str, list[Path]]
-) -> ArtifactRef | None:
+def _rows_of(manifest: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> ArtifactRef | None:
     """Along one input of each stage: scores that two runs share would lead to the other run's rows as well."""
     folder = None
-    while name := INPUTS.get(manifest["identity"]["stage"]):
-        if not (folders := holding.get(manifest["identity"]["inputs"].get(name, ""))):
+    while name := INPUTS.get(manifest.identity.stage):
+        if not (folders := holding.get(manifest.identity.inputs.get(name, ""))):
             return None
         folder = folders[0]
         manifest = manifests[folder]

@@ -5,12 +5,12 @@ import fcntl
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tasks.errors import UserError
-from tasks.publishing.registry import registries
+from tasks.publishing.registry import registries, versions
 from tasks.store.artifact import locked, store_root
-from tasks.store.origins import by_digest, readable, results
+from tasks.store.manifest import DamagedArtifact, Manifest, read_manifest
+from tasks.store.origins import by_digest, results
 
 
 def clean(keep_last: int) -> tuple[list[str], int]:
@@ -45,8 +45,7 @@ def alone() -> Iterator[None]:
 
 def _clean(keep_last: int) -> tuple[list[str], int]:
     manifests = results()
-    published = readable(version for registry in registries() for version in registry.glob("*/v*"))
-    keep = _latest(manifests, keep_last) | _origins(published.values(), manifests)
+    keep = _latest(manifests, keep_last) | _origins(_published(), manifests)
     there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
     keep |= {folder for folder in there if folder.name.startswith("model-")}  # what adapters stand on
     removed, freed = [], 0
@@ -57,20 +56,37 @@ def _clean(keep_last: int) -> tuple[list[str], int]:
     return sorted(removed), freed
 
 
-def _latest(manifests: dict[Path, dict[str, Any]], keep_last: int) -> set[Path]:
+def _published() -> Iterator[Manifest]:
+    """The manifest of every version in every registry.
+
+    Raises:
+        UserError: one is damaged: what it was made from could be removed.
+    """
+    for registry in registries():
+        for version in (version for folder in registry.glob("*") for version in versions(folder)):
+            try:
+                yield read_manifest(version)
+            except DamagedArtifact as error:
+                raise UserError(
+                    f"Nothing was removed, because what {version} was made from is unknown: {error}. Restore that "
+                    "file, or remove that version."
+                ) from error
+
+
+def _latest(manifests: dict[Path, Manifest], keep_last: int) -> set[Path]:
     stages: dict[str, list[Path]] = {}
-    for folder, manifest in sorted(manifests.items(), key=lambda item: item[1]["created"], reverse=True):
-        stages.setdefault(manifest["identity"]["stage"], []).append(folder)
+    for folder, manifest in sorted(manifests.items(), key=lambda item: item[1].created, reverse=True):
+        stages.setdefault(manifest.identity.stage, []).append(folder)
     return {folder for folders in stages.values() for folder in folders[:keep_last]}
 
 
-def _origins(made: Iterable[dict[str, Any]], manifests: dict[Path, dict[str, Any]]) -> set[Path]:
+def _origins(made: Iterable[Manifest], manifests: dict[Path, Manifest]) -> set[Path]:
     """Everything that results were made from; of several folders with the same files, all."""
     holding = by_digest(manifests)
     kept: set[Path] = set()
     wanted = list(made)
     while wanted:
-        for digest in wanted.pop()["identity"]["inputs"].values():
+        for digest in wanted.pop().identity.inputs.values():
             new = set(holding.get(digest, ())) - kept
             kept |= new
             wanted += [manifests[folder] for folder in new]

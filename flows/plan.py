@@ -15,16 +15,9 @@ from tasks.formatting.identity import identity as format_identity
 from tasks.publishing.identity import identity as publish_identity
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
-from tasks.store.artifact import (
-    ArtifactRef,
-    DamagedArtifact,
-    check_folder,
-    latest,
-    read_manifest,
-    reference,
-    store_root,
-)
-from tasks.store.identity import Identity
+from tasks.store.artifact import ArtifactRef, check_folder, reference, store_root
+from tasks.store.identity import Identity, Parts
+from tasks.store.manifest import DamagedArtifact, Manifest, latest, read_manifest
 from tasks.store.remote import Remote
 from tasks.tokenization.identity import identity as tokenize_identity
 from tasks.training.identity import identity as train_identity
@@ -44,7 +37,7 @@ class Planned:
     stage: str
     reused: bool
     why: str
-    last: dict[str, Any] | None
+    last: Manifest | None
 
 
 def plan(groups: dict[str, Any]) -> Iterator[Planned]:
@@ -101,27 +94,27 @@ def _found(who: Identity, folders: list[Path]) -> tuple[Path | None, str]:
     last = latest(folders)
     for folder in folders:
         try:
-            if read_manifest(folder)["key"] == who.key:
+            if read_manifest(folder).key == who.key:
                 check_folder(folder)
                 return folder, ""
         except DamagedArtifact as error:
             if folder.name == who.key:
                 return None, str(error)
-    return None, "; ".join(differences(last["identity"], who.parts())) if last else "it has not run yet"
+    return None, "; ".join(differences(last.identity, who.parts())) if last else "it has not run yet"
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+def differences(before: Parts, now: Parts) -> Iterator[str]:
     """What changed between two identities, a phrase each; fields and versions with their values."""
-    for name in sorted(before["inputs"].keys() | now["inputs"].keys()):
-        if before["inputs"].get(name) != now["inputs"].get(name):
+    for name in sorted(before.inputs.keys() | now.inputs.keys()):
+        if before.inputs.get(name) != now.inputs.get(name):
             yield f"{name} changed"
-    for kind in ("config", "libraries"):
-        for name in sorted(before[kind].keys() | now[kind].keys()):
-            old, new = before[kind].get(name), now[kind].get(name)
+    for was, wanted in ((before.config, now.config), (before.libraries, now.libraries)):
+        for name in sorted(was.keys() | wanted.keys()):
+            old, new = was.get(name), wanted.get(name)
             if old != new:
                 yield f"{name}: {_short(old)} → {_short(new)}"
-    for name in sorted(before["code"].keys() | now["code"].keys()):
-        if before["code"].get(name) != now["code"].get(name):
+    for name in sorted(before.code.keys() | now.code.keys()):
+        if before.code.get(name) != now.code.get(name):
             yield f"the code of {name} changed"
 
 

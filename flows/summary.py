@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.changes import sentence
-from tasks.store.artifact import ArtifactRef, read_manifest, store_root, written_here
+from tasks.store.artifact import ArtifactRef, store_root, written_here
+from tasks.store.manifest import Manifest, read_manifest
 
 TRAINING = (
     *("steps", "loss_first", "loss_last", "tokens_per_second"),
@@ -21,27 +22,27 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
         changes: how the rows differ from those of an earlier version; empty without one.
     """
 
-    def ran(manifest: dict[str, Any]) -> bool:
-        return written_here.get(manifest["key"], float("-inf")) >= began
+    def ran(manifest: Manifest) -> bool:
+        return written_here.get(manifest.key, float("-inf")) >= began
 
     manifests = {name: ref.manifest for name, ref in stages.items()}
     parts = {name: [manifest] for name, manifest in manifests.items()}
-    model = Path(manifests["train"]["info"]["model"])
+    model = Path(manifests["train"].info["model"])
     if model.parent == store_root() / "artifacts":  # the bundled model, converted by the first stage
         parts["download"].append(read_manifest(model))
-    published = manifests["publish"]["info"]
+    published = manifests["publish"].info
     return {
         "stages": {
             name: {
-                "key": manifest["key"],
+                "key": manifest.key,
                 "outcome": "ran" if any(map(ran, parts[name])) else "reused",
-                "seconds": sum(part["seconds"] for part in parts[name] if ran(part)),
+                "seconds": sum(part.seconds for part in parts[name] if ran(part)),
                 "rows": stages[name].rows,
                 "path": str(stages[name].path),
             }
             for name, manifest in manifests.items()
         },
-        "training": {name: manifests["train"]["info"][name] for name in TRAINING if name in manifests["train"]["info"]},
+        "training": {name: manifests["train"].info[name] for name in TRAINING if name in manifests["train"].info},
         "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published["scores"]},
         "published": {
             "name": published["name"],

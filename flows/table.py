@@ -40,18 +40,17 @@ def show_planned(stages: list[Planned], console: Console | None = None) -> None:
     for column in table.columns[2:]:
         column.justify = "right"
     for planned in stages:
-        last = planned.last or {"info": {}, "files": {}, "seconds": 0}
-        info, about = last["info"], "" if planned.reused else "~"
-        disk = sum(file["size"] for file in last["files"].values())
+        last, about = planned.last, "" if planned.reused else "~"
+        info = last.info if last else {}
         memory = info.get("peak_memory_bytes")
         table.add_row(
             planned.stage,
             "reused" if planned.reused else "will run",
             f"{about}{info['rows']:,}" if "rows" in info else "",
             f"{about}{info['tokens']:,}" if "tokens" in info else "",
-            "" if planned.reused or not planned.last else f"~{last['seconds']:.0f} s",
+            f"~{last.seconds:.0f} s" if last and not planned.reused else "",
             f"{about}{memory / 2**30:.1f} GiB" if memory else "",
-            f"{about}{disk / 2**20:.1f} MiB" if planned.last else "",
+            f"{about}{sum(file.size for file in last.files.values()) / 2**20:.1f} MiB" if last else "",
         )
     console.print(table)
     for planned in stages:

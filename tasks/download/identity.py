@@ -8,7 +8,8 @@ from tasks.download.hub import refusals
 from tasks.download.models import BUNDLED, bundled_file
 from tasks.download.places import digest, is_remote, pin_files, places
 from tasks.errors import UserError
-from tasks.store.artifact import ArtifactRef, content_digest
+from tasks.store.artifact import ArtifactRef
+from tasks.store.checked import content_digest
 from tasks.store.identity import Identity
 
 ROOM = (

@@ -9,8 +9,10 @@ from tasks.child import run_child
 from tasks.config import ModelConfig
 from tasks.download.hub import refusals
 from tasks.errors import UserError
-from tasks.store.artifact import MANIFEST, content_digest, produce, store_root
+from tasks.store.artifact import produce, store_root
+from tasks.store.checked import content_digest
 from tasks.store.identity import Identity
+from tasks.store.manifest import MANIFEST
 from tasks.store.model import BaseModelRef
 
 BUNDLED = "smollm2-135m-instruct"

@@ -7,7 +7,6 @@ reused every stage finds it there; nothing here loads torch, and pyarrow only wh
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -19,6 +18,7 @@ from tasks.evaluation.page.training import training
 from tasks.evaluation.page.words import FILTERS
 from tasks.store.artifact import ArtifactRef, store_root
 from tasks.store.identity import digest_of, file_digest, source_digest
+from tasks.store.manifest import Manifest
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 SOURCES = ("tasks.evaluation.report", "tasks.evaluation.charts", "tasks.evaluation.page", "tasks.excerpt", "tasks.fill")
@@ -33,9 +33,9 @@ def write_report(stages: dict[str, ArtifactRef]) -> Path:
         STORE/reports/<name>-<version>-<12 hex digits>.html
     """
     manifests = {name: ref.manifest for name, ref in stages.items()}
-    published = manifests["publish"]["info"]
+    published = manifests["publish"].info
     decides = {
-        "outputs": {name: [manifests[name]["key"], ref.digest] for name, ref in stages.items()},
+        "outputs": {name: [manifests[name].key, ref.digest] for name, ref in stages.items()},
         "template": file_digest(TEMPLATE),
         "code": [source_digest(name) for name in SOURCES],
     }
@@ -53,7 +53,7 @@ def write_report(stages: dict[str, ArtifactRef]) -> Path:
     return file
 
 
-def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, dict[str, Any]]) -> str:
+def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest]) -> str:
     """The page as text."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -62,14 +62,14 @@ def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, dict[str, 
     published = manifests["publish"]
     scores = score_table(stages["evaluate"].path, manifests["evaluate"])
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=published["info"]["name"],
-        version=published["info"]["version"],
-        created=published["created"],
-        base=published["identity"]["config"].get("source", ""),
-        revision=published["identity"]["config"].get("revision", ""),
+        name=published.info["name"],
+        version=published.info["version"],
+        created=published.created,
+        base=published.identity.config.get("source", ""),
+        revision=published.identity.config.get("revision", ""),
         scores=scores,
         training=training(stages["train"].path, manifests["train"]),
-        data=data(stages, manifests["train"]["identity"]["config"]),
+        data=data(stages, manifests["train"].identity.config),
         preview=preview(stages["tokenize"].path),
         answers=answers(stages["evaluate"].path, scores["headline"]["metric"]),
         lineage=[(name, stages[name], manifest) for name, manifest in manifests.items()],

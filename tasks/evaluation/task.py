@@ -32,7 +32,7 @@ def evaluate(
     log = get_run_logger().info
 
     def write(folder: Path) -> dict[str, Any]:
-        training = adapter.manifest["identity"]["config"]
+        training = adapter.manifest.identity.config
         job = {
             "tokens": str(tokens.path / TOKENS),
             "prompts": str(prompts.path / PROMPTS),

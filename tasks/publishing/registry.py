@@ -11,21 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.store.artifact import (
-    ArtifactRef,
-    DamagedArtifact,
-    check_folder,
-    locked,
-    read_manifest,
-    reference,
-    store_root,
-    write_folder,
-)
+from pydantic import TypeAdapter
+
+from tasks.errors import UserError
+from tasks.store import lines
+from tasks.store.artifact import ArtifactRef, check_folder, locked, reference, store_root, write_folder
 from tasks.store.identity import Identity
+from tasks.store.manifest import DamagedArtifact, read_manifest
 
 VERSION = re.compile(r"v(\d{4,})")
 NOTED = "registries"
-"""File in the store: a registry outside it a line."""
+"""File in the store: a registry outside it a line. `clean` keeps what versions there were made from."""
 
 
 def versions(folder: Path) -> list[Path]:
@@ -35,15 +31,24 @@ def versions(folder: Path) -> list[Path]:
 
 
 def registries() -> list[Path]:
-    """Every registry that versions made in this store went to."""
-    noted = store_root() / NOTED
-    return [store_root() / name for name in ["registry", *(noted.read_text().splitlines() if noted.exists() else [])]]
+    """Every registry that versions made in this store went to.
+
+    Raises:
+        UserError: the file that notes them is damaged.
+    """
+    noted = list(lines.read(store_root() / NOTED, TypeAdapter(str)))
+    if None in noted:
+        raise UserError(
+            f"{store_root() / NOTED} is damaged: some registries that it notes cannot be read. Remove that file, "
+            "publish once to each registry outside the store, which notes it again, and clean then."
+        )
+    return [store_root() / name for name in ["registry", *filter(None, noted)]]
 
 
 def _note(registry: Path) -> None:
-    if registry not in registries():
-        with (store_root() / NOTED).open("a") as file:
-            file.write(f"{registry}\n")
+    noted = store_root() / NOTED
+    if registry != store_root() / "registry" and str(registry) not in lines.read(noted, TypeAdapter(str)):
+        lines.append(noted, str(registry))
 
 
 def add_version(
@@ -63,7 +68,7 @@ def add_version(
         there = versions(folder)
         for version in reversed(there):
             try:
-                if read_manifest(version)["key"] == identity.key:
+                if read_manifest(version).key == identity.key:
                     return reference(version, check_folder(version))
             except DamagedArtifact as error:
                 log(f"{version.name} is damaged and left as it is: {error}")

@@ -14,22 +14,17 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.store.checked import content_digest
-from tasks.store.identity import Identity, digest_of
+from tasks.store.identity import Identity
+from tasks.store.manifest import MANIFEST, DamagedArtifact, Manifest, describe_files, files_digest, read_manifest
 from tasks.store.remote import DamagedBlob, Remote
 from tasks.store.root import store_root
-
-MANIFEST = "manifest.json"
-
-
-class DamagedArtifact(RuntimeError):
-    """A folder is missing, incomplete or changed; the message says which file."""
 
 
 class ArtifactRef(BaseModel):
@@ -52,17 +47,17 @@ class ArtifactRef(BaseModel):
         return store_root() / self.name
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         return read_manifest(self.path)
 
     @property
     def info(self) -> dict[str, Any]:
         """What the stage noted beside its files (counts, labels, versions)."""
-        return self.manifest["info"]
+        return self.manifest.info
 
     def part(self, folder: str) -> str:
         """Digest of the files below one of its folders, for what depends on nothing else of it."""
-        return part_digest(self.manifest, folder)
+        return self.manifest.part(folder)
 
     def verify(self) -> None:
         """Compare every file with the manifest, and the manifest with this reference.
@@ -70,54 +65,30 @@ class ArtifactRef(BaseModel):
         Raises:
             DamagedArtifact: naming the first difference.
         """
-        if check_folder(self.path)["digest"] != self.digest:
+        if check_folder(self.path).digest != self.digest:
             raise DamagedArtifact(f"{self.path} is not what it was when this result was recorded")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedArtifact(f"{folder} has no readable {MANIFEST}: {error}") from error
+def check_folder(folder: Path) -> Manifest:
+    """Read a folder's manifest and compare sizes and digests of the files it lists. Returns the manifest.
 
-
-def latest(folders: Iterable[Path]) -> dict[str, Any] | None:
-    """The newest readable manifest among some folders."""
-    manifests = []
-    for folder in folders:
-        with contextlib.suppress(DamagedArtifact):
-            manifests.append(read_manifest(folder))
-    return max(manifests, key=lambda manifest: manifest["created"], default=None)
-
-
-def check_folder(folder: Path) -> dict[str, Any]:
-    """Read a folder's manifest and compare sizes and digests of the files it lists. Returns the manifest."""
+    Raises:
+        DamagedArtifact: naming the first difference.
+    """
     manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
+    if manifest.format == 1:
+        raise DamagedArtifact(f"{folder / MANIFEST} is of an earlier version of qlora-flow and has no checksum")
+    for name, expected in manifest.files.items():
         file = folder / name
         try:
             size = file.stat().st_size
         except OSError as error:
             raise DamagedArtifact(f"{file} is missing") from error
-        if size != expected["size"]:
-            raise DamagedArtifact(f"{file} has {size} bytes instead of {expected['size']}")
-        if content_digest(file) != expected["sha256"]:
+        if size != expected.size:
+            raise DamagedArtifact(f"{file} has {size} bytes instead of {expected.size}")
+        if content_digest(file) != expected.sha256:
             raise DamagedArtifact(f"{file} has changed since it was written")
     return manifest
-
-
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name → size and sha256 of every file below a folder, the manifest itself left out."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": content_digest(p)} for p in files}
-
-
-def files_digest(files: dict[str, dict[str, Any]]) -> str:
-    return digest_of({name: entry["sha256"] for name, entry in files.items()})
-
-
-def part_digest(manifest: dict[str, Any], folder: str) -> str:
-    return files_digest({n: f for n, f in manifest["files"].items() if n.startswith(folder + "/")})
 
 
 @contextlib.contextmanager
@@ -172,22 +143,24 @@ def produce(
         return reference(folder, manifest)
 
 
-def _present(folder: Path, identity: Identity, log: Callable[[str], None]) -> dict[str, Any] | None:
+def _present(folder: Path, identity: Identity, log: Callable[[str], None]) -> Manifest | None:
     if folder.exists():
         try:
-            return check_folder(folder)
+            if (manifest := check_folder(folder)).key == identity.key:
+                return manifest
+            raise DamagedArtifact(f"{folder} has the manifest of {manifest.key}")
         except DamagedArtifact as error:
             log(f"{identity.stage} runs again: {error}")
     return None
 
 
-def _fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None]) -> dict[str, Any] | None:
-    if (manifest := remote.manifest(key)) is None:
+def _fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None]) -> Manifest | None:
+    if (manifest := remote.manifest(key, log)) is None:
         return None
     try:
         with _aside(folder) as aside:
             remote.fetch(manifest, aside)
-            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+            (aside / MANIFEST).write_bytes(manifest.encoded())
     except DamagedBlob as error:
         log(f"{key} is computed: {error}")
         return None
@@ -233,18 +206,19 @@ def work_folder(identity: Identity) -> Path:
     return store_root() / "work" / identity.key
 
 
-def _manifest(identity: Identity, folder: Path, info: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _manifest(identity: Identity, folder: Path, info: dict[str, Any], seconds: float) -> Manifest:
     files = describe_files(folder)
-    manifest = {
-        "key": identity.key,
-        "identity": identity.parts(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": seconds,
-        "digest": files_digest(files),
-        "files": files,
-        "info": info,
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    manifest = Manifest(
+        format=2,
+        key=identity.key,
+        identity=identity.parts(),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seconds=seconds,
+        digest=files_digest(files),
+        files=files,
+        info=json.loads(json.dumps(info)),  # as it will be read
+    )
+    (folder / MANIFEST).write_bytes(manifest.encoded())
     return manifest
 
 
@@ -273,7 +247,7 @@ def _put(aside: Path, folder: Path) -> None:
         os.close(descriptor)
 
 
-def reference(folder: Path, manifest: dict[str, Any]) -> ArtifactRef:
+def reference(folder: Path, manifest: Manifest) -> ArtifactRef:
     """Refer to a folder, by its name in the store where it lies there."""
     name = folder.relative_to(store_root()) if folder.is_relative_to(store_root()) else folder
-    return ArtifactRef(name=name.as_posix(), digest=manifest["digest"], rows=int(manifest["info"].get("rows", 0)))
+    return ArtifactRef(name=name.as_posix(), digest=manifest.digest, rows=manifest.rows)

@@ -6,11 +6,13 @@ A bit that rots on the disk changes none of these: QLORA_FLOW_VERIFY=full (`qlor
 """
 
 import contextlib
-import json
 import os
 import time
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from tasks.store import lines
 from tasks.store.identity import file_digest
 from tasks.store.root import store_root
 
@@ -19,7 +21,8 @@ WORTH = 1 << 20
 SETTLED_SECONDS = 2.0
 """A file changed again within one tick of its clock looks unchanged: digests of younger files are not handed on."""
 
-_seen: dict[str, list[int | str]] = {}
+LINE = TypeAdapter(tuple[str, int, int, int, str])
+_seen: dict[str, tuple[int, int, int, str]] = {}
 _loaded: set[Path] = set()
 
 
@@ -27,12 +30,12 @@ def content_digest(file: Path) -> str:
     """sha256 of a file; an untouched file is read once in a process, a large one once on this machine."""
     status = file.stat()
     which = f"{status.st_dev}:{status.st_ino}"  # a folder that is moved into place keeps it
-    now = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     _load()
     if (known := _seen.get(which)) and known[:3] == now:
-        return str(known[3])
+        return known[3]
     digest = file_digest(file)
-    _seen[which] = [*now, digest]
+    _seen[which] = (*now, digest)
     if status.st_size >= WORTH and time.time() - status.st_ctime > SETTLED_SECONDS:
         _remember(which)
     return digest
@@ -47,15 +50,12 @@ def _load() -> None:
     if record in _loaded or os.environ.get("QLORA_FLOW_VERIFY") == "full":
         return
     _loaded.add(record)
-    for line in record.read_text().splitlines() if record.exists() else ():
-        try:
-            which, *entry = json.loads(line)
-        except ValueError:  # the last line of a killed process
-            continue
-        _seen[which] = entry
+    with contextlib.suppress(OSError):  # another user's
+        for line in lines.read(record, LINE):
+            if line:
+                _seen[line[0]] = line[1:]
 
 
 def _remember(which: str) -> None:
-    """Append a line with one write, which processes side by side cannot tear apart."""
-    with contextlib.suppress(OSError), _record().open("a") as record:  # a full disk costs the shortcut, not the run
-        record.write(json.dumps([which, *_seen[which]]) + "\n")
+    with contextlib.suppress(OSError):  # a full disk costs the shortcut, not the run
+        lines.append(_record(), [which, *_seen[which]])

@@ -11,6 +11,23 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
+class Parts(BaseModel):
+    """An identity with code and libraries resolved to digests and versions: what the key is made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    stage: str
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    code: dict[str, str]
+    libraries: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """`<stage>-<32 hex digits>`."""
+        return f"{self.stage}-{digest_of(self.model_dump())[:32]}"
+
+
 class Identity(BaseModel):
     """Everything that decides what a stage writes.
 
@@ -30,20 +47,19 @@ class Identity(BaseModel):
     code: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
 
-    def parts(self) -> dict[str, Any]:
-        """The identity with code and libraries resolved to digests and versions: what the key is made of."""
-        return {
-            "stage": self.stage,
-            "inputs": self.inputs,
-            "config": self.config,
-            "code": {name: source_digest(name) for name in self.code},
-            "libraries": {name: importlib.metadata.version(name) for name in self.libraries},
-        }
+    def parts(self) -> Parts:
+        return Parts(
+            stage=self.stage,
+            inputs=self.inputs,
+            config=self.config,
+            code={name: source_digest(name) for name in self.code},
+            libraries={name: importlib.metadata.version(name) for name in self.libraries},
+        )
 
     @property
     def key(self) -> str:
         """`<stage>-<32 hex digits>`."""
-        return f"{self.stage}-{digest_of(self.parts())[:32]}"
+        return self.parts().key
 
 
 def digest_of(value: Any) -> str:

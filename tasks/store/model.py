@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import UserError
-from tasks.store.artifact import MANIFEST, DamagedArtifact, content_digest
+from tasks.store.checked import content_digest
 from tasks.store.identity import digest_of
+from tasks.store.manifest import MANIFEST, DamagedArtifact
 
 LENGTH_FIELDS = ("n_positions", "max_position_embeddings", "seq_length")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

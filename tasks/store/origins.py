@@ -1,32 +1,20 @@
 """Which results hold the files that a digest names."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from tasks.store.artifact import DamagedArtifact, part_digest, read_manifest, store_root
-
-
-def readable(folders: Iterable[Path]) -> dict[Path, dict[str, Any]]:
-    """Folder → manifest of those that have a whole one."""
-    found = {}
-    for folder in folders:
-        try:
-            found[folder] = read_manifest(folder)
-        except DamagedArtifact:
-            continue
-    return found
+from tasks.store.artifact import store_root
+from tasks.store.manifest import Manifest, readable
 
 
-def results() -> dict[Path, dict[str, Any]]:
+def results() -> dict[Path, Manifest]:
     """Folder → manifest of the results in the store."""
     return readable((store_root() / "artifacts").glob("[!.]*"))
 
 
-def by_digest(manifests: dict[Path, dict[str, Any]]) -> dict[str, list[Path]]:
+def by_digest(manifests: dict[Path, Manifest]) -> dict[str, list[Path]]:
     """Digest of a result, and of an adapter's files alone → the folders that hold it."""
     found: dict[str, list[Path]] = {}
     for folder, manifest in manifests.items():
-        for digest in (manifest["digest"], part_digest(manifest, "adapter")):
+        for digest in (manifest.digest, manifest.part("adapter")):
             found.setdefault(digest, []).append(folder)
     return found

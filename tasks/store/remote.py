@@ -10,14 +10,13 @@ names its own, and the first one stays. Locks are a machine's own.
 
 import contextlib
 import errno
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from tasks.errors import UserError
 from tasks.store.identity import file_digest
+from tasks.store.manifest import LARGEST, Manifest
 
 
 class DamagedBlob(RuntimeError):
@@ -46,45 +45,51 @@ class Remote:
         url = os.environ.get("QLORA_FLOW_REMOTE")
         return cls(url) if url else None
 
-    def manifest(self, key: str) -> dict[str, Any] | None:
-        """The manifest of a result, None where it has none or none that can be read."""
+    def manifest(self, key: str, log: Callable[[str], None] = lambda line: None) -> Manifest | None:
+        """The manifest of a result, None where it has none or a damaged one, which the log is told."""
         with self._reaching():
-            try:
-                manifest = json.loads(self.fs.cat_file(self._manifest(key)))
-            except (FileNotFoundError, ValueError):
-                return None
-        return manifest if manifest.get("key") == key else None
+            size = self._size(self._manifest(key))
+            raw = self.fs.cat_file(self._manifest(key)) if size and size <= LARGEST else b""
+        if size is None:
+            return None
+        try:
+            manifest = Manifest.parse(raw)
+            if manifest.key != key or manifest.format == 1:
+                raise ValueError("it is another result's, or of an earlier version of qlora-flow")
+        except ValueError as error:
+            log(f"{key} is not fetched: its manifest in {self.url} is damaged ({error})")
+            return None
+        return manifest
 
-    def fetch(self, manifest: dict[str, Any], folder: Path) -> None:
+    def fetch(self, manifest: Manifest, folder: Path) -> None:
         """Bring a result's files into an empty folder.
 
         Raises:
             DamagedBlob: one is missing or changed; its manifest is gone now, so that the next result replaces both.
         """
-        for name, expected in manifest["files"].items():
-            file = folder / name
-            if not file.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"{self.url}: the manifest of {manifest['key']} names {name!r}, outside its folder.")
+        for name, expected in manifest.files.items():
+            file, blob = folder / name, self._blob(expected.sha256)
             file.parent.mkdir(parents=True, exist_ok=True)
             with self._reaching(), contextlib.suppress(FileNotFoundError):
-                self.fs.get_file(self._blob(expected["sha256"]), str(file))
-            if not file.exists() or file_digest(file) != expected["sha256"]:
-                self.forget(manifest["key"])
+                if self._size(blob) == expected.size:
+                    self.fs.get_file(blob, str(file))
+            if not file.exists() or file_digest(file) != expected.sha256:
+                self.forget(manifest.key)
                 with self._reaching(), contextlib.suppress(FileNotFoundError):
-                    self.fs.rm_file(self._blob(expected["sha256"]))
+                    self.fs.rm_file(blob)
                 raise DamagedBlob(f"{name} in {self.url} is missing or not what its manifest says")
 
-    def push(self, manifest: dict[str, Any], folder: Path) -> bool:
+    def push(self, manifest: Manifest, folder: Path) -> bool:
         """Bring a finished result there, unless it is there. Returns whether anything was to do."""
-        if self.manifest(manifest["key"]):
+        if self.manifest(manifest.key):
             return False
         with self._reaching():
             for place in ("blobs", "manifests"):
                 self.fs.makedirs(str(self.root / place), exist_ok=True)
-            for name, file in manifest["files"].items():
-                if self._size(self._blob(file["sha256"])) != file["size"]:
-                    self.fs.put_file(str(folder / name), self._blob(file["sha256"]))
-            self.fs.pipe_file(self._manifest(manifest["key"]), json.dumps(manifest, ensure_ascii=False).encode())
+            for name, file in manifest.files.items():
+                if self._size(self._blob(file.sha256)) != file.size:
+                    self.fs.put_file(str(folder / name), self._blob(file.sha256))
+            self.fs.pipe_file(self._manifest(manifest.key), manifest.encoded())
         return True
 
     def forget(self, key: str) -> None:

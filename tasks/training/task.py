@@ -10,8 +10,9 @@ from prefect.logging import get_run_logger
 from tasks.child import run_child
 from tasks.config import ExecutionConfig, TrainingConfig
 from tasks.errors import UserError
-from tasks.store.artifact import ArtifactRef, latest, produce, store_root, work_folder
+from tasks.store.artifact import ArtifactRef, produce, store_root, work_folder
 from tasks.store.caching import cached
+from tasks.store.manifest import latest
 from tasks.store.model import BaseModelRef
 from tasks.training.identity import identity
 from tasks.training.nodes import gpus, nodes
@@ -47,21 +48,21 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
         job |= {"processes": processes} if several else {}
         run_child(f"tasks.training.{'launch' if several else 'worker'}", job, log, execution.hang_minutes)
         totals = json.loads((folder / "training.json").read_text()) | {"model": model.folder}
-        if sentence := slower(totals, latest((store_root() / "artifacts").glob("train-*"))):
+        last = latest((store_root() / "artifacts").glob("train-*"))
+        if sentence := slower(totals, last.info if last else {}):
             log(sentence)
         return totals
 
     return produce(who, write, log)
 
 
-def slower(totals: dict[str, Any], last: dict[str, Any] | None) -> str:
+def slower(totals: dict[str, Any], before: dict[str, Any]) -> str:
     """A sentence when a run was much slower than the last one, and that one is comparable; else nothing.
 
     Args:
         totals: of this run, as in training.json.
-        last: manifest of the training run before it.
+        before: the same of the training run before it; empty without one.
     """
-    before = last["info"] if last else {}
     if any(before.get(name) != totals[name] for name in ("device", "model", "speed")):
         return ""
     if min(before["steps"], totals["steps"]) < _FEWEST_STEPS:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store import checked
+from tasks.store import checked, lines
 
 ROOT = Path(__file__).parents[2]
 CODE = """
 import sys
 from pathlib import Path
-from tasks.store import checked
+from tasks.store import checked, lines
 read = []
 own = checked.file_digest
 checked.file_digest = lambda file: read.append(file) or own(file)
@@ -59,4 +59,20 @@ def test_a_changed_file_is_read_again(file: Path, monkeypatch: pytest.MonkeyPatc
     status = file.stat()
     file.write_bytes(b"\1" * checked.WORTH)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # even when its date was set back
+    assert reads(file) == 1
+
+
+@pytest.mark.parametrize("value", [[], {}, 1, None, ["which"], ["which", "1", 2, 3, "0"], [[], 1, 2, 3, "0"]])
+def test_a_line_of_another_type_vouches_for_nothing(file: Path, value: object) -> None:
+    lines.append(file.parent / "checked.jsonl", value)
+    assert reads(file) == 1
+
+
+def test_a_changed_line_vouches_for_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(file, monkeypatch)
+    record = file.parent / "checked.jsonl"
+    digest = checked.file_digest(file)
+    record.write_text(record.read_text().replace(digest, "0" * 64))
+    assert reads(file) == 1
+    record.write_bytes(b"\xff\0\n" + b"[" * 100_000)
     assert reads(file) == 1

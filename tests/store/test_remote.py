@@ -1,5 +1,6 @@
 """What one machine computed, another fetches; what is damaged on the way is computed."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -103,15 +104,62 @@ def test_what_is_to_run_again_is_not_fetched(remote: str, machine: Callable[[str
         produce(WHO, never)
 
 
-def test_a_manifest_cannot_name_files_elsewhere(remote: str, machine: Callable[[str], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda manifest: manifest["files"].update({"../outside": manifest["files"]["same"]}),
+        lambda manifest: manifest["files"]["same"].update(sha256="../../outside"),
+        lambda manifest: manifest["files"]["same"].update(size=-1),
+        lambda manifest: manifest["info"].update(rows=4),
+        lambda manifest: manifest.pop("seconds"),
+        lambda manifest: manifest.update(key="../../outside"),
+        lambda manifest: [manifest.pop(name) for name in ("format", "checksum")],
+        lambda manifest: manifest.clear(),
+    ],
+)
+def test_a_manifest_is_not_trusted(
+    remote: str, machine: Callable[[str], None], tmp_path: Path, damage: Callable[[dict], None]
+) -> None:
+    machine("a")
+    ref = produce(WHO, write)
+    fs, root = fsspec.core.url_to_fs(remote)
+    outside = f"{root.rpartition('/')[0]}/outside"  # what blobs/../../outside is
+    fs.pipe_file(outside, b"kept")
+    file = f"{root}/manifests/{WHO.key}.json"
+    manifest = json.loads(fs.cat_file(file))
+    damage(manifest)
+    fs.pipe_file(file, json.dumps(manifest).encode())
+    machine("b")
+    said: list[str] = []
+    assert produce(WHO, write, said.append) == ref
+    assert said[0].startswith(f"{WHO.key} is not fetched: its manifest in {remote} is damaged (")
+    assert fs.cat_file(outside) == b"kept"
+    machine("c")
+    assert produce(WHO, never) == ref  # the damaged one was replaced
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"[" * 100_000, b"{" * 10, b"\xff", b"9" * 10_000])
+def test_a_manifest_that_is_none_is_replaced(remote: str, machine: Callable[[str], None], content: bytes) -> None:
+    machine("a")
+    ref = produce(WHO, write)
+    fs, root = fsspec.core.url_to_fs(remote)
+    fs.pipe_file(f"{root}/manifests/{WHO.key}.json", content)
+    machine("b")
+    assert produce(WHO, write) == ref
+    machine("c")
+    assert produce(WHO, never) == ref
+
+
+def test_a_blob_of_another_size_is_not_fetched(
+    remote: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine("a")
     produce(WHO, write)
-    place = Remote(remote)
-    manifest = place.manifest(WHO.key) or {}
-    manifest["files"] = {"../outside": manifest["files"]["same"]}
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="outside its folder"):
-        place.fetch(manifest, tmp_path / "empty")
+    fs, _ = fsspec.core.url_to_fs(remote)
+    fs.pipe_file(blobs(remote)[0], b"content and so much more that the disk is full")
+    monkeypatch.setattr(type(fs), "get_file", lambda *_, **__: 1 / 0)
+    machine("b")
+    assert produce(WHO, write).rows == 3
 
 
 @pytest.mark.parametrize("url", ["nonsense://somewhere", "s3://bucket/folder"])

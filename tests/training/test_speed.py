@@ -19,9 +19,9 @@ RUN = {"device": "H100", "model": "/m", "speed": "fast", "steps": 60, "tokens_pe
     ],
 )
 def test_only_a_slower_run_of_the_same_kind(change, says):
-    sentence = slower(RUN | change, {"info": RUN})
+    sentence = slower(RUN | change, RUN)
     assert says in sentence and bool(says) == bool(sentence)
 
 
 def test_the_first_run_has_nothing_to_be_compared_with():
-    assert slower(RUN, None) == ""
+    assert slower(RUN, {}) == ""

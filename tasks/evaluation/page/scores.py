@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.evaluation import charts
 from tasks.evaluation.page.tables import read
+from tasks.store.manifest import Manifest
 
 TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 HEADLINE = "rougeL"
@@ -15,7 +16,7 @@ BAR = 220
 """Width of the interval bars' picture."""
 
 
-def score_table(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Every metric with its interval, and in words what the headline metric says."""
     from tasks.evaluation.schema import SCORES
 
@@ -24,7 +25,7 @@ def score_table(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     for row, bar in zip(rows, drawn.bars, strict=True):
         row |= {"title": TITLES.get(row["metric"], row["metric"]), "bar": bar}
     headline = next((row for row in rows if row["metric"] == HEADLINE), rows[0])
-    confidence = manifest["info"].get("confidence", manifest["identity"]["config"].get("confidence"))
+    confidence = manifest.info.get("confidence", manifest.identity.config.get("confidence"))
     return {
         "rows": rows,
         "headline": headline,

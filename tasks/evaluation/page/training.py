@@ -7,14 +7,15 @@ from typing import Any
 from tasks.evaluation import charts
 from tasks.evaluation.page.tables import read
 from tasks.evaluation.page.words import duration, number
+from tasks.store.manifest import Manifest
 
 COLUMNS = ("step", "loss", "validation_loss", "grad_norm", "learning_rate", "tokens", "seconds", "tokens_per_second")
 
 
-def training(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def training(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Curves over the steps, totals, and a few steps as numbers."""
     log = read(folder / "training_log.parquet").to_pydict()
-    info, config, steps = manifest["info"], manifest["identity"]["config"], log["step"]
+    info, config, steps = manifest.info, manifest.identity.config, log["step"]
     validation = log.get("validation_loss", [])
     if not any(validation):
         validation = []

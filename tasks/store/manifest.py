@@ -1,0 +1,160 @@
+"""The manifest of a finished folder: what is in it, what decided it, and a checksum of the manifest itself.
+
+Everything that reads a manifest, from the disk or from a remote store, reads it into this one model. What does not fit
+it, or is not byte for byte what was written, is damaged.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.store.checked import content_digest
+from tasks.store.identity import Parts, digest_of
+
+MANIFEST = "manifest.json"
+LARGEST = 64 << 20
+"""Bytes of a manifest; more are not read."""
+
+
+class DamagedArtifact(RuntimeError):
+    """A folder is missing, incomplete or changed; the message says which file."""
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or path.as_posix() != name or not name.isprintable():
+        raise ValueError("a file's name is a relative path without ..")
+    if name in (".", MANIFEST):
+        raise ValueError("no name of a file in the folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_inside)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class StoredFile(BaseModel):
+    """Size in bytes, and sha256 of the content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    size: int = Field(ge=0)
+    sha256: Digest
+
+
+class Manifest(BaseModel):
+    """What a finished folder says about itself.
+
+    Args:
+        format: 2; 1 is the one before, without a checksum, which published versions may still have.
+        key: `<stage>-<32 hex digits>`, made from `identity`.
+        identity: what decided the content.
+        created: UTC.
+        seconds: how long the stage took.
+        digest: sha256 over names and contents of the files.
+        files: path relative to the folder → size and sha256.
+        info: what the stage noted beside its files (counts, labels, versions).
+        checksum: sha256 of all the rest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[1, 2] = 1
+    key: str
+    identity: Parts
+    created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+    seconds: float = Field(ge=0)
+    digest: Digest
+    files: dict[FileName, StoredFile]
+    info: dict[str, Any]
+    checksum: str = ""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Manifest":
+        if self.key != self.identity.key:
+            raise ValueError("its key is not that of its identity")
+        if self.digest != files_digest(self.files):
+            raise ValueError("its digest is not that of its files")
+        if any(parent.as_posix() in self.files for name in self.files for parent in PurePosixPath(name).parents):
+            raise ValueError("a file is a folder as well")
+        if self.info.get("rows", 0).__class__ is not int:
+            raise ValueError("info.rows is no whole number")
+        return self
+
+    @classmethod
+    def parse(cls, raw: bytes) -> "Manifest":
+        """Read the bytes of a manifest.
+
+        Raises:
+            ValueError: they are not those of a manifest, or not as they were written.
+        """
+        if len(raw) > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+        try:
+            manifest = cls.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()) from None
+        if manifest.format > 1 and manifest.encoded() != raw:
+            raise ValueError("its checksum says that it has changed")
+        return manifest
+
+    def encoded(self) -> bytes:
+        """The bytes of manifest.json, with the checksum."""
+        content = self.model_dump(exclude={"checksum"})
+        text = json.dumps(content, ensure_ascii=False)
+        content["checksum"] = hashlib.sha256(text.encode()).hexdigest()
+        return json.dumps(content, indent=1, ensure_ascii=False).encode()
+
+    @property
+    def rows(self) -> int:
+        """Rows in the main table, 0 where there is none."""
+        return self.info.get("rows", 0)
+
+    def part(self, folder: str) -> str:
+        """Digest of the files below one of its folders, for what depends on nothing else of it."""
+        return files_digest({n: f for n, f in self.files.items() if n.startswith(folder + "/")})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder.
+
+    Raises:
+        DamagedArtifact: there is none, or it is damaged.
+    """
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            return Manifest.parse(file.read(LARGEST + 1))
+    except (OSError, ValueError) as error:
+        raise DamagedArtifact(f"{folder} has no readable {MANIFEST}: {error}") from error
+
+
+def readable(folders: Iterable[Path]) -> dict[Path, Manifest]:
+    """Folder → manifest of those that have a whole one."""
+    found = {}
+    for folder in folders:
+        with contextlib.suppress(DamagedArtifact):
+            found[folder] = read_manifest(folder)
+    return found
+
+
+def latest(folders: Iterable[Path]) -> Manifest | None:
+    """The newest readable manifest among some folders."""
+    return max(readable(folders).values(), key=lambda manifest: manifest.created, default=None)
+
+
+def describe_files(folder: Path) -> dict[str, StoredFile]:
+    """Name → size and sha256 of every file below a folder, the manifest itself left out."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {
+        p.relative_to(folder).as_posix(): StoredFile(size=p.stat().st_size, sha256=content_digest(p)) for p in files
+    }
+
+
+def files_digest(files: dict[str, StoredFile]) -> str:
+    return digest_of({name: entry.sha256 for name, entry in files.items()})
