@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch._dynamo
+import torch._inductor.config
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -17,6 +18,8 @@ from tasks.training.flops import per_token
 from tasks.training.peers import Peers
 from tasks.training.recompute import decoder_layers, recompute
 from tasks.training.sharding import in_flight_bytes, is_sharded
+
+Result = TypeVar("Result")
 
 _COMPILE_FROM = 3e16  # operations of a run whose gain outweighs compilation: about two minutes of a fast GPU
 
@@ -51,15 +54,19 @@ class Way:
                 group.keep_dense()
         recompute(base, self.speed, self.dropout)
         if self.compiled:
-            _compile_layers(base)
+            _compile_layers(base, self.dropout)
 
-    def fitting_tokens(self, model: PeftModel, rows: Dataset, peers: Peers) -> int:
+    def fitting_tokens(self, model: PeftModel, rows: Dataset, peers: Peers, say: Callable[[str], None]) -> int:
         """Tokens of a micro-batch that fill the device."""
         if is_sharded(model) and self.device.type == "cuda":
             # not by trying: a process that fails would leave the others waiting
             layers = decoder_layers(model.get_base_model())
             return memory.computed_tokens(layers, self.speed, self.longest, self.room)
-        return peers.least(memory.fitting_tokens(model, rows, self.longest, self.device))
+
+        def measured() -> int:
+            return memory.fitting_tokens(model, rows, self.longest, self.device)
+
+        return peers.least(uncompiled_on_failure(measured, model.zero_grad, say))
 
 
 def choose(
@@ -95,8 +102,28 @@ def choose(
     return Way(speed, compiled and device.type == "cuda", device, room, longest, config.lora_dropout > 0, dense)
 
 
-def _compile_layers(base: PreTrainedModel) -> None:
+def uncompiled_on_failure(work: Callable[[], Result], reset: Callable[[], None], say: Callable[[str], None]) -> Result:
+    """The result of `work`. Where torch.compile fails in it, it runs once more with layers that are not compiled.
+
+    Args:
+        work: forward and backward passes.
+        reset: removes what the failed attempt left: gradients, and random numbers drawn.
+        say: told why the run is slower from now on.
+    """
+    try:
+        return work()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        say(f"torch.compile failed, so the layers run without it, slower: {' '.join(str(error).split())[:300]}")
+    torch.compiler.set_stance("force_eager")
+    reset()
+    return work()
+
+
+def _compile_layers(base: PreTrainedModel, dropout: bool) -> None:
     """One compiled decoder layer, reused by all of them: a minute of start-up instead of many."""
+    # Inductor's own random numbers: torch 2.11 marks the size of a dropout mask as something to compute again in the
+    # backward pass, and then cannot divide the graph ("Node add_… was invalid, but is output").
+    torch._inductor.config.fallback_random = dropout
     # sibling layers hand their outputs over through an attribute, which recomputation does anew
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
     # or a norm's epsilon is a variable on the CPU, for which the compiler first tries out what that can do: 40 s

@@ -30,6 +30,7 @@ from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
 from tasks.training.packing import Row, StepRows, collate, divide, flatten, turns
 from tasks.training.peers import Peers
+from tasks.training.plan import uncompiled_on_failure
 from tasks.training.settle import Unsettled
 from tasks.training.sharding import is_sharded
 from tasks.training.shortage import halved, leave, left
@@ -154,7 +155,7 @@ class PackedTrainer(SFTTrainer):
                 self._computing = not self.sharded
                 if self.stop_requested and self._computing:
                     raise Interrupted
-                result = work()
+                result = uncompiled_on_failure(work, self._undo_attempt, self._say)
                 self._computing = False
                 how = _DUE if self.step_end.late() else _WELL
             except torch.OutOfMemoryError:
@@ -196,14 +197,18 @@ class PackedTrainer(SFTTrainer):
 
     def _halve(self, tokens: int, where: str) -> None:
         """Make room after a process ran out of memory, for the same step again with so many tokens at once."""
-        self.adapted.zero_grad(set_to_none=True)
+        self._undo_attempt()
         torch.cuda.empty_cache()
         self.micro_batch_tokens = tokens
         self.halvings += 1
-        set_random_state(self._random_state)
         self._say(
             f"out of memory in {where}: trying it again with at most {tokens:,} tokens at once (same rows per step)"
         )
+
+    def _undo_attempt(self) -> None:
+        """Undo the gradients and the random numbers of a step that is computed again."""
+        self.adapted.zero_grad(set_to_none=True)
+        set_random_state(self._random_state)
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
@@ -266,7 +271,7 @@ class PackedTrainer(SFTTrainer):
         self.micro_batch_tokens = self.peers.most(left(self.folder)) or self.micro_batch_tokens
         if not self.micro_batch_tokens:
             assert isinstance(self.train_dataset, Dataset)
-            self.micro_batch_tokens = self.way.fitting_tokens(self.adapted, self.train_dataset, self.peers)
+            self.micro_batch_tokens = self.way.fitting_tokens(self.adapted, self.train_dataset, self.peers, self._say)
             weights = ", 4-bit weights kept expanded" if self.way.dense else ""
             self._say(f"{self.way.speed}, at most {self.micro_batch_tokens:,} tokens at once{weights}")
         self.peers.start_equal([p for p in self.adapted.parameters() if p.requires_grad])

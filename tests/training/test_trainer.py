@@ -17,6 +17,7 @@ from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.training import base, checkpoints, worker
 from tasks.training.data import read_rows
+from tasks.training.recompute import decoder_layers
 from tasks.training.settle import TrainingFailed, Unsettled
 from tasks.training.trainer import Interrupted, PackedTrainer
 
@@ -50,6 +51,28 @@ def assert_identical(one, other):
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name], other[name]), name
+
+
+@pytest.fixture
+def compiler_stance():
+    """What a failed compilation sets for the whole process is undone after the test."""
+    yield
+    torch.compiler.set_stance("default")
+    torch._dynamo.reset()
+
+
+def test_training_goes_on_uncompiled_when_the_compiler_fails(build, compiler_stance):
+    def broken(graph, inputs):
+        raise AssertionError("the partitioner has a bug")
+
+    plain = build("plain", lora_dropout=0.2)
+    plain.run()
+    compiled = build("compiled", lora_dropout=0.2)
+    for layer in decoder_layers(compiled.adapted):
+        layer.compile(backend=broken)
+    compiled.run()
+    assert_identical(weights(plain), weights(compiled))
+    assert [line for line in compiled.said if "torch.compile failed" in line and "the partitioner has a bug" in line]
 
 
 def test_learns_and_is_bit_identical_when_repeated(build):
