@@ -24,6 +24,9 @@ GRACE_SECONDS = 12.0
 USER_ERROR_EXIT = 3
 STOPPED_EXIT = 143  # a child that was asked to end, and saved what it had
 PASSING_EXIT = 75  # EX_TEMPFAIL: a disk or file system that may answer next time
+IMPORT_NOTHING_HERE = {"PYTHONSAFEPATH": "1"}
+"""Environment in which `python -m` does not look for modules in the working directory: a tasks.py there is the user's
+own. The processes that a child starts inherit it."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -68,11 +71,12 @@ def started(
         os.write(job_file, json.dumps(job).encode())
         process = subprocess.Popen(
             [sys.executable, "-m", module, f"/proc/self/fd/{job_file}", str(os.getpid()), f"/proc/self/fd/{sentence}"],
+            stdin=subprocess.DEVNULL,  # no library's question is answered by what is piped into the command
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
+            env={**os.environ, **IMPORT_NOTHING_HERE, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
             pass_fds=(job_file, sentence, *pass_fds),
             start_new_session=True,  # so that its whole group can be ended, and Ctrl-C reaches only the parent
         )

@@ -13,6 +13,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HOME=tempfile.mkdtemp(prefix="qlora-flow-hf-"),
     QLORA_FLOW_STORE=tempfile.mkdtemp(prefix="qlora-flow-store-"),
+    PYTHONPATH=str(Path(__file__).parents[1]),  # some children are modules of the tests
 )
 
 import pytest

@@ -43,7 +43,11 @@ def preload() -> None:
 
     assert threading.active_count() == 1, threading.enumerate()
     child.subprocess = SimpleNamespace(  # type: ignore[assignment]
-        Popen=Forked, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired
+        Popen=Forked,
+        DEVNULL=subprocess.DEVNULL,
+        PIPE=subprocess.PIPE,
+        STDOUT=subprocess.STDOUT,
+        TimeoutExpired=subprocess.TimeoutExpired,
     )
 
 
@@ -61,6 +65,7 @@ class Forked:
         start_new_session: bool = True,
         text: bool = True,
         errors: str = "replace",
+        stdin: int | None = None,
     ) -> None:
         self.command, self.returncode = command, None
         self.stdout: IO[str] | None = None
@@ -75,6 +80,8 @@ class Forked:
             status = 1
             try:
                 os.setsid()
+                if stdin == subprocess.DEVNULL:
+                    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(output, 1)
                 os.dup2(output, 2)
                 _let_go_of_all_but((0, 1, 2, *pass_fds))
