@@ -91,6 +91,13 @@ def hub_splits(data: DataConfig) -> list[str]:
 
     try:
         return datasets.get_dataset_split_names(data.hub_id, data.hub_subset or None, revision=data.hub_revision)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise UserError(
+            f"data.hub_id: {data.hub_id} is a Python script that makes the rows, and such code is never run; take its "
+            "files (the Hub keeps them as Parquet at the revision refs/convert/parquet)."
+        ) from error
     except ValueError as error:  # of a subset it says which there are
         if not (subsets := re.search(r"onfig.*(\[.*\])", str(error), re.DOTALL)):
             raise

@@ -136,4 +136,4 @@ def stop_ids(base: Path, eos: int) -> list[int]:
 
 
 def tokenizer_of(base: Path) -> Any:
-    return AutoTokenizer.from_pretrained(base)
+    return AutoTokenizer.from_pretrained(base, trust_remote_code=False)

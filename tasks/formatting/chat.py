@@ -127,7 +127,7 @@ class _Template:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         check_chat_template(folder)
         added = self._tokenizer.added_tokens_decoder.values()
         self._special = [token.content for token in added if token.special or CONTROL.fullmatch(token.content)]

@@ -41,7 +41,7 @@ class BaseModelRef(BaseModel):
         """Look at a folder.
 
         Raises:
-            UserError: it has no readable configuration, safetensors or fast tokenizer.
+            UserError: it has no readable configuration, safetensors or fast tokenizer, or needs code of its own.
         """
         for what, pattern in (
             ("config.json", "config.json"),
@@ -54,6 +54,7 @@ class BaseModelRef(BaseModel):
             limit = length_limit(json.loads((folder / "config.json").read_text()))
         except ValueError as error:
             raise UserError(f"model.base: {folder / 'config.json'} is not JSON: {error}.") from error
+        refuse_code(folder)
         digests = _digests(folder)
         return cls(
             folder=str(folder),
@@ -78,6 +79,33 @@ def length_limit(config: dict[str, Any]) -> int:
     """The model's longest sequence as the article reads it: the first of three fields that is there, else 1024."""
     config = config.get("text_config", config)
     return next((int(config[name]) for name in LENGTH_FIELDS if config.get(name)), 1024)
+
+
+def refuse_code(folder: Path) -> None:
+    """A model that transformers cannot load without running Python code that its author wrote.
+
+    Raises:
+        UserError: this is one.
+    """
+    files = [folder / name for name in ("config.json", "tokenizer_config.json")]
+    if not any(b'"auto_map"' in file.read_bytes() for file in files if file.exists()):
+        return  # what follows imports torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if (
+            "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+            and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+        ):
+            raise ValueError("trust_remote_code")
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model.base: {folder} needs Python code that comes with the model (auto_map in config.json or "
+                "tokenizer_config.json), and such code is never run; take a base that transformers knows."
+            ) from None
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -42,7 +42,7 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
     dtype = getattr(torch, config.compute_dtype)
     if sharded:  # quantizing on the CPU takes all its cores; the launcher leaves each process one
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    attention.check_supported(AutoConfig.from_pretrained(folder, local_files_only=True))
+    attention.check_supported(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
     base = AutoModelForCausalLM.from_pretrained(
         folder,
         attn_implementation=attention.NAME,

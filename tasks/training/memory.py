@@ -101,7 +101,8 @@ def worth_expanding(
 def base_fits(folder: Path, config: TrainingConfig, longest: int, total: int) -> bool:
     """Whether a GPU of `total` bytes holds the whole base and can train at least the longest row (in tokens)."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        config_of_base = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config_of_base, trust_remote_code=False)
     head, layers = model.get_output_embeddings(), decoder_layers(model)
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     products = sum(m.weight.numel() for m in linear)

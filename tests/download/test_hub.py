@@ -1,6 +1,7 @@
 """What the Hub refuses is one sentence; a busy Hub is an error that is tried again."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -47,6 +48,17 @@ def test_a_subset_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", ask)
     with pytest.raises(UserError, match=r"data.hub_subset: owner/data takes one of \['de', 'en'\]\.$"):
+        hub_splits(DataConfig(hub_id="owner/data"))
+
+
+def test_a_data_set_that_is_a_script_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(datasets.load.config, "HF_HUB_OFFLINE", False)
+    answer = SimpleNamespace(sha="0" * 40, siblings=[], private=False, gated=False, id="owner/data")
+    for name in ("dataset_info", "repo_info"):
+        monkeypatch.setattr(huggingface_hub.HfApi, name, lambda *_, **__: answer)
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", lambda *_, **__: "data.py")
+    with pytest.raises(UserError, match=r"data.hub_id: owner/data is a Python script"):
         hub_splits(DataConfig(hub_id="owner/data"))
 
 
