@@ -1,19 +1,27 @@
 """A Prefect server for one local run. It ends with the run, whatever ends that.
 
-Prefect can start one by itself, which a killed run leaves behind for ever.
+Prefect can start one by itself, which a killed run leaves behind for ever, and which obeys every user of the machine:
+who changes the state of a run decides what it reads back. This one asks for a secret, which is in the environment of
+the run's processes and nowhere else.
 """
 
 import atexit
+import contextlib
 import os
+import secrets
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from typing import Any
 
-from tasks.child import follow_parent
+from tasks.child import IMPORT_NOTHING_HERE, follow_parent
 from tasks.errors import UserError
 
+HOST = "127.0.0.1"
 START_SECONDS = 180
 GRACE_SECONDS = 5
 
@@ -27,45 +35,111 @@ def ensure_server() -> None:
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
 
+    _reach_this_machine_directly()
     settings = get_current_settings()
     if settings.api.url or not settings.server.ephemeral.enabled:
         return
     print("starting a Prefect server for this run", file=sys.stderr, flush=True)
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # clients queue here until the server answers
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-        server = subprocess.Popen(
-            [sys.executable, "-m", "flows.server", str(listening.fileno()), str(os.getpid())],
-            pass_fds=(listening.fileno(),),
-            env={**os.environ, "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
-            start_new_session=True,  # Ctrl-C is the run's; the server hears of the end of the run
-        )
-    atexit.register(_end, server)
-    try:
-        urllib.request.urlopen(f"{url}/health", timeout=START_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            f"The Prefect server for this run does not come up ({error}). Set PREFECT_API_URL to use another one."
-        ) from error
-    os.environ.update(PREFECT_API_URL=url, PREFECT_UI_URL="")  # it has no pages to point to
+    secret = secrets.token_urlsafe(32)
+    server = _Server(secret)
+    atexit.register(server.end)
+    server.wait_until_up()
+    os.environ.update(
+        PREFECT_API_URL=f"{server.url}/api",
+        PREFECT_API_AUTH_STRING=secret,
+        PREFECT_UI_URL="",  # it has no pages to point to
+    )
     refresh_global_settings_context()
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+def _reach_this_machine_directly() -> None:
+    """Ask no proxy for this machine's own servers, and keep what the user has named besides."""
+    names = ("no_proxy", "NO_PROXY")
+    given = [value for name in names if (value := os.environ.get(name))]
+    os.environ.update(dict.fromkeys(names, "*" if "*" in given else ",".join([*given, "localhost", HOST])))
+
+
+class _Server(threading.Thread):
+    """The server's process; one that ends before the run does is started again.
+
+    Clients notice little of that: what the server knows is in its database, and they queue at its socket, which this
+    process keeps open, until the next one answers.
+    """
+
+    def __init__(self, secret: str) -> None:
+        super().__init__(daemon=True)
+        self._listening = socket.create_server((HOST, 0))
+        self._environment = {
+            **os.environ,
+            **IMPORT_NOTHING_HERE,
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+            "PREFECT_SERVER_API_AUTH_STRING": secret,
+            "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": "",  # no web page's scripts
+        }
+        self.url = f"http://{HOST}:{self._listening.getsockname()[1]}"
+        self._ending = threading.Event()
+        self._changing = threading.Lock()
+        self._process = self._spawn()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        descriptor = self._listening.fileno()
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.server", str(descriptor), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(descriptor,),
+            env=self._environment,
+            start_new_session=True,  # Ctrl-C is the run's; the server hears of the end of the run
+        )
+
+    def wait_until_up(self) -> None:
+        """Raises UserError when the server ends before it answers, or does not answer for `START_SECONDS`."""
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                direct.open(f"{self.url}/api/health", timeout=5).close()
+                self.start()
+                return
+        how = _said(self._process.returncode) if self._process.poll() is not None else f"no answer in {START_SECONDS} s"
+        raise UserError(
+            f"The Prefect server for this run does not come up ({how}). Set PREFECT_API_URL to use another one."
+        )
+
+    def run(self) -> None:
+        """Start the server again as often as it ends."""
+        while not self._ending.wait(1):
+            status = self._process.wait()
+            with self._changing:
+                if self._ending.is_set():
+                    return
+                print(f"The Prefect server of this run ended ({_said(status)}); starting it again.", file=sys.stderr)
+                self._process = self._spawn()
+
+    def end(self) -> None:
+        self._ending.set()
+        with self._changing:
+            self._process.terminate()
+        try:
+            self._process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _said(status: int) -> str:
+    return f"by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 def main(descriptor: int, parent: int) -> None:
     """Be the server, on a socket that listens already, as long as the parent lives."""
     follow_parent(parent)
     import uvicorn
+    from prefect.server.api.server import create_app
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     config = uvicorn.Config(
-        "prefect.server.api.server:create_app",
+        lambda: TrustedHostMiddleware(create_app(), [HOST]),  # a web page that calls this machine by a name of its own
         factory=True,
         log_level="error",
         lifespan="on",

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -99,17 +100,18 @@ def until_ending(answer: str, ending: str) -> str:
 
 def score(rows: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
     """Score both answers of every row (written into the rows) and compare them."""
-    import evaluate as evaluate_library
-
     from tasks.evaluation.compare import paired_interval
+    from tasks.evaluation.metrics.rouge.rouge import Rouge
 
-    metric = evaluate_library.load(str(Path(__file__).parent / "metrics" / "rouge"))
     references = [row["references"] for row in rows]
-    for who in ("base", "tuned"):
-        values = metric.compute(predictions=[row[who] for row in rows], references=references)
-        for name in METRICS:
-            for row, value in zip(rows, values[name], strict=True):
-                row[f"{who}_{name}"] = value
+    with tempfile.TemporaryDirectory() as scratch:
+        # not by `evaluate.load`, which imports a copy that lies in a folder that others may write to (HF_HOME)
+        metric = Rouge(cache_dir=scratch, keep_in_memory=True)
+        for who in ("base", "tuned"):
+            values = metric.compute(predictions=[row[who] for row in rows], references=references)
+            for name in METRICS:
+                for row, value in zip(rows, values[name], strict=True):
+                    row[f"{who}_{name}"] = value
     scores = []
     for name in METRICS:
         base, tuned = ([row[f"{who}_{name}"] for row in rows] for who in ("base", "tuned"))
