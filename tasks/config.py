@@ -289,7 +289,10 @@ class EvaluationConfig(Group):
     )
     max_new_tokens: int = Field(128, description="Longest generated answer in tokens.", ge=1, le=8192)
     batch_tokens: int = Field(
-        8192, description="Prompt tokens generated from at once; lower it when memory runs out.", ge=16, le=1_048_576
+        0,
+        description="Prompt tokens read in one pass (0: as many as memory allows). Halved when memory runs out.",
+        ge=0,
+        le=1_048_576,
     )
     confidence: float = Field(0.95, description="Level of the bootstrap interval on tuned minus base.", gt=0.5, lt=1)
     seed: int = Field(0, description="Seed of the bootstrap.", ge=0, lt=2**32)

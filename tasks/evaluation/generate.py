@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
-from peft.helpers import DoraCaching
 from peft.utils import load_peft_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from tasks.errors import UserError
+from tasks.evaluation.cached import Unsupported
+from tasks.evaluation.engine import Engine, too_long
+from tasks.model.lora import fuse
 from tasks.model.quantization import load_options
 
 REPORT_SECONDS = 5.0
+_PLAIN_TOKENS = 8192  # prompt tokens at once where `generate` answers
 _EXPANDED_SHARE = 0.75  # of a GPU's memory that expanded weights may take; the rest is for the answers
 
 
@@ -41,19 +43,18 @@ def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
             if "lora_magnitude_vector" in name:
                 parameter.data = parameter.data.float()
         set_peft_model_state_dict(tuned, load_peft_weights(str(adapter)))  # anew: they had been rounded to `dtype`
-        if _room_for(model, dtype, copies=2):
-            DoraCaching()(enabled=True)  # or each layer's B A and its norm are computed again at every token
+    fuse(tuned, dtype)
     model.generation_config = GenerationConfig()  # a base's own may ask for beams, or punish words of the prompt
     return tuned.eval()
 
 
-def _room_for(model: PreTrainedModel, dtype: torch.dtype, copies: int = 1) -> bool:
+def _room_for(model: PreTrainedModel, dtype: torch.dtype) -> bool:
     """Whether expanded weights fit, by the size of the GPU and not by what is free: every run on it answers alike."""
     devices = {parameter.device for parameter in model.parameters()}
     if devices == {torch.device("cpu")}:
         return True
     total = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
-    return len(devices) == 1 and copies * model.num_parameters() * dtype.itemsize < _EXPANDED_SHARE * total
+    return len(devices) == 1 and model.num_parameters() * dtype.itemsize < _EXPANDED_SHARE * total
 
 
 def answer(
@@ -67,13 +68,53 @@ def answer(
     """Greedy continuations of token ids, in the order given, end-of-sequence left out.
 
     Args:
-        batch_tokens: prompt tokens at once, padding counted; rows of similar length together, longest first. Halved
-            whenever memory runs out.
+        batch_tokens: prompt tokens read in one pass; 0: as many as memory allows. Halved whenever memory runs out.
     Raises:
         UserError: the memory does not suffice for one row.
     """
+    progress = _Progress(len(prompts), report)
+    try:
+        engine = Engine(model)
+    except Unsupported as reason:
+        report(f"answered by transformers' generate, which is slower: {reason}")
+        answers = _plainly(model, prompts, stop, max_new_tokens, batch_tokens or _PLAIN_TOKENS, report, progress)
+    else:
+        answers = engine.answer(prompts, stop, max_new_tokens, batch_tokens, report, progress)
+    return [until(ids, stop) for ids in answers]
+
+
+class _Progress:
+    """Says now and then how many answers there are, how fast they come and how long the rest will take."""
+
+    def __init__(self, total: int, report: Callable[[str], None]) -> None:
+        self.total, self.report = total, report
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, share: float, done: int) -> None:
+        """`share` of the work is done, and `done` of the answers."""
+        now = time.monotonic()
+        if now - self.last > REPORT_SECONDS or done == self.total:
+            spent = now - self.began
+            rate, left = self.total * share / spent, spent * (1 - share) / share
+            self.report(f"{done:,}/{self.total:,} answers · {rate:.1f} a second · {left:.0f} s left")
+            self.last = now
+
+
+def _plainly(
+    model: PeftModel,
+    prompts: list[list[int]],
+    stop: list[int],
+    max_new_tokens: int,
+    batch_tokens: int,
+    report: Callable[[str], None],
+    progress: Callable[[float, int], None],
+) -> list[list[int]]:
+    """With transformers' own `generate`: rows of similar length together, the longest first.
+
+    Args:
+        batch_tokens: prompt tokens at once, padding counted.
+    """
     answers: list[list[int]] = [[] for _ in prompts]
-    began = last = time.monotonic()
     waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while waiting:
         width = len(prompts[waiting[0]])
@@ -82,10 +123,7 @@ def answer(
             found = _generate(model, [prompts[index] for index in batch], stop, max_new_tokens)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
-                raise UserError(
-                    f"evaluation: memory does not suffice to answer a prompt of {width:,} tokens with up to "
-                    f"{max_new_tokens:,} new ones; lower evaluation.max_new_tokens or tokenization.max_length."
-                ) from None
+                raise too_long(width, max_new_tokens) from None
             batch_tokens = len(batch) // 2 * width
             found = None
         if found is None:  # outside the handler, whose traceback holds on to memory
@@ -93,13 +131,9 @@ def answer(
             report(f"out of memory: {batch_tokens:,} prompt tokens at once from here on")
             continue
         for index, ids in zip(batch, found, strict=True):
-            answers[index] = until(ids, stop)
+            answers[index] = ids
         waiting = waiting[len(batch) :]
-        done, now = len(prompts) - len(waiting), time.monotonic()
-        if now - last > REPORT_SECONDS or not waiting:
-            left = (now - began) / done * len(waiting)
-            report(f"{done:,}/{len(prompts):,} answers · {done / (now - began):.1f} a second · {left:.0f} s left")
-            last = now
+        progress(1 - len(waiting) / len(prompts), len(prompts) - len(waiting))
     return answers
 
 

@@ -21,6 +21,8 @@ def identity(
         code=(
             "tasks.evaluation.worker",
             "tasks.evaluation.generate",
+            "tasks.evaluation.engine",
+            "tasks.evaluation.cached",
             "tasks.evaluation.compare",
             "tasks.evaluation.metrics",
             "tasks.evaluation.schema",

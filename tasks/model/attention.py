@@ -52,12 +52,10 @@ def attend(
         raise UserError("this base model asks for attention dropout, which packed training does not support")
     if s_aux is not None or not getattr(module, "is_causal", False):
         raise UserError(f"this base's {kind} has attention sinks or is not causal, which is not supported")
-    if query.is_cuda:
-        return _attend_varlen(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
-    return _attend_rows(query, key, value, scaling, sliding_window, cu_seq_lens_q), None
+    return attend_rows(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
 
 
-def _attend_varlen(
+def attend_rows(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -66,7 +64,12 @@ def _attend_varlen(
     boundaries: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    """torch's own FlashAttention kernel for rows of different lengths."""
+    """Causal attention of packed rows, `[1, tokens, heads, head_dim]`; arguments as in `attend`.
+
+    On a GPU by torch's own FlashAttention kernel for rows of different lengths, in 16 bits.
+    """
+    if not flash(query):
+        return _one_by_one(query, key, value, scaling, sliding_window, boundaries)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     out = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, scale=scaling, window_size=window, **_GROUPED)
@@ -74,7 +77,12 @@ def _attend_varlen(
     return out.unsqueeze(0)
 
 
-def _attend_rows(
+def flash(query: torch.Tensor) -> bool:
+    """Whether torch's FlashAttention kernel takes it."""
+    return query.is_cuda and query.dtype != torch.float32
+
+
+def _one_by_one(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

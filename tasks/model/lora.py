@@ -205,8 +205,11 @@ class Group:
             self.norms.copy_(norms.to(self.a_compute.dtype))
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Every member's output for x, without bias."""
+        """Every member's output for x, without bias; the base's alone where PEFT's `disable_adapter` is on."""
         first = self.members[0]
+        if first.disable_adapters:
+            out = torch.nn.functional.linear(x, self.dense().to(x.dtype))
+            return out.split(self.widths, dim=-1) if len(self.widths) > 1 else (out,)
         dropout = first.lora_dropout["default"]
         dropped = None if isinstance(dropout, torch.nn.Identity) or not first.training else dropout(x)
         seen = x if dropped is None else dropped
@@ -272,7 +275,8 @@ class _Fused:
 
     def forward(self: Any, x: Tensor) -> Tensor:
         out, bias = self.group.output(self.member, x), self.get_base_layer().bias
-        if self.lora_magnitude_vector:  # in float32: bfloat16 would lose small steps of the magnitude
+        if self.lora_magnitude_vector and not self.disable_adapters:
+            # in float32: bfloat16 would lose small steps of the magnitude
             factor = self.lora_magnitude_vector["default"].weight / self.group.norm(self.member)
             out = (out * factor).to(x.dtype)
         return out if bias is None else out + bias.to(x.dtype)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft.tuners.lora import dora
 from safetensors.torch import load_file
 
 from tasks.errors import UserError
 from tasks.evaluation import generate
-from tasks.evaluation.generate import answer, load, stop_ids, until
+from tasks.evaluation.generate import _plainly, answer, load, stop_ids, until
+from tasks.model.lora import Group
 
 TRAINING = {"quantization": "4bit", "quant_type": "nf4", "compute_dtype": "float32", "double_quant": False}
 
@@ -36,17 +36,17 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_padding_changes_no_answer(tiny_model: Path, adapter: Path) -> None:
     model = load(tiny_model, adapter, TRAINING)
     prompts = [list(range(5, 5 + length)) for length in (3, 9, 4, 17)]
-    together = answer(model, prompts, [1], 8, 8192, lambda line: None)
-    alone = [answer(model, [prompt], [1], 8, 8192, lambda line: None)[0] for prompt in prompts]
+    together = answer(model, prompts, [1], 8, 0, lambda line: None)
+    alone = [answer(model, [prompt], [1], 8, 0, lambda line: None)[0] for prompt in prompts]
     assert together == alone
     assert len({tuple(ids) for ids in together}) > 1
 
 
 def test_the_adapter_makes_the_difference(tiny_model: Path, adapter: Path) -> None:
     model = load(tiny_model, adapter, TRAINING)
-    tuned = answer(model, [[5, 6, 7]], [1], 8, 8192, lambda line: None)
+    tuned = answer(model, [[5, 6, 7]], [1], 8, 0, lambda line: None)
     with model.disable_adapter():
-        assert answer(model, [[5, 6, 7]], [1], 8, 8192, lambda line: None) != tuned
+        assert answer(model, [[5, 6, 7]], [1], 8, 0, lambda line: None) != tuned
 
 
 def test_the_base_has_the_weights_of_training(tiny_model: Path, adapter: Path) -> None:
@@ -64,11 +64,11 @@ def test_the_base_has_the_weights_of_training(tiny_model: Path, adapter: Path) -
 
 def test_a_base_that_stays_in_4_bits_answers_the_same(tiny_model: Path, adapter: Path, monkeypatch) -> None:
     prompts = [[5, 6, 7], list(range(9, 20))]
-    want = answer(load(tiny_model, adapter, TRAINING), prompts, [1], 8, 8192, lambda line: None)
+    want = answer(load(tiny_model, adapter, TRAINING), prompts, [1], 8, 0, lambda line: None)
     monkeypatch.setattr(generate, "_room_for", lambda *_: False)
     packed = load(tiny_model, adapter, TRAINING)
     assert packed.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.dtype == torch.uint8
-    assert answer(packed, prompts, [1], 8, 8192, lambda line: None) == want
+    assert answer(packed, prompts, [1], 8, 0, lambda line: None) == want
 
 
 def test_magnitudes_of_dora_are_not_rounded(tiny_model: Path, tmp_path: Path) -> None:
@@ -78,30 +78,26 @@ def test_magnitudes_of_dora_are_not_rounded(tiny_model: Path, tmp_path: Path) ->
     for name, parameter in model.named_parameters():
         if "magnitude" in name:
             assert torch.equal(parameter, saved[name.removesuffix(".default.weight")]), name
-    assert len(answer(model, [[5, 6, 7]], [1], 8, 8192, lambda line: None)[0]) > 0
+    assert len(answer(model, [[5, 6, 7]], [1], 8, 0, lambda line: None)[0]) > 0
 
 
 def test_the_bases_own_way_of_generating_is_not_used(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
-    want = answer(load(tiny_model, adapter, TRAINING), [[5, 6, 7]], [1], 8, 8192, lambda line: None)
+    want = answer(load(tiny_model, adapter, TRAINING), [[5, 6, 7]], [1], 8, 0, lambda line: None)
     base = shutil.copytree(tiny_model, tmp_path / "base")
     (base / "generation_config.json").write_text(
         '{"repetition_penalty": 9.0, "num_beams": 3, "no_repeat_ngram_size": 1}'
     )
-    assert answer(load(base, adapter, TRAINING), [[5, 6, 7]], [1], 8, 8192, lambda line: None) == want
+    assert answer(load(base, adapter, TRAINING), [[5, 6, 7]], [1], 8, 0, lambda line: None) == want
 
 
 def test_norms_of_dora_are_computed_once(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
-    """As often as a layer is new, not at every token, where there is room to keep them; the answers are the same."""
-    monkeypatch.setattr(dora, "ENABLE_DORA_CACHING", False)  # put back afterwards
-    folder, prompts, norms, answers = make_adapter(tiny_model, tmp_path, dora=True), [[5, 6, 7]], [], []
-    for room in (False, True):
-        monkeypatch.setattr(generate, "_room_for", lambda *_, copies=1, room=room: room or copies == 1)
-        model = load(tiny_model, folder, TRAINING)
-        with torch.profiler.profile() as profile:
-            answers.append(answer(model, prompts, [1], 8, 8192, lambda line: None))
-        norms.append(sum(e.count for e in profile.key_averages() if e.key == "aten::linalg_vector_norm"))
-    layers = 7 * model.get_base_model().config.num_hidden_layers
-    assert answers[0] == answers[1] and norms == [8 * layers, layers]
+    """When the adapter is loaded, not at every token."""
+    norms: list[Group] = []
+    renew = Group.renew_norms
+    monkeypatch.setattr(Group, "renew_norms", lambda group: norms.append(group) or renew(group))
+    model = load(tiny_model, make_adapter(tiny_model, tmp_path, dora=True), TRAINING)
+    answer(model, [[5, 6, 7]], [1], 8, 0, lambda line: None)
+    assert len(norms) == len(set(norms)) > 0
 
 
 def made_up(sizes: list[tuple[int, int]], holds: int):
@@ -117,6 +113,10 @@ def made_up(sizes: list[tuple[int, int]], holds: int):
     return answering
 
 
+def plainly(prompts, batch_tokens, report=lambda line: None):
+    return _plainly(None, prompts, [1], 8, batch_tokens, report, lambda share, done: None)
+
+
 LENGTHS = [5, 90, 7, 30, 30, 1, 200]
 
 
@@ -124,7 +124,7 @@ def test_batches_stay_below_the_limit_and_lose_nothing(monkeypatch) -> None:
     sizes: list[tuple[int, int]] = []
     monkeypatch.setattr(generate, "_generate", made_up(sizes, 10**9))
     prompts = [[10 + number] * length for number, length in enumerate(LENGTHS)]
-    assert answer(None, prompts, [1], 8, 100, lambda line: None) == [[10 + number] for number in range(7)]
+    assert plainly(prompts, 100) == [[10 + number, 1, 0] for number in range(7)]
     assert sizes == [(1, 200), (1, 90), (3, 30), (2, 5)]
 
 
@@ -133,7 +133,7 @@ def test_out_of_memory_halves_what_is_answered_at_once(monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(generate, "_generate", made_up(sizes, 200))
     prompts = [[10 + number] * length for number, length in enumerate(LENGTHS)]
-    assert answer(None, prompts, [1], 8, 800, said.append) == [[10 + number] for number in range(7)]
+    assert plainly(prompts, 800, said.append) == [[10 + number, 1, 0] for number in range(7)]
     assert sizes == [(4, 200), (2, 200), (1, 200), (2, 90), (4, 30)]
     assert said[0] == "out of memory: 400 prompt tokens at once from here on"
 
@@ -141,7 +141,7 @@ def test_out_of_memory_halves_what_is_answered_at_once(monkeypatch) -> None:
 def test_a_row_that_does_not_fit_alone_is_named(monkeypatch) -> None:
     monkeypatch.setattr(generate, "_generate", made_up([], 100))
     with pytest.raises(UserError, match="a prompt of 200 tokens with up to 8 new ones"):
-        answer(None, [[5] * 200, [5] * 90], [1], 8, 800, lambda line: None)
+        plainly([[5] * 200, [5] * 90], 800)
 
 
 def test_an_answer_ends_before_the_first_stop() -> None:

@@ -1,0 +1,261 @@
+"""The engine's greedy answers are those of transformers' own `generate`, row by row, in float32."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; see tasks/quiet.py
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GenerationConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from tasks.errors import UserError
+from tasks.evaluation import cached, engine, generate
+from tasks.evaluation.cached import Unsupported
+from tasks.evaluation.engine import Engine
+
+SHAPE: dict[str, Any] = dict(
+    vocab_size=97,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+BASES = {
+    "llama": lambda: LlamaConfig(**SHAPE),
+    "smollm": lambda: LlamaConfig(**SHAPE | {"num_attention_heads": 6, "hidden_size": 96, "tie_word_embeddings": True}),
+    "qwen2": lambda: Qwen2Config(**SHAPE),
+    "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=32),
+    "mistral": lambda: MistralConfig(**SHAPE, sliding_window=7),
+    "gemma": lambda: GemmaConfig(**SHAPE, head_dim=32),
+    "gemma3": lambda: Gemma3TextConfig(
+        **SHAPE, head_dim=16, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "phi3": lambda: Phi3Config(**SHAPE),
+    "gemma2": lambda: Gemma2Config(**SHAPE, head_dim=16, sliding_window=5),
+}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "dora": {"use_dora": True},
+    "whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
+}
+FLOAT32 = {"quantization": "none", "quant_type": "nf4", "compute_dtype": "float32", "double_quant": False}
+STOP = [2, 5, 50]
+LENGTHS = [1, 30, 4, 11, 2, 19, 7, 7, 3, 25, 64]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory):
+    """`made("llama", "dora")`: folders of a random base and an adapter on it."""
+    folders: dict[tuple[str, str], tuple[Path, Path]] = {}
+
+    def make(base: str, adapter: str = "lora") -> tuple[Path, Path]:
+        if (base, adapter) not in folders:
+            torch.manual_seed(1)
+            model = AutoModelForCausalLM.from_config(BASES[base](), dtype=torch.float32)
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.15)
+            folder = tmp_path_factory.mktemp(f"{base}-{adapter}")
+            model.save_pretrained(folder / "base")
+            options = {"target_modules": "all-linear", "init_lora_weights": False} | ADAPTERS[adapter]
+            adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **options))
+            for name, parameter in adapted.named_parameters():
+                if "modules_to_save" in name or "magnitude" in name:  # or they would be the base's
+                    parameter.data *= 1 + 0.2 * torch.rand_like(parameter)
+            adapted.save_pretrained(folder / "adapter")
+            folders[base, adapter] = folder / "base", folder / "adapter"
+        return folders[base, adapter]
+
+    return make
+
+
+def prompts(lengths: list[int] = LENGTHS) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 97, (length,), generator=generator).tolist() for length in lengths]
+
+
+def plain_answers(model: Any, rows: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """transformers' own, one row at a time."""
+    answers = []
+    for row in rows:
+        out = model.generate(
+            input_ids=torch.tensor([row]),
+            attention_mask=torch.ones(1, len(row), dtype=torch.int64),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=STOP,
+            pad_token_id=0,
+        )
+        answers.append(out[0, len(row) :].tolist())
+    return answers
+
+
+def plain(base: Path, adapter: Path) -> Any:
+    """The base with PEFT's own layers over it."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.generation_config = GenerationConfig()
+    return PeftModel.from_pretrained(model, adapter).eval()
+
+
+def nothing(*_: Any) -> None:
+    pass
+
+
+CASES = [*((base, "lora") for base in BASES if base != "gemma2"), *(("llama", adapter) for adapter in ADAPTERS)]
+
+
+@pytest.mark.parametrize(("base", "adapter"), dict.fromkeys(CASES))
+def test_answers_are_those_of_generate(made, monkeypatch, base: str, adapter: str) -> None:
+    """With fewer slots than rows, so that slots are used again; the adapter on, then off."""
+    monkeypatch.setitem(engine._SLOTS, "cpu", 4)
+    folders, rows = made(base, adapter), prompts()
+    ours, theirs = generate.load(*folders, FLOAT32), plain(*folders)
+    tuned = Engine(ours).answer(rows, STOP, 9, 40, nothing, nothing)
+    assert tuned == plain_answers(theirs, rows, 9)
+    with ours.disable_adapter(), theirs.disable_adapter():
+        alone = Engine(ours).answer(rows, STOP, 9, 40, nothing, nothing)
+        assert alone == plain_answers(theirs, rows, 9)
+    assert alone != tuned and {len(ids) for ids in tuned} > {9}  # some ended early, some never
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2])
+def test_one_new_token(made, max_new_tokens: int) -> None:
+    folders, rows = made("llama"), prompts()
+    got = Engine(generate.load(*folders, FLOAT32)).answer(rows, STOP, max_new_tokens, 0, nothing, nothing)
+    assert got == plain_answers(plain(*folders), rows, max_new_tokens)
+
+
+def test_rows_that_end_at_once(made) -> None:
+    rows = prompts()
+    model = generate.load(*made("llama"), FLOAT32)
+    firsts = [ids[0] for ids in Engine(model).answer(rows, [], 1, 0, nothing, nothing)]
+    got = Engine(model).answer(rows, firsts, 9, 0, nothing, nothing)
+    assert got == [[first] for first in firsts]
+
+
+def test_slots_and_passes_change_no_answer(made, monkeypatch) -> None:
+    rows = prompts()
+    model = generate.load(*made("qwen3"), FLOAT32)
+    ours = Engine(model)
+    want = ours.answer(rows, STOP, 9, 0, nothing, nothing)
+    for slots, tokens in ((1, 0), (3, 1), (3, 10**6), (11, 30)):
+        monkeypatch.setitem(engine._SLOTS, "cpu", slots)
+        assert ours.answer(rows, STOP, 9, tokens, nothing, nothing) == want
+    assert ours.answer([], STOP, 9, 0, nothing, nothing) == []
+
+
+def test_a_look_now_and_then_changes_no_answer(made, monkeypatch) -> None:
+    """As on a GPU, where passes go on for rows that have ended, until the host has seen it."""
+    rows = prompts()
+    model = generate.load(*made("mistral"), FLOAT32)
+    want = Engine(model).answer(rows, STOP, 20, 0, nothing, nothing)
+    monkeypatch.setitem(engine._LOOK_EVERY, "cpu", 8)
+    monkeypatch.setitem(engine._SLOTS, "cpu", 3)
+    assert Engine(model).answer(rows, STOP, 20, 0, nothing, nothing) == want
+
+
+@pytest.mark.parametrize("base", ["llama", "mistral", "gemma3"])
+def test_rows_gathered_side_by_side_give_the_same(made, monkeypatch, base: str) -> None:
+    rows = prompts()
+    model = generate.load(*made(base), FLOAT32)
+    want = Engine(model).answer(rows, STOP, 9, 0, nothing, nothing)
+    monkeypatch.setattr(cached.Decode, "_row_by_row", cached.Decode._gathered)
+    assert Engine(model).answer(rows, STOP, 9, 0, nothing, nothing) == want
+
+
+class Full:
+    """Slots whose passes fail above a number of tokens in the cache."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, places: int) -> None:
+        self.tried: list[int] = []
+        usual = engine.Slots.advance
+
+        def advance(slots: engine.Slots, steps: int) -> None:
+            self.tried.append(slots.places)
+            if slots.places > places:
+                raise torch.OutOfMemoryError("no room")
+            usual(slots, steps)
+
+        monkeypatch.setattr(engine.Slots, "advance", advance)
+
+
+def test_out_of_memory_halves_the_slots_and_loses_nothing(made, monkeypatch) -> None:
+    rows, said = prompts(), list[str]()
+    model = generate.load(*made("llama"), FLOAT32)
+    want = Engine(model).answer(rows, STOP, 9, 0, nothing, nothing)
+    full = Full(monkeypatch, 120)
+    assert Engine(model).answer(rows, STOP, 9, 0, said.append, nothing) == want
+    assert max(full.tried) == sum(LENGTHS) + 9 * len(rows) > 120 >= full.tried[-1]
+    assert said[0].startswith("out of memory: a cache of 136 tokens, 1,024 prompt tokens a pass")
+
+
+def test_answers_from_before_a_shortage_are_kept(made, monkeypatch) -> None:
+    rows = prompts()
+    model = generate.load(*made("llama"), FLOAT32)
+    want = Engine(model).answer(rows, STOP, 9, 0, nothing, nothing)
+    seen: list[int] = []
+    usual = engine.Slots.fill
+
+    def fill(slots: engine.Slots) -> None:
+        usual(slots)
+        seen.extend(slots.rows.values())
+        if len(seen) > len(rows) and slots.count == 4:
+            raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setitem(engine._SLOTS, "cpu", 4)
+    monkeypatch.setattr(engine.Slots, "fill", fill)
+    first: list[int] = []
+    report = lambda line: first.append(len(seen)) if line.startswith("out of memory") else None  # noqa: E731
+    assert Engine(model).answer(rows, STOP, 9, 0, report, nothing) == want
+    again = set(seen[first[0] :])
+    assert len(again) < len(rows)
+
+
+def test_a_row_that_does_not_fit_alone_is_named(made, monkeypatch) -> None:
+    model = generate.load(*made("llama"), FLOAT32)
+    Full(monkeypatch, 70)
+    with pytest.raises(UserError, match="a prompt of 64 tokens with up to 9 new ones"):
+        Engine(model).answer(prompts(), STOP, 9, 0, nothing, nothing)
+
+
+def test_other_models_are_answered_by_generate_and_it_is_said(made) -> None:
+    folders, rows, said = made("gemma2"), prompts(), list[str]()
+    want = [generate.until(ids, STOP) for ids in plain_answers(plain(*folders), rows, 5)]
+    assert generate.answer(generate.load(*folders, FLOAT32), rows, STOP, 5, 0, said.append) == want
+    assert "answered by transformers' generate" in said[0] and "caps its attention logits" in said[0]
+
+
+def test_a_model_that_computes_something_else_token_by_token_is_found_out(made, monkeypatch) -> None:
+    """Its layers are like Llama's, but for what it keeps from token to token."""
+    model = generate.load(*made("llama"), FLOAT32)
+    usual = cached.Decode.attend
+    monkeypatch.setattr(cached.Decode, "attend", lambda *arguments: usual(*arguments).flip(2))
+    with pytest.raises(Unsupported, match="something else with one token at a time"):
+        Engine(model)
+
+
+def test_progress_is_said(made, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(generate, "REPORT_SECONDS", 0.0)
+    generate.answer(generate.load(*made("llama"), FLOAT32), prompts(), STOP, 9, 0, said.append)
+    assert len(said) > 3 and all(" a second · " in line and " left" in line for line in said)
+    assert said[-1].startswith("11/11 answers · ") and said[-1].endswith(" 0 s left")
