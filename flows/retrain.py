@@ -30,13 +30,16 @@ from tasks.formatting.task import format_prompts
 from tasks.publishing.task import publish, registry_folder
 from tasks.store.artifact import in_use
 from tasks.store.budget import check_losses, check_sides
+from tasks.store.caching import VerifiedJSONSerializer
 from tasks.tokenization.task import tokenize
 from tasks.training.task import train
 
 quiet_user_errors()
 
 
-@flow(name="retrain", flow_run_name="{publishing.name}", persist_result=True, result_serializer="json")
+@flow(
+    name="retrain", flow_run_name="{publishing.name}", persist_result=False, result_serializer=VerifiedJSONSerializer()
+)
 def retrain(
     data: DataConfig,
     model: ModelConfig = ModelConfig(),

@@ -6,28 +6,13 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
-from pydantic import BaseModel, ConfigDict
 
 from tasks.config import DataConfig, ModelConfig
 from tasks.download.identity import check_unchanged, difference_identity, identity, pin, rows_identity
 from tasks.download.models import fetch_model
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import cached
-from tasks.store.model import BaseModelRef
-
-
-class Source(BaseModel):
-    """What a run starts from."""
-
-    model_config = ConfigDict(frozen=True)
-
-    rows: ArtifactRef
-    model: BaseModelRef
-
-    def verify(self) -> None:
-        self.rows.verify()
-        self.model.verify()
-
+from tasks.store.model import Source
 
 ask_hub = task(name="ask the hub", cache_policy=NO_CACHE, persist_result=False)(pin)
 """`pin` with a stage's retries: never cached, since a branch is asked for anew in every run."""

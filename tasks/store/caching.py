@@ -2,28 +2,57 @@
 
 Prefect keeps one small JSON record a key, holding the reference a task returned. Reading the record verifies the files
 it points to; Prefect takes a serializer that raises for a cache miss.
+
+A record names the serializer that is to read it, and Prefect obeys: a pickle, a module to import, a function to call.
+So does the state of a run that a server sends. In a process that imports this module Prefect reads with the serializer
+below and with no other, whatever a record or a server says.
 """
 
 import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
 from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.serializers import JSONSerializer
-from pydantic import Field
+from prefect.serializers import Serializer, UnknownSerializer
+from prefect.settings import get_current_settings
+from prefect.utilities.dispatch import get_registry_for_type
+from pydantic import BaseModel, Field, TypeAdapter
 
+from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
+from tasks.store.model import Source
+
+REFERENCE: TypeAdapter[ArtifactRef | Source] = TypeAdapter(ArtifactRef | Source)
+LARGEST_RECORD = 1 << 20
+"""Bytes; Prefect reads a record whole, and ours have less than a thousandth of this."""
 
 
-class VerifiedJSONSerializer(JSONSerializer):
-    """JSON that refuses a reference whose files are missing or changed."""
+class VerifiedJSONSerializer(Serializer):
+    """JSON of a reference; what is read is a reference whose files are intact, or refused."""
 
     type: str = Field(default="verified-json", frozen=True)
 
-    def loads(self, blob: bytes) -> Any:
-        value = super().loads(blob)
-        value.verify()  # a reference class that has moved decodes to a plain dict: no such method, so a miss
+    def dumps(self, obj: Any) -> bytes:
+        """An exception, which Prefect keeps as well, becomes a text that nobody reads."""
+        return obj.model_dump_json().encode() if isinstance(obj, BaseModel) else json.dumps(str(obj)).encode()
+
+    def loads(self, blob: bytes) -> ArtifactRef | Source:
+        """Raises ValueError for anything but a reference, DamagedArtifact when its files are not what they were."""
+        value = REFERENCE.validate_json(blob)
+        value.verify()
         return value
+
+
+def _know_no_other_serializer() -> None:
+    serializers: dict[str, Any] = get_registry_for_type(Serializer) or {}
+    for name, serializer in serializers.items():
+        if serializer is not VerifiedJSONSerializer:
+            serializer.loads = UnknownSerializer.loads  # of an instance made before, or by a record that names none
+            serializers[name] = UnknownSerializer  # which takes any options and raises when it is used
+
+
+_know_no_other_serializer()
 
 
 def cached(identity: Callable[..., Identity]) -> dict[str, Any]:
@@ -32,7 +61,11 @@ def cached(identity: Callable[..., Identity]) -> dict[str, Any]:
     read = inspect.signature(identity).parameters
 
     def key(_: Any, arguments: dict[str, Any]) -> str:
-        return identity(**{name: value for name, value in arguments.items() if name in read}).key
+        key = identity(**{name: value for name, value in arguments.items() if name in read}).key
+        record = get_current_settings().results.local_storage_path.expanduser() / key
+        if record.is_file() and record.stat().st_size > LARGEST_RECORD:
+            record.unlink()
+        return key
 
     return {
         "cache_policy": CacheKeyFnPolicy(cache_key_fn=key),

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import UserError
+from tasks.store.artifact import ArtifactRef
 from tasks.store.checked import content_digest
 from tasks.store.identity import digest_of
 from tasks.store.manifest import MANIFEST, DamagedArtifact
@@ -73,6 +74,20 @@ class BaseModelRef(BaseModel):
             raise DamagedArtifact(f"base model: {error}") from error
         if found != self.digest:
             raise DamagedArtifact(f"the base model in {self.folder} has changed")
+
+
+class Source(BaseModel):
+    """What a run starts from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: ArtifactRef
+    model: BaseModelRef
+
+    def verify(self) -> None:
+        """Raises DamagedArtifact when one of the two is not what it was."""
+        self.rows.verify()
+        self.model.verify()
 
 
 def length_limit(config: dict[str, Any]) -> int:
