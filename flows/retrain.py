@@ -28,9 +28,10 @@ from tasks.evaluation.report import write_report
 from tasks.evaluation.task import evaluate
 from tasks.formatting.task import format_prompts
 from tasks.publishing.task import publish, registry_folder
-from tasks.store.artifact import in_use
+from tasks.store.artifact import in_use, intact
 from tasks.store.budget import check_losses, check_sides
 from tasks.store.caching import VerifiedJSONSerializer
+from tasks.store.manifest import DamagedArtifact
 from tasks.tokenization.task import tokenize
 from tasks.training.task import train
 
@@ -65,7 +66,8 @@ def retrain(
     began = time.monotonic()
     if any(moving(data, model)):
         data, model = patient(ask_hub, execution)(data, model)
-    with in_use():
+
+    def chain() -> dict[str, Any]:
         source = patient(download, execution)(data, model)
         changes: dict[str, Any] = {}
         if earlier := earlier_rows(registry_folder(publishing), source.rows):
@@ -80,11 +82,19 @@ def retrain(
         scores = patient(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution)
         version = patient(publish, execution)(adapter, scores, source.model, publishing)
 
-    stages = dict(
-        download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version
-    )
-    report = write_report(stages)
-    summary = summarize(stages, began, report, changes)
-    create_markdown_artifact(markdown(summary), key=artifact_key("retrain", publishing.name))
-    get_run_logger().info(f"report: {report}")
-    return summary
+        stages = dict(
+            download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version
+        )
+        with intact(stages.values()):
+            report = write_report(stages)
+            summary = summarize(stages, began, report, changes)
+        create_markdown_artifact(markdown(summary), key=artifact_key("retrain", publishing.name))
+        get_run_logger().info(f"report: {report}")
+        return summary
+
+    with in_use():
+        try:
+            return chain()
+        except DamagedArtifact as error:
+            get_run_logger().warning(f"{error}. Once more: what is intact is reused, what is damaged is made anew.")
+            return chain()

@@ -48,4 +48,5 @@ def compare_rows(before: ArtifactRef, now: ArtifactRef) -> ArtifactRef:
         difference_identity(before, now),
         lambda folder: write_difference(before.path, now.path, folder),
         get_run_logger().info,
+        (before, now),
     )

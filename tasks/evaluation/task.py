@@ -47,4 +47,5 @@ def evaluate(
         run_child("tasks.evaluation.worker", job, log, execution.hang_minutes)
         return json.loads((folder / "evaluation.json").read_text())
 
-    return produce(identity(adapter, tokens, prompts, model, config), write, log)
+    inputs = (adapter, tokens, prompts, model)
+    return produce(identity(*inputs, config), write, log, inputs)

@@ -23,6 +23,7 @@ def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingCon
         identity(rows, model, config),
         lambda folder: write_prompts(rows.path / ROWS, Path(model.folder), config, folder, log),
         log,
+        (rows, model),
     )
     info = prompts.info
     log(

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.store.identity import file_digest
+from tasks.store.manifest import MANIFEST, read_manifest
 
 
 def upload(version: Path, repo: str, private: bool) -> str:
-    """Upload a version's folder as one commit and compare what the Hub then lists with the files here.
+    """Upload a version's folder as one commit and compare what the Hub then lists with the manifest.
 
     Returns:
         the commit.
@@ -18,11 +18,14 @@ def upload(version: Path, repo: str, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    hub = HfApi()
+    hub, files = HfApi(), read_manifest(version).files
     try:
         hub.create_repo(repo, private=private, exist_ok=True)
         commit = hub.upload_folder(
-            repo_id=repo, folder_path=version, commit_message=f"qlora-flow {version.parent.name} {version.name}"
+            repo_id=repo,
+            folder_path=version,
+            allow_patterns=[*files, MANIFEST],
+            commit_message=f"qlora-flow {version.parent.name} {version.name}",
         )
     except HfHubHTTPError as error:
         status = error.response.status_code
@@ -32,9 +35,9 @@ def upload(version: Path, repo: str, private: bool) -> str:
                 "set HF_TOKEN to a token with write access."
             ) from error
         raise
-    weights = [p for p in version.iterdir() if p.suffix == ".safetensors"]
-    for entry in hub.get_paths_info(repo, [p.name for p in weights], revision=commit.oid):
+    weights = [name for name in files if name.endswith(".safetensors")]
+    for entry in hub.get_paths_info(repo, weights, revision=commit.oid):
         stored = getattr(entry, "lfs", None)
-        if stored is None or stored.sha256 != file_digest(version / entry.path):
+        if stored is None or stored.sha256 != files[entry.path].sha256:
             raise RuntimeError(f"{repo} lists another {entry.path} than the one that was uploaded")
     return commit.oid

@@ -7,7 +7,7 @@ SHA256SUMS                                       the same for `sha256sum -c`
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from tasks.errors import UserError
 from tasks.store import lines
-from tasks.store.artifact import ArtifactRef, check_folder, locked, reference, store_root, write_folder
+from tasks.store.artifact import ArtifactRef, Input, check_folder, locked, reference, store_root, write_folder
 from tasks.store.identity import Identity
 from tasks.store.manifest import DamagedArtifact, read_manifest
 
@@ -56,11 +56,13 @@ def add_version(
     folder: Path,
     write: Callable[[Path, str], dict[str, Any]],
     log: Callable[[str], None] = lambda line: None,
+    inputs: Iterable[Input] = (),
 ) -> ArtifactRef:
     """Put the next version into a registry folder, or return the intact one made of the same things.
 
     Args:
         write: fills an empty folder for the version of the given name and returns what to note.
+        inputs: what `write` reads.
     """
     store_root().mkdir(parents=True, exist_ok=True)
     _note(folder.parent)  # before there is a version whose origins could be cleaned away
@@ -73,4 +75,4 @@ def add_version(
             except DamagedArtifact as error:
                 log(f"{version.name} is damaged and left as it is: {error}")
         name = f"v{int(there[-1].name[1:]) + 1 if there else 1:04d}"
-        return write_folder(identity, folder / name, lambda aside: write(aside, name))
+        return write_folder(identity, folder / name, lambda aside: write(aside, name), inputs)

@@ -16,6 +16,7 @@ from tasks.publishing.registry import add_version
 from tasks.store.artifact import ArtifactRef
 from tasks.store.caching import cached
 from tasks.store.identity import file_digest
+from tasks.store.manifest import DamagedArtifact
 from tasks.store.model import BaseModelRef
 
 
@@ -25,7 +26,7 @@ def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, conf
     log = get_run_logger().info
 
     def write(folder: Path, version: str) -> dict[str, Any]:
-        shutil.copytree(adapter.path / "adapter", folder, dirs_exist_ok=True)
+        copy_adapter(adapter, folder)
         pin_base(folder / "adapter_config.json", model)
         card = model_card(
             name=config.name,
@@ -48,13 +49,28 @@ def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, conf
         return {"name": config.name, "version": version, "scores": scores.info["scores"]}
 
     who = identity(adapter, scores, model, config)
-    version = add_version(who, registry_folder(config), write, log)
+    version = add_version(who, registry_folder(config), write, log, (adapter, scores, model))
     version.verify()
     log(f"published {config.name} {version.path.name} in {version.path}")
     if config.hub_repo:
         commit = upload(version.path, config.hub_repo, config.hub_private)
         log(f"uploaded to {config.hub_repo} as commit {commit}")
     return version
+
+
+def copy_adapter(adapter: ArtifactRef, folder: Path) -> None:
+    """Copy what training wrote and nothing that came later.
+
+    Raises:
+        DamagedArtifact: a copy is not what training's manifest says.
+    """
+    for name, file in adapter.manifest.files.items():
+        if name.startswith("adapter/"):
+            copy = folder / name.removeprefix("adapter/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(adapter.path / name, copy)
+            if file_digest(copy) != file.sha256:
+                raise DamagedArtifact(f"{adapter.path / name} has changed since it was written")
 
 
 def pin_base(adapter_config: Path, model: BaseModelRef) -> None:

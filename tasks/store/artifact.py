@@ -14,9 +14,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -48,7 +48,8 @@ class ArtifactRef(BaseModel):
 
     @property
     def manifest(self) -> Manifest:
-        return read_manifest(self.path)
+        """Raises DamagedArtifact when it is not the one this reference was made from."""
+        return self._same(read_manifest(self.path))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -65,8 +66,39 @@ class ArtifactRef(BaseModel):
         Raises:
             DamagedArtifact: naming the first difference.
         """
-        if check_folder(self.path).digest != self.digest:
+        self._same(check_folder(self.path))
+
+    def _same(self, manifest: Manifest) -> Manifest:
+        if manifest.digest != self.digest:
             raise DamagedArtifact(f"{self.path} is not what it was when this result was recorded")
+        return manifest
+
+
+class Input(Protocol):
+    """What a stage reads."""
+
+    def verify(self) -> None:
+        """Raises DamagedArtifact when it is not what it was."""
+
+
+@contextlib.contextmanager
+def intact(inputs: Iterable[Input]) -> Iterator[None]:
+    """While inputs are read: they are what they were before and after, so nothing is made from damaged ones.
+
+    Raises:
+        DamagedArtifact: one is not; also when the damage made the reading fail.
+    """
+    inputs = list(inputs)
+    for each in inputs:
+        each.verify()
+    try:
+        yield
+    except Exception:
+        for each in inputs:
+            each.verify()
+        raise
+    for each in inputs:
+        each.verify()
 
 
 def check_folder(folder: Path) -> Manifest:
@@ -121,6 +153,7 @@ def produce(
     identity: Identity,
     write: Callable[[Path], dict[str, Any]],
     log: Callable[[str], None] = lambda line: None,
+    inputs: Iterable[Input] = (),
 ) -> ArtifactRef:
     """Return the folder of an identity: an intact one that exists, here or in the remote store, or what `write` makes.
 
@@ -128,6 +161,9 @@ def produce(
         identity: what decides the content.
         write: fills an empty folder and returns what to note beside it; `rows` is its main table's length.
         log: told why an existing folder was not used, and what the remote store gave or got.
+        inputs: what `write` reads.
+    Raises:
+        DamagedArtifact: an input was not what it was, before or after it was read; nothing was written.
     """
     key = identity.key
     folder = store_root() / "artifacts" / key
@@ -135,7 +171,11 @@ def produce(
     with locked(key):
         manifest = _present(folder, identity, log) or (_fetched(remote, folder, key, log) if remote else None)
         if manifest is None:
-            write_folder(identity, folder, write)
+            try:
+                write_folder(identity, folder, write, inputs)
+            except DamagedArtifact:
+                shutil.rmtree(work_folder(identity), ignore_errors=True)  # it may come of what is damaged
+                raise
             manifest = read_manifest(folder)
         shutil.rmtree(work_folder(identity), ignore_errors=True)
         if remote and remote.push(manifest, folder):
@@ -168,11 +208,14 @@ def _fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None])
     return manifest
 
 
-def write_folder(identity: Identity, folder: Path, write: Callable[[Path], dict[str, Any]]) -> ArtifactRef:
+def write_folder(
+    identity: Identity, folder: Path, write: Callable[[Path], dict[str, Any]], inputs: Iterable[Input] = ()
+) -> ArtifactRef:
     """Fill a folder aside, add its manifest, and move it into place. The caller holds a lock that covers the folder."""
     began = time.monotonic()
     with _aside(folder) as aside:
-        info = write(aside)
+        with intact(inputs):
+            info = write(aside)
         manifest = _manifest(identity, aside, info, seconds=round(time.monotonic() - began, 3))
     written_here[identity.key] = time.monotonic()
     return reference(folder, manifest)

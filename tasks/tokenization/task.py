@@ -27,6 +27,7 @@ def tokenize(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConf
             prompts.path / PROMPTS, prompts.info["special_tokens"], Path(model.folder), limit, config, folder, log
         ),
         log,
+        (prompts, model),
     )
     for line in lines(read_statistics(tokens.path)):
         log(line)

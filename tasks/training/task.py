@@ -53,7 +53,7 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
             log(sentence)
         return totals
 
-    return produce(who, write, log)
+    return produce(who, write, log, (tokens, model))
 
 
 def slower(totals: dict[str, Any], before: dict[str, Any]) -> str:

@@ -163,3 +163,27 @@ def test_too_many_lost_rows_end_the_run_in_one_sentence(
     assert "10 of 50 rows are lost" in shown
     assert "rows.jsonl line 41" in shown
     assert "Traceback" not in shown
+
+
+def test_an_adapter_that_is_damaged_after_training_is_made_anew_in_the_same_run(
+    config: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tasks.evaluation import task
+
+    own, damaged = task.run_child, []
+
+    def damaging(*arguments: object) -> None:
+        if not damaged:
+            damaged.extend(store.glob("artifacts/train-*/adapter/adapter_model.safetensors"))
+            raw = bytearray(damaged[0].read_bytes())
+            raw[-1] ^= 1
+            damaged[0].write_bytes(raw)
+        own(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(task, "run_child", damaging)
+    summary = run(config)
+    assert summary["published"]["version"] == "v0001"
+    assert "adapter_model.safetensors has changed since it was written" in capsys.readouterr().out
+    published = Path(summary["published"]["path"]) / "adapter_model.safetensors"
+    assert published.read_bytes() == damaged[0].read_bytes()
+    assert summary["stages"]["tokenize"]["outcome"] == "ran"  # in this run, and once

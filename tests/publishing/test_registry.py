@@ -13,7 +13,7 @@ from tasks.publishing import hub
 from tasks.publishing.registry import add_version, versions
 from tasks.publishing.task import write_sums
 from tasks.store.artifact import DamagedArtifact
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, file_digest
 
 
 def add(folder: Path, content: str) -> Any:
@@ -95,7 +95,7 @@ def test_an_upload_is_read_back(tmp_path: Path, store: Path, monkeypatch: pytest
     import huggingface_hub
 
     version = add(tmp_path, "a").path
-    right = hub.file_digest(version / "adapter_model.safetensors")
+    right = file_digest(version / "adapter_model.safetensors")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: FakeHub(right))
     assert hub.upload(version, "someone/demo", True) == "f" * 40
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: FakeHub("0" * 64))

@@ -1,6 +1,7 @@
 """Folders appear whole or not at all, are checked before use, and are computed once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,3 +169,37 @@ def test_a_store_that_moved_is_used_where_it_is_now(store: Path, monkeypatch: py
         VerifiedJSONSerializer().loads(blob)
     monkeypatch.setenv("QLORA_FLOW_STORE", str(store.with_name("moved")))
     assert VerifiedJSONSerializer().loads(blob) == produce(WHO, never)
+
+
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_made_from_an_input_that_changes_while_it_is_read(store: Path, fails: bool) -> None:
+    source, later = produce(WHO, writer()), Identity(stage="later")
+
+    def reads(folder: Path) -> dict:
+        work_folder(later).mkdir(parents=True)
+        flip(source.path / "part" / "file")
+        if fails:
+            raise OSError("what is read makes no sense")
+        return {}
+
+    with pytest.raises(DamagedArtifact, match="part/file has changed"):
+        produce(later, reads, inputs=[source])
+    assert not (store / "artifacts" / later.key).exists() and not work_folder(later).exists()
+    with pytest.raises(DamagedArtifact, match="part/file has changed"):
+        produce(later, never, inputs=[source])  # not even begun
+    produce(WHO, writer())
+    assert produce(later, lambda folder: {}, inputs=[source]).verify() is None
+
+
+def test_a_reference_reads_the_manifest_it_was_made_from(store: Path) -> None:
+    ref = produce(WHO, writer())
+    shutil.rmtree(ref.path)
+    produce(WHO, writer("other"))
+    with pytest.raises(DamagedArtifact, match="not what it was"):
+        _ = ref.info

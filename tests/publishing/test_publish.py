@@ -1,0 +1,81 @@
+"""What is published is what was trained, to the byte, and nothing else."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.config import PublishingConfig
+from tasks.publishing import task as publishing
+from tasks.store.artifact import ArtifactRef, DamagedArtifact, produce
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+
+SCORE = {"metric": "rougeL", "rows": 60, "base": 0.1, "tuned": 0.3, "difference": 0.2, "low": 0.15, "high": 0.25}
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_model.safetensors").write_text("weights")
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    return {"steps": 1, "tokens": 1, "loss_last": 2.0}
+
+
+@pytest.fixture
+def inputs(store: Path, tiny_model: Path) -> tuple[ArtifactRef, ArtifactRef, BaseModelRef]:
+    training = {"quantization": "none"}
+    adapter = produce(Identity(stage="train", config=training, inputs={"tokens": "0" * 64}), trained)
+    evaluation = {"rows": 60, "confidence": 0.95, "scores": [SCORE]}
+    scores = produce(Identity(stage="evaluate", config={"max_new_tokens": 4}), lambda folder: evaluation)
+    return adapter, scores, BaseModelRef.of(tiny_model, "owner/base", "")
+
+
+def publish(inputs: tuple[ArtifactRef, ArtifactRef, BaseModelRef]) -> ArtifactRef:
+    from prefect.logging import disable_run_logger
+
+    with disable_run_logger():
+        return publishing.publish.fn(*inputs, PublishingConfig())
+
+
+def test_files_that_training_did_not_write_are_not_published(inputs: Any) -> None:
+    (inputs[0].path / "adapter" / "pytorch_model.bin").write_text("a pickle")
+    version = publish(inputs).path
+    assert not (version / "pytorch_model.bin").exists()
+    assert "pytorch_model.bin" not in (version / "SHA256SUMS").read_text()
+
+
+@pytest.mark.parametrize("when", ["before", "while it is copied", "after"])
+def test_an_adapter_that_changed_after_training_is_never_published(
+    inputs: Any, store: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    adapter = inputs[0]
+    weights = adapter.path / "adapter" / "adapter_model.safetensors"
+    copy, card = shutil.copyfile, publishing.model_card
+
+    def while_copied(source: Path, target: Path) -> None:
+        if source == weights:
+            weights.write_text("WEIGHTS")
+        copy(source, target)
+        if source == weights:
+            copy(store / "whole", weights)
+
+    def after(**parts: Any) -> str:
+        weights.write_text("WEIGHTS")
+        return card(**parts)
+
+    if when == "before":
+        weights.write_text("WEIGHTS")
+    elif when == "after":
+        monkeypatch.setattr(publishing, "model_card", after)
+    else:
+        copy(weights, store / "whole")
+        monkeypatch.setattr(shutil, "copyfile", while_copied)
+    with pytest.raises(DamagedArtifact, match=r"adapter_model\.safetensors has changed"):
+        publish(inputs)
+    assert list((store / "registry").glob("adapter/v*")) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("QLORA_FLOW_STORE", str(store))
+    shutil.rmtree(adapter.path)
+    again = produce(Identity(stage="train", config={"quantization": "none"}, inputs={"tokens": "0" * 64}), trained)
+    assert (publish((again, *inputs[1:])).path / "adapter_model.safetensors").read_text() == "weights"
