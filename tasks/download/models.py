@@ -47,6 +47,10 @@ def present_model(model: ModelConfig) -> BaseModelRef | None:
         return _folder_or_snapshot(model, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
+    except UserError:
+        if looks_local(model):
+            raise
+        return None  # of a download that was interrupted there may be a part
 
 
 def looks_local(model: ModelConfig) -> bool:

@@ -6,7 +6,7 @@ FIELDS = ("quantization", "quant_type", "compute_dtype", "double_quant")
 
 
 def load_options(*, quantization: str, quant_type: str, compute_dtype: str, double_quant: bool) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: compute dtype, quantization for "4bit", and that no code of the model runs.
+    """Arguments of `from_pretrained`: compute dtype, quantization for "4bit", safetensors alone, no code of the model.
 
     Args:
         quantization, quant_type, compute_dtype, double_quant: as in `training` of the configuration.
@@ -14,7 +14,11 @@ def load_options(*, quantization: str, quant_type: str, compute_dtype: str, doub
     import torch  # here: the flow reads the names above without it
     from transformers import BitsAndBytesConfig
 
-    options: dict[str, Any] = {"dtype": getattr(torch, compute_dtype), "trust_remote_code": False}
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, compute_dtype),
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
     if quantization == "4bit":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -13,7 +13,11 @@ from tasks.store.identity import digest_of
 from tasks.store.manifest import MANIFEST, DamagedArtifact
 
 LENGTH_FIELDS = ("n_positions", "max_position_embeddings", "seq_length")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
+)
+WEIGHTS = "model.safetensors"
 
 
 class BaseModelRef(BaseModel):
@@ -44,17 +48,21 @@ class BaseModelRef(BaseModel):
         Raises:
             UserError: it has no readable configuration, safetensors or fast tokenizer, or needs code of its own.
         """
-        for what, pattern in (
-            ("config.json", "config.json"),
-            ("weights as safetensors (*.safetensors)", "*.safetensors"),
-            ("fast tokenizer (tokenizer.json)", "tokenizer.json"),
-        ):
-            if not any(folder.glob(pattern)):
+        for what, name in (("config.json", "config.json"), ("fast tokenizer (tokenizer.json)", "tokenizer.json")):
+            if not (folder / name).is_file():
                 raise UserError(f"model.base: {folder} has no {what}.")
+        if (folder / "adapter_config.json").exists():
+            raise UserError(f"model.base: {folder} holds an adapter (adapter_config.json); a base has none.")
         try:
-            limit = length_limit(json.loads((folder / "config.json").read_text()))
-        except ValueError as error:
-            raise UserError(f"model.base: {folder / 'config.json'} is not JSON: {error}.") from error
+            config = json.loads((folder / "config.json").read_text())
+            limit = length_limit(config)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"model.base: {folder / 'config.json'} is no JSON object: {error}.") from error
+        if config.get("transformers_weights"):
+            raise UserError(
+                f"model.base: {folder / 'config.json'} names a file of weights (transformers_weights); this flow reads "
+                "model.safetensors, or model.safetensors.index.json and its parts."
+            )
         refuse_code(folder)
         digests = _digests(folder)
         return cls(
@@ -70,7 +78,7 @@ class BaseModelRef(BaseModel):
         """Raises DamagedArtifact when the folder is not what it was."""
         try:
             found = digest_of(_digests(Path(self.folder)))
-        except OSError as error:
+        except (OSError, UserError) as error:
             raise DamagedArtifact(f"base model: {error}") from error
         if found != self.digest:
             raise DamagedArtifact(f"the base model in {self.folder} has changed")
@@ -123,7 +131,40 @@ def refuse_code(folder: Path) -> None:
             ) from None
 
 
+class _Index(BaseModel):
+    """What transformers reads of model.safetensors.index.json."""
+
+    metadata: dict[str, Any]
+    weight_map: dict[str, str]
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The files of a model's folder that its weights are read from: one, or an index and its parts.
+
+    Raises:
+        UserError: there are none as safetensors, or the index names others than files beside it.
+    """
+    index = folder / f"{WEIGHTS}.index.json"
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not index.is_file():
+        raise UserError(
+            f"model.base: {folder} has no weights as safetensors ({WEIGHTS}, or {index.name} and its parts)."
+        )
+    try:
+        parts = sorted(set(_Index.model_validate_json(index.read_bytes()).weight_map.values()))
+    except ValueError as error:
+        raise UserError(f"model.base: {index} is no index of safetensors: it takes metadata and weight_map.") from error
+    for name in parts:
+        if name != Path(name).name or not name.endswith(".safetensors"):
+            raise UserError(f"model.base: {index} names {name!r}; a part is a .safetensors file beside it.")
+        if not (folder / name).is_file():
+            raise UserError(f"model.base: {index} names {name}, which is not there.")
+    return [index.name, *parts]
+
+
 def _digests(folder: Path) -> dict[str, str]:
-    kinds = {".safetensors", ".json", ".jinja"}
-    files = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.name != MANIFEST and p.is_file())
-    return {p.name: content_digest(p) for p in files}
+    """Name → sha256 of every file that loading the model or its tokenizer reads, and of its other JSON."""
+    names = {p.name for p in folder.iterdir() if p.suffix in {".json", ".jinja"} and p.is_file()} - {MANIFEST}
+    names |= {name for name in TOKENIZER_FILES if (folder / name).is_file()} | set(weight_files(folder))
+    return {name: content_digest(folder / name) for name in sorted(names)}
