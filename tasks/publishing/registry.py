@@ -4,8 +4,11 @@ adapter_model.safetensors, adapter_config.json   what PEFT loads: PeftModel.from
 README.md                                        the model card
 manifest.json                                    sha256 of every file, and the identity it was made from
 SHA256SUMS                                       the same for `sha256sum -c`
+
+A registry can be read by its group, whatever the umask is: who serves an adapter is seldom who trains it.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -65,6 +68,8 @@ def add_version(
         inputs: what `write` reads.
     """
     store_root().mkdir(parents=True, exist_ok=True)
+    if folder.is_relative_to(store_root()):
+        _open(store_root(), 0o010)  # to be passed through on the way to the registry
     _note(folder.parent)  # before there is a version whose origins could be cleaned away
     with locked(f".{folder.name}", folder=folder.parent):  # there, since other stores may publish to it as well
         there = versions(folder)
@@ -75,4 +80,17 @@ def add_version(
             except DamagedArtifact as error:
                 log(f"{version.name} is damaged and left as it is: {error}")
         name = f"v{int(there[-1].name[1:]) + 1 if there else 1:04d}"
-        return write_folder(identity, folder / name, lambda aside: write(aside, name), inputs)
+
+        def for_the_group(aside: Path) -> dict[str, Any]:
+            for path in (folder.parent, folder, aside):
+                _open(path, 0o050)
+            return write(aside, name)
+
+        return write_folder(identity, folder / name, for_the_group, inputs)
+
+
+def _open(folder: Path, bits: int) -> None:
+    """Add permissions to a folder, where it is this user's."""
+    if (mode := folder.stat().st_mode & 0o7777) | bits != mode:
+        with contextlib.suppress(PermissionError):
+            folder.chmod(mode | bits)

@@ -135,7 +135,7 @@ def locked(name: str, mode: int = fcntl.LOCK_EX, folder: Path | None = None) -> 
     """
     folder = folder or store_root() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("a") as file:
+    with (folder / f"{name}.lock").open("a+") as file:  # NFSv4 takes a shared lock where a file may be read
         fcntl.flock(file, mode)
         yield
 
@@ -216,6 +216,7 @@ def write_folder(
     with _aside(folder) as aside:
         with intact(inputs):
             info = write(aside)
+        _permit(aside)  # before digests are taken: a later change of a file's mode would have them taken again
         manifest = _manifest(identity, aside, info, seconds=round(time.monotonic() - began, 3))
     written_here[identity.key] = time.monotonic()
     return reference(folder, manifest)
@@ -270,8 +271,18 @@ def _damaged(aside: Path) -> Path:
     return aside.with_name(aside.name + "-damaged")
 
 
+def _permit(folder: Path) -> None:
+    """Give files the permissions of their folder, which follow the umask; safetensors writes for its owner alone."""
+    mode = folder.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        wanted = mode if path.is_dir() else mode & 0o666
+        if path.stat().st_mode & 0o777 != wanted:
+            path.chmod(wanted)
+
+
 def _put(aside: Path, folder: Path) -> None:
     """Move a finished folder into place; a damaged one that stood there is moved out of the way first."""
+    _permit(aside)
     for file in aside.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:

@@ -1,5 +1,6 @@
 """Folders appear whole or not at all, are checked before use, and are computed once."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.store.artifact import ArtifactRef, DamagedArtifact, produce, work_folder
+from tasks.store.artifact import ArtifactRef, DamagedArtifact, in_use, locked, produce, work_folder
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.identity import Identity
 
@@ -203,3 +204,48 @@ def test_a_reference_reads_the_manifest_it_was_made_from(store: Path) -> None:
     produce(WHO, writer("other"))
     with pytest.raises(DamagedArtifact, match="not what it was"):
         _ = ref.info
+
+
+PERMISSIONS = """
+from pathlib import Path
+from tasks.publishing.registry import add_version
+from tasks.store.artifact import produce
+from tasks.store.identity import Identity
+def write(folder, version=""):
+    (folder / "adapter").mkdir(mode=0o700)
+    (folder / "adapter" / "weights").touch(mode=0o600)
+    return {}
+made = produce(Identity(stage="train"), write).path
+version = add_version(Identity(stage="publish"), Path(REGISTRY) / "demo", write).path
+for path in (made, made / "adapter", made / "adapter/weights", made / "manifest.json"):
+    print(f"{path.stat().st_mode & 0o777:o}", end=" ")
+for path in (version.parents[2], version.parents[1], version.parents[0], version, *sorted(version.rglob("*"))):
+    print(f"{path.stat().st_mode & 0o777:o}", end=" ")
+"""
+
+
+@pytest.mark.parametrize(
+    ("umask", "stage", "store_folder", "version"),
+    [
+        (0o022, "755 755 644 644", "755", "755 755 755 755 644 644"),
+        (0o027, "750 750 640 640", "750", "750 750 750 750 640 640"),
+        (0o077, "700 700 600 600", "710", "750 750 750 750 640 640"),
+    ],
+)
+def test_files_follow_the_umask_and_a_registry_can_be_read_by_its_group(
+    store: Path, umask: int, stage: str, store_folder: str, version: str
+) -> None:
+    code = PERMISSIONS.replace("REGISTRY", repr(str(store / "registry")))
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, cwd=ROOT, umask=umask, capture_output=True, text=True)
+    assert shown.stdout.strip() == f"{stage} {store_folder} {version}", shown.stderr
+
+
+def test_a_lock_is_open_for_reading_and_writing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFSv4 refuses a shared lock on a file that is open for writing alone, and an exclusive one for reading alone."""
+    modes: list[int] = []
+    monkeypatch.setattr(
+        fcntl, "flock", lambda file, mode: modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)
+    )
+    with in_use(), locked("key"):
+        assert modes == [os.O_RDWR] * 2
