@@ -3,13 +3,14 @@
 import logging
 
 from tasks.errors import UserError
+from tasks.store.manifest import DamagedArtifact
 
 
 class WithoutTraceback(logging.Filter):
-    """A mistake of the user is one sentence: drop the stack Prefect logs with it."""
+    """A mistake of the user or a damaged file is one sentence: drop the stack Prefect logs with it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], UserError):
+        if record.exc_info and isinstance(record.exc_info[1], UserError | DamagedArtifact):
             record.msg, record.args = str(record.exc_info[1]), ()
             record.exc_info = record.exc_text = None
         return True

@@ -83,7 +83,8 @@ class FakeHub:
     def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> None:
         assert private and exist_ok
 
-    def upload_folder(self, **_: Any) -> Any:
+    def upload_folder(self, *, allow_patterns: list[str], **_: Any) -> Any:
+        assert set(allow_patterns) == {"adapter_model.safetensors", "SHA256SUMS", "manifest.json"}
         return SimpleNamespace(oid="f" * 40)
 
     def get_paths_info(self, repo: str, paths: list[str], *, revision: str) -> list[Any]:
