@@ -9,7 +9,9 @@ without padding; the first steps are left out. A mode that fails is shown by its
 Needs a CUDA GPU with 80 GB for all modes.
 
 Modes: fast, auto, lean, budget24 (auto, capped at 24 GB), match (as trl_match: the same rows in the same order, loss
-by loss), and those of peers.py: trl, trl_plain, trl_match, article, unsloth, unsloth_lean.
+by loss), auto_all and lean_all (every token a target, as Unsloth learns), fast_dropout, auto_dropout, lean_dropout
+(0.05), and those of peers.py: trl, trl_plain, trl_match, article, unsloth, unsloth_lean. A ratio is fair between modes
+with the same targets alone.
 """
 
 import argparse
@@ -53,6 +55,8 @@ OURS: dict[str, dict[str, Any]] = {
     "budget24": {"batch_size": 48, "compile": "always", "max_steps": 15},
     "match": {"batch_size": 8, "micro_batch_tokens": 8_000, "max_steps": 25},
 }
+OURS |= {f"{mode}_all": OURS[mode] for mode in ("auto", "lean")}
+OURS |= {f"{mode}_dropout": OURS[mode] | {"lora_dropout": 0.05} for mode in ("fast", "auto", "lean")}
 LIMIT = 400  # seconds a mode may take, start and compilation included
 CAP_GB = {"budget24": 24}
 
@@ -109,8 +113,8 @@ def texts(files: list[Path]) -> list[dict[str, str]]:
     ] * 4
 
 
-def token_rows(arguments: argparse.Namespace) -> list[dict[str, list[int]]]:
-    """The rows as the tokenization stage would hand them over: only the completion is learnt."""
+def token_rows(arguments: argparse.Namespace, every_token: bool = False) -> list[dict[str, list[int]]]:
+    """The rows as the tokenization stage would hand them over: the completion is the target, or every token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
@@ -118,7 +122,9 @@ def token_rows(arguments: argparse.Namespace) -> list[dict[str, list[int]]]:
     for text in texts(arguments.rows):
         prompt = tokenizer(text["prompt"])["input_ids"]
         completion = [*tokenizer(text["completion"])["input_ids"], tokenizer.eos_token_id]
-        rows.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+        rows.append(
+            {"input_ids": prompt + completion, "labels": (prompt if every_token else [-100] * len(prompt)) + completion}
+        )
     return rows
 
 
@@ -135,7 +141,7 @@ def run_ours(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     config = TrainingConfig(**LORA, **OURS[mode])
     model = base.load(arguments.base, config, torch.device("cuda", 0))
     began = time.time()
-    rows = Dataset.from_list(token_rows(arguments))
+    rows = Dataset.from_list(token_rows(arguments, mode.endswith("_all")))
     own = time.time() - began  # a run's child reads them from Parquet
     with tempfile.TemporaryDirectory() as folder:
         trainer = PackedTrainer(model, rows, config, Path(folder))
