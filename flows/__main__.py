@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.config import GROUPS
 from tasks.errors import UserError
-from tasks.failures import passes_by_itself
+from tasks.failures import full_disk, passes_by_itself
 
 REFRESHABLE = ("download", "format", "tokenize", "train", "evaluate")  # a published version is never changed
 
@@ -74,10 +74,8 @@ def run(options: argparse.Namespace) -> int:
         print("\nInterrupted. Finished stages are kept: the same command goes on from there.", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:  # Prefect has logged the stack; here is what to read first
-        print(
-            f"\nThe run failed: {error}\nFinished stages are kept: the same command goes on from there.",
-            file=sys.stderr,
-        )
+        said = full_disk(error) or f"{error}\nFinished stages are kept: the same command goes on from there."
+        print(f"\nThe run failed: {said}", file=sys.stderr)
         return 1
     if options.summary:
         options.summary.write_text(json.dumps(summary, indent=2) + "\n")

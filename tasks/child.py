@@ -186,10 +186,13 @@ def main(work: Callable[[dict[str, Any]], None]) -> None:
     except UserError as error:
         sentence.write_text(str(error))
         sys.exit(USER_ERROR_EXIT)
-    except OSError as error:
-        from tasks.failures import passes_by_itself
+    except Exception as error:
+        from tasks.failures import full_disk, passes_by_itself
 
-        if not passes_by_itself(error):
+        if said := full_disk(error):
+            sentence.write_text(said)
+            sys.exit(USER_ERROR_EXIT)
+        if not (isinstance(error, OSError) and passes_by_itself(error)):
             raise
         print(f"{type(error).__name__}: {error}")
         sys.exit(PASSING_EXIT)

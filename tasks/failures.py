@@ -35,6 +35,8 @@ _NETWORK_ERRORS = {
     "azure": {"ServiceRequestError", "ServiceResponseError"},
 }
 """Package → the base classes of its network errors, by name: none of them is imported for this."""
+_FULL_DISK = ("No space left on device", "PytorchStreamWriter failed", ". unexpected pos ")
+"""What safetensors and torch say of a full disk, in errors that are no OSError."""
 _NO_NETWORK_ERRORS = {"BrokenPipeError", "OfflineModeIsEnabled"}
 """ConnectionErrors that stay: standard output is closed; huggingface_hub was told not to use the network."""
 
@@ -52,6 +54,16 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def full_disk(error: BaseException) -> str:
+    """One sentence when a disk is full, whether Python, Arrow, safetensors or torch reports it; else empty."""
+    for e in causes(error):
+        known = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+        if known or any(words in str(e) for words in _FULL_DISK):
+            said = " ".join(str(e).split())[:200]
+            return f"A disk is full ({said}). Make room and run again: finished stages and checkpoints are kept."
+    return ""
 
 
 def http_status(error: BaseException) -> int | None:

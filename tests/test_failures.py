@@ -8,15 +8,21 @@ from types import SimpleNamespace
 import aiohttp
 import httpx
 import httpx2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import requests
+import safetensors.numpy
+import torch
 import urllib3
 from fsspec.exceptions import FSTimeoutError
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tasks.child import ChildFailed
 from tasks.errors import UserError
-from tasks.failures import passes_by_itself
+from tasks.failures import full_disk, passes_by_itself
+from tests.faults.bench import may_mount, mount, unmount
 
 
 class HubError(Exception):
@@ -85,3 +91,29 @@ def caused(error: Exception, cause: Exception) -> Exception:
 )
 def test_a_failure_is_tried_again_when_it_passes_by_itself(error: Exception, again: bool) -> None:
     assert passes_by_itself(error) is again
+
+
+WRITERS = {
+    "Python": lambda file: file.write_bytes(bytes(200_000)),
+    "Arrow": lambda file: pq.write_table(pa.table({"a": list(range(100_000))}), file, compression="none"),
+    "safetensors": lambda file: safetensors.numpy.save_file({"a": np.zeros(100_000)}, file),
+    "torch": lambda file: torch.save({"a": torch.zeros(100_000)}, file),
+}
+
+
+@pytest.mark.skipif(not may_mount(), reason="this user may not make a small disk")
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_named_whoever_writes(tmp_path, writer):
+    mount(tmp_path, 64)
+    try:
+        with pytest.raises(Exception) as failure:
+            WRITERS[writer](tmp_path / "file")
+    finally:
+        unmount(tmp_path)
+    assert full_disk(failure.value).startswith("A disk is full (")
+    assert not passes_by_itself(failure.value)
+
+
+def test_other_errors_of_a_disk_are_not_called_a_full_one():
+    assert full_disk(OSError(errno.EIO, "Input/output error")) == ""
+    assert full_disk(RuntimeError("PytorchStreamReader failed reading zip archive")) == ""

@@ -8,11 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
-from tests.faults.forked import Forked
+from tests.faults.forked import Forked, process_name
 from tests.tiny import make_model, make_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,33 @@ class Run:
             return None
 
 
+def mount(store: Path, kib: int, remount: bool = False) -> None:
+    """Give a store a disk of its own, of so many KiB."""
+    options = f"size={kib}k" + (",remount" if remount else "")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(store)], check=True, capture_output=True)
+
+
+def unmount(store: Path) -> None:
+    """Take a store's own disk away, also one that a file is still open on."""
+    subprocess.run(["umount", "--lazy", str(store)], check=True)
+
+
+def may_mount() -> bool:
+    """Whether this process may make disks."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mount(Path(folder), 64)
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        unmount(Path(folder))
+        return True
+
+
+def used_kib(store: Path) -> int:
+    """What a store takes on its disk."""
+    return sum(p.lstat().st_blocks for p in store.rglob("*")) // 2
+
+
 def stages(store: Path) -> dict[str, int]:
     """Finished results and the inode of their manifests: another inode means computed again."""
     return {file.parent.name: file.stat().st_ino for file in store.glob("artifacts/[!.]*/manifest.json")}
@@ -128,13 +156,13 @@ def adapter(store: Path) -> str:
 
 
 def processes(store: Path) -> list[int]:
-    """Processes that work on a store."""
-    mark = f"QLORA_FLOW_STORE={store}\0".encode()
+    """Processes that work on a store: by their environment, forks by their name."""
+    mark, name = f"QLORA_FLOW_STORE={store}\0".encode(), process_name(str(store))
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if mark in (entry / "environ").read_bytes():
+                if (entry / "comm").read_text().strip() == name or mark in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
             except OSError:
                 continue

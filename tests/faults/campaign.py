@@ -27,7 +27,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.faults import forked
-from tests.faults.bench import Run, Server, adapter, environment, leftovers, processes, stages, write_config
+from tests.faults.bench import (
+    Run,
+    Server,
+    adapter,
+    environment,
+    leftovers,
+    may_mount,
+    mount,
+    processes,
+    stages,
+    unmount,
+    used_kib,
+    write_config,
+)
 
 DEATH_SECONDS = 15
 OUTAGE_SECONDS = 20
@@ -43,6 +56,7 @@ class Bench:
     adapter: str = ""
     seconds: float = 0
     operations: int = 0  # files it opened for writing, renamed or made in its store
+    kib: int = 0  # what its store took on the disk in the end
 
     def run(self, store: Path, **faults: str) -> Run:
         return Run(self.config, store, self.api, self.fork, **faults)
@@ -61,15 +75,15 @@ def signalled(number: signal.Signals) -> Callable[..., list[str]]:
 
 def killed_child(bench: Bench, store: Path, chance: random.Random) -> list[str]:
     """A child process is killed: the run itself goes on from its checkpoint."""
-    run = bench.run(store)
-    end = time.monotonic() + bench.seconds
-    while run.wait(0.05) is None and time.monotonic() < end:
-        if children := [p for p in processes(store) if p != run.process.pid]:
-            time.sleep(chance.uniform(0, bench.seconds / 3))
-            for child in children:
-                if child in processes(store):
-                    kill(child)
-            break
+    run, killed = bench.run(store), []
+    while run.wait(0.05) is None and not killed:
+        if [p for p in processes(store) if p != run.process.pid]:
+            run.wait(chance.uniform(0, bench.seconds / 5))
+            killed = [p for p in processes(store) if p != run.process.pid]  # this one, or the next stage's
+            for child in killed:
+                kill(child)
+    if not killed:
+        return ["no child was found to kill"]
     return [] if run.wait() == 0 else ["the run did not survive the death of its child"]
 
 
@@ -88,11 +102,21 @@ def failing(number: int) -> Callable[..., list[str]]:
     return fault
 
 
+def full_disk(bench: Bench, store: Path, chance: random.Random) -> list[str]:
+    """The store's disk is too small, whoever writes: Python, Arrow or torch. Then it has room again."""
+    store.mkdir()
+    mount(store, chance.randint(bench.kib // 20, bench.kib * 9 // 10))
+    run = bench.run(store)
+    run.wait()
+    mount(store, 4 * bench.kib + 65_536, remount=True)
+    return [] if "full" in run.log.read_text() else ["the full disk is not named"]
+
+
 def flipped(bench: Bench, store: Path, chance: random.Random) -> list[str]:
-    """One bit of one result turns over, its size and name stay."""
+    """One bit of a file of a result turns over, its manifest included; its size and name stay."""
     bench.run(store).wait()
     folder = chance.choice(sorted(store.glob("artifacts/*")))
-    file = chance.choice([p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"])
+    file = chance.choice([p for p in sorted(folder.rglob("*")) if p.is_file()])
     content = bytearray(file.read_bytes())
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     file.write_bytes(content)
@@ -133,11 +157,12 @@ def server_gone(bench: Bench, store: Path, chance: random.Random) -> list[str]:
 
 
 FAULTS: dict[str, tuple[int, Callable[..., list[str]]]] = {
-    "SIGKILL": (34, signalled(signal.SIGKILL)),
+    "SIGKILL": (28, signalled(signal.SIGKILL)),
     "SIGTERM": (20, signalled(signal.SIGTERM)),
     "child killed": (12, killed_child),
     "ENOSPC": (9, failing(errno.ENOSPC)),
     "EIO": (9, failing(errno.EIO)),
+    "disk full": (6, full_disk),
     "bit flipped": (5, flipped),
     "manifest deleted": (4, unlisted),
     "clock a day back": (4, clock_back),
@@ -165,14 +190,17 @@ def attempt(bench: Bench, name: str, number: int, seed: int) -> list[str]:
     if adapter(store) != bench.adapter:
         wrong.append("another adapter")
     wrong += [f"left behind: {path}" for path in leftovers(store)]
+    if store.is_mount():
+        unmount(store)
     if not wrong:
         shutil.rmtree(folder)
     return wrong
 
 
 def drawn(runs: int, seed: int) -> list[str]:
-    """Which fault strikes which run: by shares, at least one of each where there is room."""
-    names = [name for name, (share, _) in FAULTS.items() for _ in range(max(1, round(share * runs / 100)))]
+    """Which fault strikes which run: by shares, at least one of each where there is room and right to it."""
+    faults = {name: fault for name, fault in FAULTS.items() if name != "disk full" or may_mount()}
+    names = [name for name, (share, _) in faults.items() for _ in range(max(1, round(share * runs / 100)))]
     random.Random(seed).shuffle(names)
     return names[:runs]
 
@@ -202,14 +230,14 @@ def campaign(names: list[str], seed: int, folder: Path, parallel: int, fork: boo
 def undisturbed(bench: Bench, folder: Path) -> Bench:
     """The bench with how a run goes that nothing disturbs."""
     began = time.monotonic()
-    counter = folder / "operations"
+    counter, store = folder / "operations", folder / "store"
     count = {"FAULT_ERRNO": "0", "FAULT_NTH": "0", "FAULT_COUNTER": str(counter)}  # counts and never fails
-    status = bench.run(folder / "store", **count).wait()
+    status = bench.run(store, **count).wait()
     seconds = time.monotonic() - began
-    made = adapter(folder / "store")
-    if status != 0 or made == "none" or leftovers(folder / "store"):
+    made = adapter(store)
+    if status != 0 or made == "none" or leftovers(store):
         raise RuntimeError(f"the undisturbed run failed, see {folder / 'run.log'}")
-    return replace(bench, adapter=made, seconds=seconds, operations=counter.stat().st_size)
+    return replace(bench, adapter=made, seconds=seconds, operations=counter.stat().st_size, kib=used_kib(store))
 
 
 def table(results: dict[str, list[str]]) -> str:

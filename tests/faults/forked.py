@@ -5,6 +5,7 @@ that begin at `python -m MODULE` with everything imported. The rest is as in a p
 directory, session, descriptors, signals, exit status.
 """
 
+import ctypes
 import importlib
 import os
 import runpy
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -22,8 +24,14 @@ from typing import IO, Any
 from tasks import child
 
 INJECT = Path(__file__).with_name("inject") / "sitecustomize.py"
+_PR_SET_NAME = 15
 _is_run = False
 """Whether this process is a run already: faults are inherited by its children."""
+
+
+def process_name(store: str) -> str:
+    """Name of the forks that work on a store, by which they are found: their environment is that of this process."""
+    return f"store-{zlib.crc32(store.encode()):08x}"
 
 
 def preload() -> None:
@@ -133,6 +141,7 @@ def _settle(environment: dict[str, str], folder: Path | None) -> None:
     os.chdir(folder or ".")
     os.environ.clear()
     os.environ.update(environment)
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, process_name(environment.get("QLORA_FLOW_STORE", "")).encode())
     for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         signal.signal(number, handler)
     signal.set_wakeup_fd(-1)
