@@ -148,11 +148,12 @@ class Engine:
 
         Args:
             prefill_tokens: prompt tokens in one pass; 0: by memory.
-            report: told when memory runs out.
+            report: told when memory runs out, or a GPU's passes cannot be captured.
             progress: told what share of the tokens are done, and how many answers.
         Raises:
             UserError: the memory does not suffice for one row.
         """
+        self.report = report
         answers: list[list[int] | None] = [None] * len(prompts)
         longest = max(map(len, prompts), default=0) + max_new_tokens
         with self.attention():
@@ -296,7 +297,7 @@ class Slots:
             self._capture(size)
             steps -= 1
         for _ in range(steps):
-            self.captured[size].replay()
+            self.captured[size].replay() if self.engine.graphs else self.step(self.lanes[:size])
 
     def _capture(self, size: int) -> None:
         """Make one token as usual, for kernels must have run before they are captured, and capture that."""
@@ -307,9 +308,16 @@ class Slots:
             self.step(lanes)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=next((g.pool() for g in self.captured.values()), None)):
-            self.step(lanes)
-        self.captured[size] = graph
+        try:
+            with torch.cuda.graph(graph, pool=next((g.pool() for g in self.captured.values()), None)):
+                self.step(lanes)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a layer that waits for the device
+            self.engine.graphs = False
+            self.engine.report(f"kernels are started one by one, which is slower: {str(error).splitlines()[0]}")
+        else:
+            self.captured[size] = graph
 
     def step(self, lanes: Tensor) -> None:
         """One more token for the slots `lanes` (int64, `[rows]`); done ones stay as they are."""
