@@ -26,7 +26,7 @@ def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] |
     for version, manifest in readable(there).items():
         found = _rows_of(manifest, manifests, holding)
         if found and found.digest != rows.digest:
-            with contextlib.suppress(DamagedArtifact):
+            with contextlib.suppress(DamagedArtifact, OSError):
                 found.verify()
                 return version.name, found
     return None

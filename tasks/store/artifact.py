@@ -106,6 +106,7 @@ def check_folder(folder: Path) -> Manifest:
 
     Raises:
         DamagedArtifact: naming the first difference.
+        OSError: the disk does not answer, which may pass and damages nothing.
     """
     manifest = read_manifest(folder)
     if manifest.format == 1:
@@ -114,7 +115,7 @@ def check_folder(folder: Path) -> Manifest:
         file = folder / name
         try:
             size = file.stat().st_size
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise DamagedArtifact(f"{file} is missing") from error
         if size != expected.size:
             raise DamagedArtifact(f"{file} has {size} bytes instead of {expected.size}")

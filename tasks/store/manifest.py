@@ -126,11 +126,12 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         DamagedArtifact: there is none, or it is damaged.
+        OSError: the disk does not answer, which may pass and damages nothing.
     """
     try:
         with (folder / MANIFEST).open("rb") as file:
             return Manifest.parse(file.read(LARGEST + 1))
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError) as error:
         raise DamagedArtifact(f"{folder} has no readable {MANIFEST}: {error}") from error
 
 
@@ -138,7 +139,7 @@ def readable(folders: Iterable[Path]) -> dict[Path, Manifest]:
     """Folder → manifest of those that have a whole one."""
     found = {}
     for folder in folders:
-        with contextlib.suppress(DamagedArtifact):
+        with contextlib.suppress(DamagedArtifact, OSError):
             found[folder] = read_manifest(folder)
     return found
 

@@ -78,7 +78,7 @@ class BaseModelRef(BaseModel):
         """Raises DamagedArtifact when the folder is not what it was."""
         try:
             found = digest_of(_digests(Path(self.folder)))
-        except (OSError, UserError) as error:
+        except (FileNotFoundError, NotADirectoryError, UserError) as error:
             raise DamagedArtifact(f"base model: {error}") from error
         if found != self.digest:
             raise DamagedArtifact(f"the base model in {self.folder} has changed")

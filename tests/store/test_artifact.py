@@ -1,5 +1,6 @@
 """Folders appear whole or not at all, are checked before use, and are computed once."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -9,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tasks.failures import passes_by_itself
 from tasks.store.artifact import ArtifactRef, DamagedArtifact, in_use, locked, produce, work_folder
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.identity import Identity
@@ -102,6 +105,7 @@ def test_prefects_record_is_refused_when_the_files_are_damaged(store: Path) -> N
 SLOW = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from tasks.store.artifact import produce
 from tasks.store.identity import Identity
 def write(folder):
@@ -208,6 +212,7 @@ def test_a_reference_reads_the_manifest_it_was_made_from(store: Path) -> None:
 
 PERMISSIONS = """
 from pathlib import Path
+from typing import Any
 from tasks.publishing.registry import add_version
 from tasks.store.artifact import produce
 from tasks.store.identity import Identity
@@ -249,3 +254,32 @@ def test_a_lock_is_open_for_reading_and_writing(store: Path, monkeypatch: pytest
     )
     with in_use(), locked("key"):
         assert modes == [os.O_RDWR] * 2
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "file"])
+def test_a_disk_that_does_not_answer_damages_nothing(store: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Or else hours of training would be thrown away for an error that passes."""
+    source, later = produce(WHO, writer()), Identity(stage="later")
+    before = {method: getattr(Path, method) for method in ("open", "stat")}
+
+    def reads(folder: Path) -> dict:
+        work_folder(later).mkdir(parents=True)
+        for method, own in before.items():
+            monkeypatch.setattr(Path, method, failing(own))
+        return {}
+
+    def failing(own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Path, *arguments: Any, **named: Any) -> Any:
+            if path.name == name and path.is_relative_to(source.path):
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return own(path, *arguments, **named)
+
+        return call
+
+    with pytest.raises(OSError, match="Stale") as error:
+        produce(later, reads, inputs=[source])
+    assert passes_by_itself(error.value)
+    for method, own in before.items():
+        monkeypatch.setattr(Path, method, own)
+    assert work_folder(later).exists()
+    assert produce(WHO, never) == source
