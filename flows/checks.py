@@ -24,7 +24,7 @@ def check(groups: dict[str, Any]) -> None:
     """
     checks: list[Callable[[dict[str, Any]], None]] = [_rows, _model, _publishing]
     if mistakes := list(_mistakes(checks, groups)):
-        raise UserError("\n".join(dict.fromkeys(mistakes)))
+        raise UserError(*dict.fromkeys(mistakes))
 
 
 def _mistakes(checks: list[Callable[[dict[str, Any]], None]], groups: dict[str, Any]) -> Iterator[str]:

@@ -65,7 +65,7 @@ def plan(groups: dict[str, Any]) -> Iterator[Planned]:
         (
             "publish",
             "evaluate",
-            lambda: publish_identity(found["train"], found["evaluate"], base, groups["publishing"]),
+            lambda: publish_identity(found["train"], found["evaluate"], found["format"], base, groups["publishing"]),
         ),
     ]
     for name, needs, identity in stages:

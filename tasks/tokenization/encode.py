@@ -40,7 +40,8 @@ def write_tokens(
         model: the base model's folder.
         limit: longest row in tokens.
     Returns:
-        counts for the manifest: rows, tokens, learnt_tokens, longest, and what the ledger says.
+        what the manifest notes: rows, tokens, learnt_tokens, longest, limit, what the ledger says, and the token ids
+        that end a sequence (eos) and begin one (prefix).
     """
     ledger, statistics = Ledger("tokenize", folder), Statistics()
     vocabulary = Vocabulary(model, rendered=special_tokens == "rendered")
@@ -72,5 +73,6 @@ def write_tokens(
         "longest": max(split["longest"] for split in found.values()),
         "limit": limit,
         "eos": vocabulary.eos,
+        "prefix": vocabulary.prefix,
         **ledger.write(),
     }

@@ -1,6 +1,9 @@
 """The whole flow on a tiny model: six stages, again, and with one thing changed."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -96,16 +99,19 @@ def test_what_changed_in_the_rows_is_said(
     ]
 
 
-def test_the_published_adapter_loads_on_its_base(config: Path, store: Path, tiny_model: Path) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    version = Path(run(config)["published"]["path"])
+def test_the_cards_own_program_gives_the_reports_answer(config: Path, store: Path, tiny_model: Path) -> None:
+    summary = run(config, "--training.max_steps", "40", "--evaluation.max_new_tokens", "24")
+    version = Path(summary["published"]["path"])
     assert json.loads((version / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), version)
-    learnt = [p for n, p in model.named_parameters() if "lora_B" in n]
-    assert learnt
-    assert all(p.abs().sum() > 0 for p in learnt)
+    predictions = pq.read_table(Path(summary["stages"]["evaluate"]["path"]) / "predictions.parquet").to_pylist()
+    answer = next(row for row in predictions if row["tuned"] not in ("", row["base"]))
+    row = next(row for row in make_rows(40) if row["id"] == answer["id"])
+    (program,) = re.findall(r"^```python\n(.*?)^```$", (version / "README.md").read_text(), re.S | re.M)
+    for placeholder, given in ("FOLDER OF THE BASE MODEL", str(tiny_model)), ("...", row["dialogue"]):
+        assert program.count(repr(placeholder)) == 1
+        program = program.replace(repr(placeholder), repr(given))
+    done = subprocess.run([sys.executable, "-c", program], cwd=version, capture_output=True, text=True, check=True)
+    assert done.stdout == answer["tuned"] + "\n"
 
 
 def test_another_data_set_is_a_yaml_file_away(tmp_path: Path, store: Path, tiny_model: Path) -> None:

@@ -1,6 +1,9 @@
 """The model card says what a reader needs to load the adapter and to judge it."""
 
-from tasks.config import TrainingConfig
+import ast
+from typing import Any
+
+from tasks.config import FormattingConfig, TrainingConfig
 from tasks.publishing.card import model_card
 from tasks.store.model import BaseModelRef
 
@@ -10,18 +13,31 @@ BASE = BaseModelRef(
 SCORE = {"metric": "rougeL", "rows": 60, "base": 0.1, "tuned": 0.3, "difference": 0.2, "low": 0.15, "high": 0.25}
 
 
-def card(run: dict[str, float] | None = None, base: BaseModelRef = BASE, **training: str) -> str:
-    return model_card(
+def card(
+    run: dict[str, float] | None = None, base: BaseModelRef = BASE, parts: dict[str, Any] | None = None, **training: Any
+) -> str:
+    given = dict(
         name="demo",
         version="v0003",
-        base=base,
         training=TrainingConfig(**training).model_dump(),
+        gguf=None,
+        formatting=FormattingConfig().model_dump(),
+        ending="\n\n### End",
+        prefix=[0],
+        limit=512,
+        shortened=0,
+        libraries="torch 2.11.0",
         run={"steps": 30, "tokens": 56000, "loss_last": 2.1} | (run or {}),
-        evaluation={"rows": 60, "scores": [SCORE]},
+        evaluation={"rows": 60, "scores": [SCORE], "stop": [1, 5]},
         percent="95",
         evaluation_config={"max_new_tokens": 64},
         digests={"adapter": "0" * 64},
     )
+    return model_card(base=base, **given | (parts or {}))
+
+
+def program(text: str) -> str:
+    return text.split("```python\n")[1].split("\n```")[0]
 
 
 def test_the_table_has_a_line_a_metric() -> None:
@@ -41,9 +57,41 @@ def test_the_kept_step_is_said_where_rows_were_held_back() -> None:
     assert "those of step 20, where the loss on 1,200 rows held\nback from training was lowest: 1.2346." in text
 
 
-def test_the_code_loads_the_base_as_training_did() -> None:
-    code = card(quant_type="fp4").split("```python\n")[1].split("```")[0]
+def test_the_program_loads_the_base_as_training_did() -> None:
+    code = program(card(quant_type="fp4"))
     compile(code, "card", "exec")
-    assert f'"owner/base", revision="{"c" * 40}",' in code
+    assert "snapshot_download(\n    'owner/base'," in code
+    assert f"revision='{'c' * 40}'" in code
     assert 'bnb_4bit_quant_type="fp4"' in code
     assert "BitsAndBytesConfig(" not in card(quantization="none")
+
+
+def test_the_card_tells_how_the_adapter_is_asked() -> None:
+    text = card()
+    assert "ENDING = (\n    '\\n'\n    '\\n'\n    '### End'\n)" in text
+    assert "STOP = [1, 5]" in text
+    assert "PREFIX = [0]" in text
+    assert "MAX_NEW_TOKENS = 64" in text
+    assert "'### Instruct: Summarize the below conversation.\\n'" in text
+    assert "ROW = {'dialogue': '...'}" in text
+    assert "shortened" not in text
+    assert "more than 512 tokens" in card(parts={"shortened": 3})
+    chat = card(parts={"formatting": {"style": "chat", "messages_column": "messages"}, "ending": ""})
+    compile(program(chat), "card", "exec")
+    assert "apply_chat_template" in chat and "ENDING" not in chat
+
+
+def test_a_converted_base_is_not_called_the_hubs() -> None:
+    gguf = {"file": "x.Q4_1.gguf", "package": "some-package==1.2", "sha256": "a" * 64}
+    text = card(parts={"gguf": gguf}, base=BASE.model_copy(update={"revision": ""}))
+    assert "They are not the Hub's weights" in text
+    compile(code := program(text), "card", "exec")
+    assert f'digest = "{"a" * 64}"' in code and "gguf_file=gguf.name" in code and "some-package==1.2" in code
+
+
+def test_a_template_ends_neither_literal_nor_block() -> None:
+    prompt = "```\n'\"\"\"\\ \u2028{{ a }}\n<script>{{ row['b'] }}"
+    text = card(parts={"formatting": {"style": "template", "prompt": prompt}})
+    code = text.split("````python\n")[1].split("\n````")[0]
+    literal = code.split("PROMPT = ")[1].split("\nENDING")[0]
+    assert ast.literal_eval(literal) == prompt

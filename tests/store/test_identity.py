@@ -91,9 +91,10 @@ def test_a_relative_folder_is_another_one_elsewhere(
 
     data = DataConfig(path=str(write_jsonl(tmp_path / "rows.jsonl", make_rows(5))))
     adapter = produce(Identity(stage="train"), lambda folder: {})
+    prompts = produce(Identity(stage="format"), lambda folder: {})
 
     def keys(base: str, registry: str) -> tuple[str, str]:
-        versions = publish(adapter, adapter, MODEL, PublishingConfig(registry=registry))
+        versions = publish(adapter, adapter, prompts, MODEL, PublishingConfig(registry=registry))
         return download(data, ModelConfig(base=base)).key, versions.key
 
     found = []
