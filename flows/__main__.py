@@ -12,6 +12,7 @@ from typing import Any
 from tasks.config import GROUPS
 from tasks.errors import UserError
 from tasks.failures import full_disk, passes_by_itself
+from tasks.text import visible, visible_lines
 
 REFRESHABLE = ("download", "format", "tokenize", "train", "evaluate")  # a published version is never changed
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not (passes_by_itself(error) or isinstance(error, ConnectionError)):
             raise
-        print(f"The network does not answer, nothing ran: {error}", file=sys.stderr)
+        print(f"The network does not answer, nothing ran: {visible(error)}", file=sys.stderr)
         return 1
 
 
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         return 128 + signal.SIGINT
     except Exception as error:  # Prefect has logged the stack; here is what to read first
         said = full_disk(error) or f"{error}\nFinished stages are kept: the same command goes on from there."
-        print(f"\nThe run failed: {said}", file=sys.stderr)
+        print(f"\nThe run failed: {visible_lines(said)}", file=sys.stderr)
         return 1
     if options.summary:
         options.summary.write_text(json.dumps(summary, indent=2) + "\n")
@@ -105,7 +106,7 @@ def clean(options: argparse.Namespace) -> int:
     if not store_root().is_dir():
         raise UserError(f"There is no store {store_root()}, so nothing was removed; --store takes its folder.")
     removed, freed = clean(options.keep_last)
-    print(*removed, f"{len(removed)} results removed, {freed / 2**20:,.1f} MiB freed", sep="\n")
+    print(*map(visible, removed), f"{len(removed)} results removed, {freed / 2**20:,.1f} MiB freed", sep="\n")
     return 0
 
 

@@ -43,7 +43,7 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Group]:
         except ValidationError as error:
             mistakes += [_sentence(name, model, e) for e in error.errors()]
     if mistakes:
-        raise UserError("\n".join(mistakes))
+        raise UserError(*mistakes)
     return groups
 
 

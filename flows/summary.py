@@ -6,6 +6,7 @@ from typing import Any
 from flows.changes import sentence
 from tasks.store.artifact import ArtifactRef, store_root, written_here
 from tasks.store.manifest import Manifest, read_manifest
+from tasks.text import code
 
 TRAINING = (
     *("steps", "loss_first", "loss_last", "tokens_per_second"),
@@ -76,8 +77,8 @@ def markdown(summary: dict[str, Any]) -> str:
         trained(summary["training"]),
         "",
         *([sentence(summary["changes"]), ""] if summary["changes"] else []),
-        f"Adapter: `{published['path']}`  ",
-        f"Report: `{summary['report']}`",
+        f"Adapter: {code(published['path'])}  ",
+        f"Report: {code(summary['report'])}",
     ]
     return "\n".join(lines)
 

@@ -4,9 +4,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows.changes import sentence
 from flows.plan import Planned
+from tasks.text import visible
 
 
 def show(summary: dict[str, Any], console: Console | None = None) -> None:
@@ -25,12 +27,13 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
         scores.add_row(name, f"{s['base']:.3f}", f"{s['tuned']:.3f}", f"{s['difference']:+.3f}", interval)
     console.print(stages, scores)
     if summary["changes"]:
-        console.print(sentence(summary["changes"]), soft_wrap=True, highlight=False)
+        console.print(Text(sentence(summary["changes"])), soft_wrap=True)
     published = summary["published"]
-    console.print(f"report   {summary['report']}", soft_wrap=True, highlight=False)
-    console.print(
-        f"adapter  {published['path']}  ({published['name']} {published['version']})", soft_wrap=True, highlight=False
-    )
+    for line in (
+        f"report   {summary['report']}",
+        f"adapter  {published['path']}  ({published['name']} {published['version']})",
+    ):
+        console.print(Text(visible(line)), soft_wrap=True)
 
 
 def show_planned(stages: list[Planned], console: Console | None = None) -> None:
@@ -55,4 +58,4 @@ def show_planned(stages: list[Planned], console: Console | None = None) -> None:
     console.print(table)
     for planned in stages:
         if planned.why:
-            console.print(f"{planned.stage} will run: {planned.why}", soft_wrap=True, highlight=False, markup=False)
+            console.print(Text(visible(f"{planned.stage} will run: {planned.why}")), soft_wrap=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.text import visible
 
 GRACE_SECONDS = 12.0
 USER_ERROR_EXIT = 3
@@ -106,7 +107,7 @@ class Child:
         if code == 0:
             return
         if code == USER_ERROR_EXIT:
-            raise UserError(os.pread(self.sentence, 1 << 20, 0).decode())
+            raise UserError(*os.pread(self.sentence, 1 << 20, 0).decode().split("\n"))
         self.said.join(timeout=5)  # its last lines
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         passing = code < 0 or code in (STOPPED_EXIT, PASSING_EXIT)
@@ -137,7 +138,7 @@ class _Said(threading.Thread):
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.latest = time.monotonic()
-            if line := line.rstrip():
+            if line := visible(line.rstrip()):
                 self.lines[:] = [*self.lines[-200:], line]
                 self.log(line)
 

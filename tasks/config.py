@@ -6,7 +6,9 @@ run is triggered; rules across fields are validators and are refused when the co
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+
+from tasks.text import SECRET
 
 ARTICLE_PROMPT = """
 Below is an instruction that describes a task. Write a response that appropriately completes the request.
@@ -22,22 +24,52 @@ Below is an instruction that describes a task. Write a response that appropriate
 class Group(BaseModel):
     """A group of fields. Unknown names and values of another type are refused; values cannot change afterwards."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, hide_input_in_errors=True)
+
+
+def _without_credentials(value: str) -> str:
+    if SECRET.search(value):
+        raise ValueError(
+            "it holds credentials, which the run would keep and show: leave them out, and put them into the "
+            "environment of the process that runs the flow (docs/data.md, Credentials)"
+        )
+    return value
+
+
+def _no_url(value: str) -> str:
+    if "://" in _without_credentials(value):
+        raise ValueError("it is a URL, and this field takes a name or a folder")
+    return value
+
+
+# The patterns are for the Prefect API, which refuses what a schema refuses before it keeps anything.
+Where = Annotated[
+    str,
+    AfterValidator(_without_credentials),
+    WithJsonSchema({"type": "string", "not": {"pattern": SECRET.pattern}}),
+]
+Name = Annotated[
+    str,
+    AfterValidator(_no_url),
+    WithJsonSchema({"type": "string", "not": {"pattern": rf"{SECRET.pattern}|://"}}),
+]
 
 
 class DataConfig(Group):
     """Where the rows come from and which of them are held out."""
 
-    path: str = Field(
+    path: Where = Field(
         "",
         description="Rows to train on: a .jsonl, .json, .csv (each also .gz or .zst), .parquet or .arrow file, a "
         "folder of them, or a glob pattern; also behind a URL (https://, s3://, gs://). A relative path starts at the "
         "working directory.",
     )
-    test_path: str = Field("", description="Held-out rows in a file, folder or glob of their own. Empty: split `path`.")
-    hub_id: str = Field("", description="A data set on the Hugging Face Hub (owner/name) instead of files.")
-    hub_subset: str = Field("", description="Configuration (subset) of the Hub data set. Empty: its default.")
-    hub_revision: str = Field(
+    test_path: Where = Field(
+        "", description="Held-out rows in a file, folder or glob of their own. Empty: split `path`."
+    )
+    hub_id: Name = Field("", description="A data set on the Hugging Face Hub (owner/name) instead of files.")
+    hub_subset: Name = Field("", description="Configuration (subset) of the Hub data set. Empty: its default.")
+    hub_revision: Name = Field(
         "", description="Branch, tag or commit of the Hub data set; pinned to a commit at the run."
     )
     train_split: str = Field("train", description="Name of the training split in the source.", min_length=1)
@@ -79,13 +111,13 @@ class DataConfig(Group):
 class ModelConfig(Group):
     """The base model; it is only read, never changed."""
 
-    base: str = Field(
+    base: Name = Field(
         "smollm2-135m-instruct",
         description="A model id on the Hub (owner/name, safetensors only), a local folder, or the bundled example "
         "model smollm2-135m-instruct.",
         min_length=1,
     )
-    revision: str = Field("", description="Branch, tag or commit of a Hub model; pinned to a commit at the run.")
+    revision: Name = Field("", description="Branch, tag or commit of a Hub model; pinned to a commit at the run.")
 
 
 class FormattingConfig(Group):
@@ -304,7 +336,7 @@ class PublishingConfig(Group):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
         "adapter", description="Name of the adapter in the registry: lower-case letters, digits, . _ -"
     )
-    registry: str = Field("", description="Folder of numbered versions. Empty: `registry` inside the store.")
+    registry: Name = Field("", description="Folder of numbered versions. Empty: `registry` inside the store.")
     hub_repo: str = Field(
         "",
         description="Hub repository (owner/name) to upload the version to. Empty: none.",

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from tasks.errors import UserError
+from tasks.text import hide_secrets
 
 REFUSALS = {
     401: "is unknown to the Hub, or private: check the name, or set HF_TOKEN",
@@ -23,4 +24,5 @@ def refusals(field: str, name: str) -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in REFUSALS:
             raise UserError(f"{field}: {name} {REFUSALS[status]}.") from error
+        hide_secrets(error)
         raise

@@ -13,6 +13,7 @@ from tasks.config import DataConfig
 from tasks.errors import UserError
 from tasks.failures import PASSING_STATUS, causes, http_status, is_network_error
 from tasks.store.checked import content_digest
+from tasks.text import hide_secrets, public_url, visible
 
 TEXT = (".jsonl", ".json", ".csv")
 ENDINGS = (*TEXT, ".parquet", ".arrow", *(kind + packed for kind in TEXT for packed in (".gz", ".zst")))
@@ -43,7 +44,7 @@ class Place:
     @property
     def shown(self) -> str:
         """For messages: a URL without what may be a secret."""
-        return _public(self.where)
+        return public_url(self.where)
 
     @property
     def name(self) -> str:
@@ -122,13 +123,13 @@ def find_files(pattern: str, field: str) -> list[Place]:
             alone, found = _find_remote(pattern)
     else:
         alone, found = _find_local(Path(pattern).expanduser())
-    files = found if alone else [where for where in found if _public(where).lower().endswith(ENDINGS)]
+    files = found if alone else [where for where in found if public_url(where).lower().endswith(ENDINGS)]
     if not files:
         what = "holds no" if found else "does not exist or is empty; it takes a"
-        where = _public(pattern) if "://" in pattern else Path(pattern).expanduser().absolute()
+        where = public_url(pattern) if "://" in pattern else Path(pattern).expanduser().absolute()
         raise UserError(f"{field}: {where} {what} {', '.join(ENDINGS)} file.")
-    if not alone and any(Path(_public(where)).name == "dataset_info.json" for where in files):
-        folder = _public(pattern).rstrip("/")
+    if not alone and any(Path(public_url(where)).name == "dataset_info.json" for where in files):
+        folder = public_url(pattern).rstrip("/")
         raise UserError(f"{field}: {folder} is of datasets.save_to_disk; name its rows alone: {folder}/**/*.arrow.")
     return [Place(where, field) for where in files]
 
@@ -186,11 +187,12 @@ def trouble(where: str, field: str) -> Iterator[None]:
     except Exception as error:
         if said := _said(error, where, field):
             raise said from error
+        hide_secrets(error)
         raise
 
 
 def _said(error: BaseException, where: str, field: str) -> Exception | None:
-    protocol, public = where.partition("://")[0], _public(where)
+    protocol, public = where.partition("://")[0], public_url(where)
     chain = list(causes(error))
     status = next(filter(None, map(http_status, chain)), 0)
     if isinstance(error, ImportError):
@@ -206,17 +208,8 @@ def _said(error: BaseException, where: str, field: str) -> Exception | None:
         return UserError(f"{field}: the server refuses {public} with HTTP {status}.")
     # fsspec says "not found" of any failure, but names the network's own error as its cause
     if status in PASSING_STATUS or any(is_network_error(e) or isinstance(e, TimeoutError) for e in chain):
-        return ConnectionError(f"{field}: {public} cannot be read: {chain[-1] or type(chain[-1]).__name__}")
-    if isinstance(error, FileNotFoundError):
+        why = chain[-1] or type(chain[-1]).__name__
+        return ConnectionError(visible(f"{field}: {public} cannot be read: {why}"))
+    if isinstance(error, FileNotFoundError) or status == 404:
         return UserError(f"{field}: {public} does not exist.")
     return None
-
-
-def _public(where: str) -> str:
-    """A URL without the query, which may hold a signature, and without a password."""
-    if "://" not in where:
-        return where
-    protocol, _, rest = where.partition("://")
-    rest = rest if protocol == "memory" else rest.partition("?")[0].partition("#")[0]
-    host, slash, path = rest.partition("/")
-    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from tasks.config import DataConfig
 from tasks.download.blocks import Block
 from tasks.download.formats import read_file
+from tasks.download.hub import refusals
 from tasks.download.places import ENDINGS, Place, places
 from tasks.errors import UserError
 
@@ -81,7 +82,8 @@ def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Bl
     import datasets
 
     formats["Hub data set"] += 1
-    rows = datasets.load_dataset(data.hub_id, data.hub_subset or None, split=split, revision=data.hub_revision)
+    with refusals("data.hub_id", data.hub_id):
+        rows = datasets.load_dataset(data.hub_id, data.hub_subset or None, split=split, revision=data.hub_revision)
     for batch in rows.iter(1024):
         yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
@@ -90,7 +92,8 @@ def hub_splits(data: DataConfig) -> list[str]:
     import datasets
 
     try:
-        return datasets.get_dataset_split_names(data.hub_id, data.hub_subset or None, revision=data.hub_revision)
+        with refusals("data.hub_id", data.hub_id):
+            return datasets.get_dataset_split_names(data.hub_id, data.hub_subset or None, revision=data.hub_revision)
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise

@@ -7,6 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.text import visible
+
 LEDGER = "ledger.parquet"
 LEDGER_SCHEMA = pa.schema(
     [
@@ -43,7 +45,8 @@ class Ledger:
     def lost(self, id: str, split: str, reason: str, detail: str) -> None:
         self._add(id, split, "lost", reason, detail)
         if len(self.first_lost) < 5:
-            self.first_lost.append(f"{f'row {_text(id)}: ' if id else ''}{reason} ({_text(detail)})")
+            name = f"row {visible(id, LONGEST)}: " if id else ""
+            self.first_lost.append(f"{name}{reason} ({visible(detail, LONGEST)})")
 
     def changed(self, id: str, split: str, reason: str, detail: str) -> None:
         self._add(id, split, "changed", reason, detail)

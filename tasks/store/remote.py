@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from tasks.errors import UserError
 from tasks.store.identity import file_digest
 from tasks.store.manifest import LARGEST, Manifest
+from tasks.text import hide_secrets, public_url, visible
 
 
 class DamagedBlob(RuntimeError):
@@ -34,7 +35,7 @@ class Remote:
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
-        self.url = url
+        self.url = public_url(url)
         with self._reaching():
             self.fs, root = url_to_fs(url)
             self.root = PurePosixPath(root)
@@ -115,8 +116,9 @@ class Remote:
             yield
         except (ImportError, ValueError, PermissionError, FileNotFoundError) as error:
             raise UserError(f"QLORA_FLOW_REMOTE={self.url} cannot be used: {error}.") from error
-        except OSError:
+        except OSError as error:
+            hide_secrets(error)
             raise  # of a disk, or of a network that says what is wrong
         except Exception as error:  # every client has errors of its own
-            message = f"QLORA_FLOW_REMOTE={self.url} does not answer: {error}"
+            message = visible(f"QLORA_FLOW_REMOTE={self.url} does not answer: {error}")
             raise ConnectionError(errno.EHOSTUNREACH, message) from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.excerpt import Part, shortened
+from tasks.text import code, fenced, visible
 from tasks.tokenization.files import PREVIEW
 
 Decode = Callable[[list[int]], str]
@@ -64,16 +65,17 @@ def lines(folder: Path) -> Iterator[str]:
     for row in read_preview(folder):
         if row["label"] in ("first", "shortest"):  # the first row may be the shortest one
             shown = "".join(_beside(kind, text) for kind, text in row["parts"])
-            yield f"row {row['id']} as it is learnt («»): {shown}"
+            yield f"row {visible(row['id'])} as it is learnt («»): {shown}"
             return
 
 
 def markdown(folder: Path) -> Iterator[str]:
     """The rows for the Prefect UI."""
     for row in read_preview(folder):
-        yield f"### {row['label'].capitalize()}: row {row['id']}, {row['tokens']:,} tokens, {row['learnt']:,} learnt\n"
+        name, tokens, learnt = code(row["id"]), f"{row['tokens']:,} tokens", f"{row['learnt']:,} learnt"
+        yield f"### {row['label'].capitalize()}: row {name}, {tokens}, {learnt}\n"
         for kind, text in row["parts"]:
-            yield f"*{text}*\n" if kind == "gap" else f"{NAMES[kind]}\n\n{_fenced(text)}\n"
+            yield f"*{text}*\n" if kind == "gap" else f"{NAMES[kind]}\n\n{fenced(text)}\n"
 
 
 NAMES = {"masked": "read, not learnt:", "learnt": "**learnt:**"}
@@ -81,18 +83,10 @@ NAMES = {"masked": "read, not learnt:", "learnt": "**learnt:**"}
 
 def _beside(kind: str, text: str) -> str:
     """A part on one line: of what is masked its end, of what is learnt its beginning."""
-    plain = text.replace("\n", "⏎")
+    plain = visible(text.replace("\n", "⏎"), len(text))
     if kind == "learnt":
         return f"«{plain[:BESIDE]}{'…' if len(plain) > BESIDE else ''}»"
     return "…" if kind == "gap" else f"{'…' if len(plain) > BESIDE else ''}{plain[-BESIDE:]}"
-
-
-def _fenced(text: str) -> str:
-    """A code block that no text can end."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}text\n{text}\n{fence}"
 
 
 def _learnt(row: Mapping[str, Any]) -> list[bool]:

@@ -118,7 +118,7 @@ def test_rows_are_read_through_the_web(tmp_path: Path, web: str, kind: str) -> N
             {"jsonl": lines(rows), "jsonl.gz": gzip.compress(lines(rows)), "json": json.dumps(rows).encode()}[kind]
         )
     Shelf.files[f"/data/rows.{kind}"] = sink.getvalue().to_pybytes()
-    found, info = read(tmp_path, path=f"{web}/data/rows.{kind}?signature=secret")
+    found, info = read(tmp_path, path=f"{web}/data/rows.{kind}?download=secret")
     assert [{name: row[name] for name in rows[0]} for row in found] == rows
     assert info["rows"] == 30 and sum(info["formats"].values()) == 1
 
@@ -135,7 +135,7 @@ def test_a_large_file_comes_in_pieces(tmp_path: Path, web: str) -> None:
 def test_a_changed_file_behind_the_same_url_is_noticed(web: str) -> None:
     Shelf.files["/rows.jsonl"] = lines(make_rows(20))
     first = key(path=f"{web}/rows.jsonl")
-    assert key(path=f"{web}/rows.jsonl?token=2") == first
+    assert key(path=f"{web}/rows.jsonl?download=2") == first
     Shelf.files["/rows.jsonl"] = lines(make_rows(19) + make_rows(21)[20:])  # as long as before
     assert key(path=f"{web}/rows.jsonl") != first
 
@@ -219,7 +219,7 @@ def test_what_cannot_be_read_is_one_sentence(memory: Any, path: str, message: st
 def test_a_server_that_refuses_is_one_sentence(web: str, status: int, message: str) -> None:
     Shelf.status = status
     with pytest.raises(UserError, match=f"data.path: .*{message}") as caught:
-        pin(DataConfig(path=f"{web}/rows.jsonl?signature=secret"), MODEL)
+        pin(DataConfig(path=f"{web}/rows.jsonl?download=secret"), MODEL)
     assert "secret" not in str(caught.value)
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from tasks.config import PublishingConfig
+from tasks.config import FormattingConfig, PublishingConfig, TrainingConfig
 from tasks.publishing import task as publishing
 from tasks.store.artifact import ArtifactRef, DamagedArtifact, produce
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
 SCORE = {"metric": "rougeL", "rows": 60, "base": 0.1, "tuned": 0.3, "difference": 0.2, "low": 0.15, "high": 0.25}
+TRAINING = Identity(stage="train", config=TrainingConfig(quantization="none").model_dump(), inputs={"tokens": "0" * 64})
 
 
 def trained(folder: Path) -> dict[str, Any]:
@@ -23,15 +24,18 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def inputs(store: Path, tiny_model: Path) -> tuple[ArtifactRef, ArtifactRef, BaseModelRef]:
-    training = {"quantization": "none"}
-    adapter = produce(Identity(stage="train", config=training, inputs={"tokens": "0" * 64}), trained)
-    evaluation = {"rows": 60, "confidence": 0.95, "scores": [SCORE]}
-    scores = produce(Identity(stage="evaluate", config={"max_new_tokens": 4}), lambda folder: evaluation)
-    return adapter, scores, BaseModelRef.of(tiny_model, "owner/base", "")
+def inputs(store: Path, tiny_model: Path) -> tuple[Any, ...]:
+    adapter = produce(TRAINING, trained)
+    evaluation = {"rows": 60, "confidence": 0.95, "scores": [SCORE], "stop": [1]}
+    asked = Identity(stage="evaluate", config={"max_new_tokens": 4}, libraries=publishing.LIBRARIES)
+    scores = produce(asked, lambda folder: evaluation)
+    tokens = produce(Identity(stage="tokenize"), lambda folder: {"prefix": [0], "limit": 512, "changed": 0})
+    formatting = FormattingConfig().model_dump()
+    prompts = produce(Identity(stage="format", config=formatting), lambda folder: {"ending": "\n\n### End"})
+    return adapter, scores, tokens, prompts, BaseModelRef.of(tiny_model, "owner/base", "")
 
 
-def publish(inputs: tuple[ArtifactRef, ArtifactRef, BaseModelRef]) -> ArtifactRef:
+def publish(inputs: tuple[Any, ...]) -> ArtifactRef:
     from prefect.logging import disable_run_logger
 
     with disable_run_logger():
@@ -77,5 +81,5 @@ def test_an_adapter_that_changed_after_training_is_never_published(
     monkeypatch.undo()
     monkeypatch.setenv("QLORA_FLOW_STORE", str(store))
     shutil.rmtree(adapter.path)
-    again = produce(Identity(stage="train", config={"quantization": "none"}, inputs={"tokens": "0" * 64}), trained)
+    again = produce(TRAINING, trained)
     assert (publish((again, *inputs[1:])).path / "adapter_model.safetensors").read_text() == "weights"
