@@ -9,10 +9,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+SECRET = "what the server, its worker and every command know"
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
@@ -30,6 +32,8 @@ class Served:
             "PWD": str(ROOT),
             "PREFECT_HOME": str(folder / "home"),
             "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_API_AUTH_STRING": SECRET,
+            "PREFECT_SERVER_API_AUTH_STRING": SECRET,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         }
@@ -62,7 +66,7 @@ class Served:
         request = urllib.request.Request(
             f"{self.url}/api{path}",
             data,
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", "Authorization": f"Basic {b64encode(SECRET.encode()).decode()}"},
             method="GET" if body is None else "POST",
         )
         for _ in range(10):

@@ -3,12 +3,14 @@
 import json
 import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.served import ROOT, Served, wait_for
+from tests.e2e.served import ROOT, SECRET, Served, wait_for
 
 
 def test_the_schedule_plans_runs(deployed: Served) -> None:
@@ -69,13 +71,20 @@ def test_a_mistake_in_the_data_is_one_sentence_in_the_ui(deployed: Served, param
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium, as .ci/run installs it")
 def test_the_form_shows_every_group(deployed: Served, tmp_path: Path) -> None:
     deployment = deployed.api("/deployments/name/retrain/on-demand")
+    login = tmp_path / "login"  # an extension of the browser that has typed the secret into the UI's first page
+    login.mkdir()
+    script = {"matches": ["http://127.0.0.1/*"], "js": ["login.js"], "run_at": "document_start"}
+    manifest = {"manifest_version": 3, "name": "login", "version": "1", "content_scripts": [script]}
+    (login / "manifest.json").write_text(json.dumps(manifest))
+    (login / "login.js").write_text(f"localStorage.setItem('prefect-password', btoa({SECRET!r}))")
     page = subprocess.run(
         [
             "chromium",
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
-            f"--user-data-dir={tmp_path}",
+            f"--user-data-dir={tmp_path / 'browser'}",
+            f"--load-extension={login}",
             "--virtual-time-budget=20000",
             "--dump-dom",
             f"{deployed.url}/deployments/deployment/{deployment['id']}/run",
@@ -86,3 +95,8 @@ def test_the_form_shows_every_group(deployed: Served, tmp_path: Path) -> None:
     ).stdout
     for text in ("Quantization, LoRA and optimization", "Peak learning rate", "How a row becomes a prompt"):
         assert text in page
+
+
+def test_the_server_refuses_who_does_not_know_the_secret(deployed: Served) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{deployed.url}/api/deployments/name/retrain/on-demand", timeout=60)
