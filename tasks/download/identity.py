@@ -46,13 +46,15 @@ def pin(data: DataConfig, model: ModelConfig) -> tuple[DataConfig, ModelConfig]:
 
 
 def _commit(kind: str, name: str, revision: str) -> str:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    hub, offline = HfApi(), constants.is_offline_mode()
     with refusals({"dataset": "data.hub_id", "model": "model.base"}[kind], name):
-        info = HfApi().repo_info(name, repo_type=kind, revision=revision or None)
-    if not info.sha:
-        raise UserError(f"The Hub gives no commit for the {kind} {name}.")
-    return info.sha
+        if not offline:  # or else what follows takes the last known commit when the Hub does not answer
+            hub.repo_info(name, repo_type=kind, revision=revision or None)
+        # notes the commit in the cache for offline runs
+        asked = hub.resolve_revision(name, repo_type=kind, revision=revision or None, local_files_only=offline)
+    return asked.resolved
 
 
 def rows_identity(data: DataConfig) -> Identity:

@@ -1,5 +1,6 @@
 """The source as parts, each for one side or for both: files wherever they lie, or a data set on the Hub."""
 
+import contextlib
 import functools
 import re
 from collections import Counter
@@ -83,9 +84,22 @@ def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Bl
 
     formats["Hub data set"] += 1
     with refusals("data.hub_id", data.hub_id):
-        rows = datasets.load_dataset(data.hub_id, data.hub_subset or None, split=split, revision=data.hub_revision)
+        where, commit = _at_the_commit(data)
+        rows = datasets.load_dataset(where, data.hub_subset or None, split=split, revision=commit)
     for batch in rows.iter(1024):
         yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def _at_the_commit(data: DataConfig) -> tuple[str, str | None]:
+    """Where `datasets` finds it; offline in the Hub's cache, where it would look for a prepared copy of any commit."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if constants.is_offline_mode():
+        with contextlib.suppress(LocalEntryNotFoundError):
+            commit = data.hub_revision
+            return snapshot_download(data.hub_id, repo_type="dataset", revision=commit, local_files_only=True), None
+    return data.hub_id, data.hub_revision
 
 
 def hub_splits(data: DataConfig) -> list[str]:
@@ -93,7 +107,8 @@ def hub_splits(data: DataConfig) -> list[str]:
 
     try:
         with refusals("data.hub_id", data.hub_id):
-            return datasets.get_dataset_split_names(data.hub_id, data.hub_subset or None, revision=data.hub_revision)
+            where, commit = _at_the_commit(data)
+            return datasets.get_dataset_split_names(where, data.hub_subset or None, revision=commit)
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise

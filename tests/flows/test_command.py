@@ -167,8 +167,21 @@ def test_a_broken_model_configuration_is_named(tmp_path: Path, capsys: pytest.Ca
     assert "config.json is not JSON" in capsys.readouterr().err
 
 
-def test_a_hub_out_of_reach_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hub_out_of_reach_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx
+    import huggingface_hub
+
+    def refuse(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("Connection refused")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", refuse)
     file = tmp_path / "config.yaml"
     file.write_text("data: {path: examples/dialogues.jsonl}\nmodel: {base: owner/name}")
-    assert main(["plan", str(file)]) == 1  # the tests forbid the network
-    assert capsys.readouterr().err.startswith("The network does not answer, nothing ran: ")
+    assert main(["plan", str(file)]) == 2  # the tests forbid the network
+    assert "model.base: owner/name at this revision is not in the Hub's cache" in capsys.readouterr().err
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert main(["plan", str(file)]) == 1
+    sentence = "The network does not answer, nothing ran: model.base: owner/name cannot be asked for at https://"
+    assert capsys.readouterr().err.startswith(sentence)

@@ -38,8 +38,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     commits = {"dataset": "d" * 40, "model": "e" * 40}
 
-    def repo_info(self: Any, name: str, *, repo_type: str, revision: str | None) -> Any:
-        return huggingface_hub.DatasetInfo(id=name, sha=commits[repo_type])
+    def repo_info(self: Any, repo_id: str, *, repo_type: str, revision: str | None, token: None = None) -> Any:
+        return huggingface_hub.DatasetInfo(id=repo_id, sha=commits[repo_type])
 
     def load_dataset(name: str, subset: str | None, *, split: str, revision: str, **_: Any) -> Any:
         asked[split] = (name, subset, revision)
@@ -50,6 +50,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> dict[str, Any]:
         assert not any("bin" in pattern or "pt" in pattern for pattern in allow_patterns)
         return str(tiny_model)
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
