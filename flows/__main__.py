@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         _check_store()
+        if options.call is not clean:
+            _without_home()
         return options.call(options)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -51,10 +53,10 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--summary: {options.summary} is a folder; it takes the name of a file.")
     if options.summary and not options.summary.absolute().parent.is_dir():
         raise UserError(f"--summary: the folder {options.summary.absolute().parent} does not exist.")
-    _local_settings()
     from flows.checks import check
 
     check(groups)
+    _local_settings()
     if options.verify:
         os.environ["QLORA_FLOW_VERIFY"] = options.verify
     from flows.retrain import retrain
@@ -146,6 +148,12 @@ def _local_settings() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "ERROR")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
+def _without_home() -> None:
+    """Where there is no home to write to, what libraries keep there is kept in the store."""
+    from tasks.store.root import store_root
+
     for name, usual in (("PREFECT_HOME", "~/.prefect"), ("HF_HOME", "~/.cache/huggingface")):
         if name not in os.environ and not _can_write(Path(usual)):
             instead = store_root() / name.lower()
@@ -159,7 +167,7 @@ def _can_write(folder: Path) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # RuntimeError: nobody knows where this user's home is
         return False
-    return os.access(folder, os.W_OK) or any(folder.iterdir())  # models that somebody has put there stay in reach
+    return os.access(folder, os.W_OK) or (folder / "hub").is_dir()  # models that somebody put there stay in reach
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -164,7 +164,7 @@ def test_a_broken_model_configuration_is_named(tmp_path: Path, capsys: pytest.Ca
     file = tmp_path / "config.yaml"
     file.write_text(f"data: {{path: examples/dialogues.jsonl}}\nmodel: {{base: {tmp_path}}}")
     assert main(["plan", str(file)]) == 2
-    assert "config.json is not JSON" in capsys.readouterr().err
+    assert "config.json is no JSON object" in capsys.readouterr().err
 
 
 def test_a_hub_out_of_reach_is_one_sentence(
