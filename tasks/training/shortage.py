@@ -1,5 +1,7 @@
 """Out of memory: the same rows with fewer tokens at once, right away or, with sharded weights, in the next attempt."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from tasks.errors import UserError
@@ -44,6 +46,14 @@ def leave(folder: Path, tokens: int, where: str) -> None:
     )
 
 
-def left(folder: Path) -> int:
-    """Tokens at once that an earlier attempt recommends; 0: none does."""
-    return int((folder / _FILE).read_text()) if (folder / _FILE).exists() else 0
+def left(folder: Path, say: Callable[[str], None]) -> int:
+    """Tokens at once that an earlier attempt recommends; 0: none does. What is damaged is ignored, and `say` told."""
+    file = folder / _FILE
+    if not file.exists():
+        return 0
+    text = file.read_bytes()
+    if re.fullmatch(rb"[1-9][0-9]{0,6}", text):
+        return int(text)
+    say(f"{file} is ignored: it takes a whole number of tokens, from 1 to 9,999,999")
+    file.unlink()
+    return 0

@@ -258,7 +258,11 @@ class PackedTrainer(SFTTrainer):
             Interrupted: `request_stop` was called; a checkpoint of the last finished step was written.
             TrainingFailed: a step's loss or gradient was not a number, or its gradient zero.
         """
-        resume = checkpoints.last_valid(self.folder)
+        if self.peers.rank:
+            self.peers.most(0)  # waits for the first one, which removes damaged ones and says so
+        resume, advice = checkpoints.last_valid(self.folder, self._say), left(self.folder, self._say)
+        if not self.peers.rank:
+            self.peers.most(0)
         # the last one that all see: a shared file system may show a node an older state
         step = self.peers.least(int(resume.name.rpartition("-")[2]) if resume else 0)
         resume = self.folder / f"checkpoint-{step}" if step else None
@@ -268,7 +272,7 @@ class PackedTrainer(SFTTrainer):
                 self.validation.restore(resume, self.step_log.rows)
             self._say(f"resuming from the checkpoint of step {step}")
         # the same in all: or else those that see the file would not take part in measuring
-        self.micro_batch_tokens = self.peers.most(left(self.folder)) or self.micro_batch_tokens
+        self.micro_batch_tokens = self.peers.most(advice) or self.micro_batch_tokens
         if not self.micro_batch_tokens:
             assert isinstance(self.train_dataset, Dataset)
             self.micro_batch_tokens = self.way.fitting_tokens(self.adapted, self.train_dataset, self.peers, self._say)

@@ -75,6 +75,29 @@ def job(bases: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., d
     return lambda name, *arguments, **settings: make_job(bases("llama"), folder / name, *arguments, **settings)
 
 
+@pytest.fixture
+def build(bases: Any, tmp_path: Path) -> Callable[..., Any]:
+    """`build("name", batch_size=4)`: a trainer on 22 rows whose checkpoints live in a folder of that name."""
+
+    from tasks.config import TrainingConfig
+    from tasks.training import base
+    from tasks.training.data import read_rows
+    from tasks.training.trainer import PackedTrainer
+
+    def make(name: str = "run", architecture: str = "llama", **settings: Any) -> PackedTrainer:
+        tokens = write_tokens(tmp_path / "tokens.parquet", make_rows(22))
+        config = TrainingConfig(**{"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "epochs": 2.0, **settings})
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        said: list[str] = []
+        model = base.load(bases(architecture), config, torch.device("cpu"))
+        trainer = PackedTrainer(model, read_rows(tokens), config, folder, said.append)
+        trainer.said = said
+        return trainer
+
+    return make
+
+
 def make_rows(count: int, seed: int = 0, longest: int = 24) -> list[dict[str, Any]]:
     """Rows of different lengths whose second half is learnt."""
     generator = torch.Generator().manual_seed(seed)
