@@ -12,11 +12,9 @@ import socket
 import sys
 import time
 
-from tasks.child import STOPPED_EXIT
 from tasks.errors import UserError
-from tasks.quiet import silence
 from tasks.training.launch import start
-from tasks.training.nodes import Nodes, gpus, nodes
+from tasks.training.nodes import Nodes, NodesApart, gpus, nodes
 
 
 def join(where: Nodes) -> None:
@@ -27,39 +25,32 @@ def join(where: Nodes) -> None:
     """
     if where.number == 0:
         raise UserError("QLORA_FLOW_NODE is 0 or not set: the first node runs the flow, the others join with 1, 2, ...")
-    silence()
-    from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    host, _, port = where.endpoint.rpartition(":")
     while True:
         print(f"waiting for a training at {where.endpoint}")
-        _until(True, host.strip("[]"), int(port))
+        _until(True, where)
         try:
-            start(None, gpus() or 1, where)
-            print("the training is finished")
-        except SignalException:
-            sys.exit(STOPPED_EXIT)
-        except (ChildFailedError, DistError) as error:
-            print(f"this attempt at training is over ({type(error).__name__})")
-        _until(False, host.strip("[]"), int(port))  # or else the next attempt would be taken for this one
+            over = "this attempt at training is over" if start(None, gpus() or 1, where) else "the training is finished"
+        except (UserError, NodesApart) as error:
+            over = f"this attempt at training is over: {error}"
+        print(over)
+        _until(False, where)  # or else the next attempt would be taken for this one
 
 
-def _until(listening: bool, host: str, port: int) -> None:
+def _until(listening: bool, where: Nodes) -> None:
     """Wait for the first node's launcher to be there, or to be gone. In Python, so that signals end it."""
     there = not listening
     while there != listening:
         time.sleep(0.5)
         try:
-            socket.create_connection((host, port), timeout=5).close()
+            socket.create_connection((where.host, where.port), timeout=5).close()
             there = True
         except OSError:
             there = False
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONUNBUFFERED"] = "1"
+    os.environ["PYTHONUNBUFFERED"] = "1"  # of its processes
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         join(nodes())
     except UserError as mistake:

@@ -1,26 +1,29 @@
-"""The training child for several processes: torch's elastic launcher starts the worker in each.
+"""The training child for several processes: it starts the worker in each, and ends all when one ends badly.
 
-Data parallel: every process trains its share of each step's rows. Ended as one: when a process dies the launcher ends
-the others, and the next attempt goes on from the last checkpoint. On several nodes each has a launcher: the first one
-is the flow's child and hands its job to the others (`join.py`).
+Data parallel: every process trains its share of each step's rows. The next attempt after a failure goes on from the
+last checkpoint. On one machine the processes meet through a file of this user, and connect over loopback alone. On
+several nodes each has such a launcher: the first one is the flow's child, the others are `join.py`.
 """
 
-import logging
+import multiprocessing
 import os
-import socket
+import signal
 import sys
 import tempfile
+import time
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from tasks.child import PASSING_EXIT, STOPPED_EXIT, USER_ERROR_EXIT, follow_parent, main
 from tasks.errors import UserError
 from tasks.quiet import silence
-from tasks.training.identity import version
-from tasks.training.nodes import Nodes, nodes
+from tasks.training.nodes import Nodes, NodesApart, meet, nodes
 
 _MISTAKE = "mistake"  # a file among the checkpoints
-_JOIN_SECONDS = 600  # that nodes wait for each other
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
+_GRACE_SECONDS = 30.0  # to save a checkpoint
+_LAST_WORDS_SECONDS = 3.0  # in which the process that is gone tells its launcher why, which then ends the others
 
 
 def launch(job: dict[str, Any]) -> None:
@@ -29,107 +32,124 @@ def launch(job: dict[str, Any]) -> None:
     Raises:
         UserError: configuration, data or nodes cannot be trained with.
     """
-    silence()
-    from torch.distributed import DistError
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     where, mistake = nodes(), Path(job["checkpoints"], _MISTAKE)
+    mistake.unlink(missing_ok=True)
     if where.count > 1:
         print(f"waiting for {where.count - 1} more nodes at {where.endpoint}")
     try:
-        start(job | {"version": version()}, job["processes"], where)
-    except SignalException:
-        sys.exit(STOPPED_EXIT)
-    except DistError as error:
-        print(f"the {where.count} nodes did not meet: {error}")
-        sys.exit(PASSING_EXIT)
-    except ChildFailedError as error:  # one ended first, and others perhaps because it was gone
-        ends = {failure.exitcode: failure for failure in error.failures.values()}
-        if USER_ERROR_EXIT in ends:
-            raise UserError(mistake.read_text()) from None
-        if exits := ends.keys() & {STOPPED_EXIT, PASSING_EXIT}:
-            sys.exit(max(exits))
-        if min(ends) >= 0:
-            raise
-        print(f"process {ends[min(ends)].local_rank} was ended by signal {-min(ends)}")
+        ends = start(job, job["processes"], where)
+        if ends and mistake.exists():
+            raise UserError(mistake.read_text())
+    except NodesApart as error:
+        print(error)
         sys.exit(PASSING_EXIT)
     finally:
         mistake.unlink(missing_ok=True)
+    for number, code in ends.items():
+        if code < 0:
+            print(f"process {number} was ended by signal {-code}")
+            sys.exit(PASSING_EXIT)
+    if ends:
+        sys.exit(max(ends.values()))
 
 
-def start(job: dict[str, Any] | None, processes: int, where: Nodes) -> None:
-    """Run `process` in so many processes of this machine, until all of them are done.
+def start(job: dict[str, Any] | None, processes: int, where: Nodes) -> dict[int, int]:
+    """Run `process` in so many processes of this machine, until all are done or one has ended badly.
 
     Args:
         job: the first node's; None on the others.
-    Raises:
-        ChildFailedError, DistError, SignalException: torch's, about a process, another node, and this one.
-    """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for library in ("torch.distributed.elastic", "torch.multiprocessing"):  # the callers tell how it ended
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    several = where.count > 1
-    with tempfile.TemporaryDirectory() as logs:  # torch's own would stay
-        config = LaunchConfig(
-            min_nodes=where.count,
-            max_nodes=where.count,
-            nproc_per_node=processes,
-            run_id="qlora-flow",
-            rdzv_backend="static" if several else "c10d",
-            rdzv_endpoint=where.endpoint if several else "localhost:0",
-            rdzv_configs={"rank": where.number, "timeout": _JOIN_SECONDS} if several else {},
-            max_restarts=0,  # another attempt is the flow's to make
-            monitor_interval=0.2,
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-        )
-        elastic_launch(config, process)(job)
-
-
-def process(job: dict[str, Any] | None) -> None:
-    """One of the processes. It leaves a user's mistake in a file, and ends at once: others may wait for it."""
-    from tasks.training.peers import together
-    from tasks.training.worker import train
-
-    follow_parent(os.getppid())
-    try:
-        with together():
-            job = _of_the_first(job)
-            train(job)
-    except UserError as error:
-        if job is not None:
-            Path(job["checkpoints"], _MISTAKE).write_text(str(error))
-        os._exit(USER_ERROR_EXIT)
-
-
-def _of_the_first(job: dict[str, Any] | None) -> dict[str, Any]:
-    """The first process's job, once every process can do it.
-
+    Returns:
+        number and exit code of each that was the first to end badly; all others were ended then.
     Raises:
         UserError: a node has other code, or does not see a file.
+        NodesApart: the nodes did not meet.
+        SystemExit: this process was asked to stop, and has stopped the others.
     """
-    import torch.distributed as dist
+    with tempfile.TemporaryDirectory(prefix="qlora-flow-") as folder:
+        if where.count == 1:
+            assert job is not None
+            meeting, sizes, network = str(Path(folder, "store")), [processes], _LOOPBACK
+        else:
+            _store, job, sizes = meet(job, processes, where)  # the first node's answers the others as long as it lives
+            meeting, network = where.endpoint, {"MASTER_ADDR": where.host}
+        common = network | {"WORLD_SIZE": str(sum(sizes)), "LOCAL_WORLD_SIZE": str(processes)}
+        if processes > 1:
+            common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+        children = []
+        for number in range(processes):
+            ranks = {"RANK": str(sum(sizes[: where.number]) + number), "LOCAL_RANK": str(number)}
+            arguments = (process, common | ranks, os.getpid(), job | {"meeting": meeting})
+            children.append(multiprocessing.get_context("spawn").Process(target=_begin, args=arguments))
+        return _run(children)
 
-    box: list[Any] = [job]
-    dist.broadcast_object_list(box, src=0)
-    troubles: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(troubles, _trouble(box[0]))
-    if found := [trouble for trouble in troubles if trouble]:
-        raise UserError(found[0])
-    return box[0]
+
+def _run(children: list[Any]) -> dict[int, int]:
+    """Start all and wait; see `start`."""
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        for child in children:
+            if child.pid:
+                child.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for child in children:
+            child.start()
+        running, ends = dict(enumerate(children)), dict[int, int]()
+        while running and not ends:
+            connection.wait([child.sentinel for child in running.values()])
+            for number, child in list(running.items()):
+                if child.exitcode is not None:
+                    del running[number]
+                    if child.exitcode:
+                        ends[number] = child.exitcode
+        patience = time.monotonic() + _GRACE_SECONDS
+        for child in running.values():
+            child.terminate()
+        for child in running.values():
+            child.join(max(0.0, patience - time.monotonic()))
+    finally:
+        for child in children:
+            if child.pid:
+                child.kill()
+                child.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped and ends:
+        sys.exit(STOPPED_EXIT)
+    return ends
 
 
-def _trouble(job: dict[str, Any]) -> str:
-    if job["version"] != version():
-        return f"{socket.gethostname()} has another version of qlora-flow or its libraries than the first node"
-    if unseen := [job[name] for name in ("tokens", "model", "checkpoints") if not Path(job[name]).exists()]:
-        return (
-            f"{socket.gethostname()} does not see {unseen[0]}: all nodes need the store, and the models of the Hub "
-            "(HF_HOME), on a file system that they share"
-        )
-    return ""
+def _begin(work: Any, environment: dict[str, str], launcher: int, job: dict[str, Any]) -> None:
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the launcher hands it on as SIGTERM
+    follow_parent(launcher)
+    work(job)
+
+
+def process(job: dict[str, Any]) -> None:
+    """One of the processes. It leaves a user's mistake in a file, and ends at once: others may wait for it."""
+    silence()
+    from tasks.training.peers import PeerLost, together
+    from tasks.training.shortage import ShortOfMemory
+    from tasks.training.worker import train
+
+    try:
+        with together(job["meeting"]):
+            train(job)
+    except UserError as error:
+        Path(job["checkpoints"], _MISTAKE).write_text(str(error))
+        os._exit(USER_ERROR_EXIT)
+    except ShortOfMemory as error:
+        print(error, flush=True)
+        os._exit(PASSING_EXIT)
+    except PeerLost as error:
+        time.sleep(_LAST_WORDS_SECONDS)
+        print(error, flush=True)
+        os._exit(PASSING_EXIT)
 
 
 if __name__ == "__main__":

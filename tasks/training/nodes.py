@@ -1,18 +1,31 @@
 """The machines that train one adapter together, as the job that starts them says it in the environment.
 
 QLORA_FLOW_NODES        how many; 1 when it is not set
-QLORA_FLOW_RENDEZVOUS   where they meet, host:port; the host is the machine that runs the flow
+QLORA_FLOW_RENDEZVOUS   where they meet, host:port; the host is the machine that runs the flow. Nobody else may reach
+                        them over the network (docs/gpus.md)
 QLORA_FLOW_NODE         number of this machine: 0 (not set) runs the flow, the others run `tasks.training.join`
 """
 
+import json
 import os
 import re
+import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks.errors import UserError
+from tasks.quiet import silence
+from tasks.training.identity import version
+
+_JOIN_SECONDS = 600  # that nodes wait for each other
 
 _ENDPOINT = re.compile(r"[^\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}")
+
+
+class NodesApart(RuntimeError):
+    """The nodes did not meet."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,14 @@ class Nodes:
     count: int
     number: int
     endpoint: str
+
+    @property
+    def host(self) -> str:
+        return self.endpoint.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.endpoint.rpartition(":")[2])
 
 
 def nodes() -> Nodes:
@@ -39,6 +60,57 @@ def nodes() -> Nodes:
     if number >= count:
         raise UserError(f"QLORA_FLOW_NODE is {number}: the numbers of {count} nodes are 0 to {count - 1}")
     return Nodes(count, number, endpoint)
+
+
+def meet(job: dict[str, Any] | None, processes: int, where: Nodes) -> tuple[Any, dict[str, Any], list[int]]:
+    """Exchange, as JSON, what the nodes have to know of each other before they start their processes.
+
+    Args:
+        job: the first node's; None on the others.
+    Returns:
+        the store that they met at, the first node's job, and how many processes each node has.
+    Raises:
+        UserError: a node has other code, or does not see a file.
+        NodesApart: not all of them came, or the first one is gone.
+    """
+    silence()
+    from torch.distributed import DistError, TCPStore
+
+    try:
+        store = TCPStore(where.host, where.port, is_master=where.number == 0, wait_for_workers=False)
+        if job is not None:
+            store.set("job", json.dumps({"job": job, "version": version()}))
+        first = _read(store, "job")
+        own = {"processes": processes, "trouble": _trouble(first["job"], first["version"])}
+        store.set(f"node {where.number}", json.dumps(own))
+        every = [_read(store, f"node {number}") for number in range(where.count)]
+    except DistError as error:
+        raise NodesApart(f"the {where.count} nodes did not meet: {error}") from error
+    if troubles := [node["trouble"] for node in every if node["trouble"]]:
+        raise UserError(troubles[0])
+    return store, first["job"], [node["processes"] for node in every]
+
+
+def _read(store: Any, key: str) -> Any:
+    """What a node has said, once it is there. It waits in Python, so that signals end it."""
+    patience = time.monotonic() + _JOIN_SECONDS
+    while not store.check([key]):
+        if time.monotonic() > patience:
+            raise NodesApart(f"the nodes did not meet within {_JOIN_SECONDS // 60} minutes: {key} is missing")
+        time.sleep(0.2)
+    return json.loads(store.get(key))
+
+
+def _trouble(job: dict[str, Any], code: str) -> str:
+    """What keeps this node from training the job, for whose code `code` stands."""
+    if code != version():
+        return f"{socket.gethostname()} has another version of qlora-flow or its libraries than the first node"
+    if unseen := [job[name] for name in ("tokens", "model", "checkpoints") if not Path(job[name]).exists()]:
+        return (
+            f"{socket.gethostname()} does not see {unseen[0]}: all nodes need the store, and the models of the Hub "
+            "(HF_HOME), on a file system that they share"
+        )
+    return ""
 
 
 def _whole(name: str, default: int) -> int:

@@ -15,18 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Meet the other processes that torch's launcher has started for this run."""
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=30))
-    yield
-    dist.destroy_process_group()  # not after a failure: the others may never come
-
-
+_TIMEOUT = timedelta(minutes=30)
 # what gloo says of a connection, in a RuntimeError; of wrong use it says "[enforce fail at ..."
 _GLOO_CONNECTION = re.compile(r"\[\S*gloo/transport/")
 
@@ -36,13 +25,42 @@ class PeerLost(RuntimeError):
 
 
 @contextlib.contextmanager
-def _meeting() -> Iterator[None]:
+def meeting() -> Iterator[None]:
+    """Say of a connection to another process that was lost that this process is gone.
+
+    Raises:
+        PeerLost: it was lost.
+    """
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not _GLOO_CONNECTION.match(str(error)):
             raise  # a fault of ours, or no memory
         raise PeerLost(f"another process of the run is gone ({str(error).split('. ')[0]})") from error
+
+
+@contextlib.contextmanager
+def together(place: str) -> Iterator[None]:
+    """Meet the other processes that launchers have started for this run.
+
+    Args:
+        place: a file of this machine, or host:port of the first node's launcher.
+    """
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    with meeting():
+        store: Any
+        if place.startswith("/"):
+            store = dist.FileStore(place, count)
+        else:
+            host, _, port = place.rpartition(":")
+            store = dist.PrefixStore("training", dist.TCPStore(host.strip("[]"), int(port), is_master=False))
+        store.set_timeout(_TIMEOUT)
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=_TIMEOUT, store=store, rank=rank, world_size=count)
+    yield
+    dist.destroy_process_group()  # not after a failure: the others may never come
 
 
 class Peers:
@@ -59,7 +77,7 @@ class Peers:
         if self.count == 1:
             return value
         number = torch.tensor(value)
-        with _meeting():
+        with meeting():
             dist.all_reduce(number, dist.ReduceOp.MAX, group=self._hosts)
         return int(number)
 
@@ -70,7 +88,7 @@ class Peers:
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of `values` over all processes, which must all ask."""
         if self.count > 1:
-            with _meeting():
+            with meeting():
                 dist.all_reduce(values)
         return values
 
@@ -78,7 +96,7 @@ class Peers:
     def start_equal(self, parameters: Sequence[torch.Tensor]) -> None:
         """Give all processes the first one's weights."""
         if self.count > 1:
-            with _meeting():
+            with meeting():
                 for parameter in parameters:
                     dist.broadcast(parameter, src=0)
 
@@ -91,7 +109,7 @@ class Peers:
             return loss
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([*(grad.flatten() for grad in grads), loss.reshape(1)])
-        with _meeting():
+        with meeting():
             dist.all_reduce(flat)
         for parameter, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)

@@ -29,7 +29,7 @@ from tasks.training.device import Instant, random_state, set_random_state
 from tasks.training.head import train_on_packs
 from tasks.training.log import StepLog
 from tasks.training.packing import Row, StepRows, collate, divide, flatten, turns
-from tasks.training.peers import Peers
+from tasks.training.peers import Peers, meeting
 from tasks.training.plan import uncompiled_on_failure
 from tasks.training.settle import Unsettled
 from tasks.training.sharding import is_sharded
@@ -155,7 +155,8 @@ class PackedTrainer(SFTTrainer):
                 self._computing = not self.sharded
                 if self.stop_requested and self._computing:
                     raise Interrupted
-                result = uncompiled_on_failure(work, self._undo_attempt, self._say)
+                with meeting():  # FSDP gathers weights meanwhile
+                    result = uncompiled_on_failure(work, self._undo_attempt, self._say)
                 self._computing = False
                 how = _DUE if self.step_end.late() else _WELL
             except torch.OutOfMemoryError:
@@ -312,7 +313,7 @@ class PackedTrainer(SFTTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._settle()
         final = Path(self.folder, f"checkpoint-{self.state.global_step}")
-        self._run_folder = str(Path(self.folder, f".writing-{os.environ.get('TORCHELASTIC_RUN_ID', os.getpid())}"))
+        self._run_folder = str(Path(self.folder, f".writing-{'together' if self.peers.count > 1 else os.getpid()}"))
         try:
             super()._save_checkpoint(model, trial)
             written = Path(self._run_folder, final.name)

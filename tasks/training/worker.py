@@ -13,15 +13,12 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from tasks.child import PASSING_EXIT, STOPPED_EXIT, main
+from tasks.child import STOPPED_EXIT, main
 from tasks.errors import UserError
 from tasks.quiet import silence
-
-_LAST_WORDS_SECONDS = 3.0  # in which the one that is gone tells its launcher why, which then ends this one
 
 
 def alone(job: dict[str, Any]) -> None:
@@ -42,6 +39,7 @@ def train(job: dict[str, Any]) -> None:
     Raises:
         UserError: configuration or data cannot be trained.
         TrainingFailed: a step taught nothing.
+        PeerLost, ShortOfMemory: one of several processes is gone, or out of memory.
     """
     silence()
     import torch
@@ -50,8 +48,7 @@ def train(job: dict[str, Any]) -> None:
     from tasks.training import base, log
     from tasks.training.data import read_divided, read_rows
     from tasks.training.device import device
-    from tasks.training.peers import PeerLost, Peers
-    from tasks.training.shortage import ShortOfMemory
+    from tasks.training.peers import Peers
     from tasks.training.trainer import Interrupted, PackedTrainer
 
     config = TrainingConfig.model_validate(job["config"])
@@ -84,13 +81,6 @@ def train(job: dict[str, Any]) -> None:
     except Interrupted:
         say(f"stopped on request after step {trainer.state.global_step}; the next attempt continues from there")
         sys.exit(STOPPED_EXIT)
-    except ShortOfMemory as error:
-        print(error, flush=True)
-        os._exit(PASSING_EXIT)  # at once: before the others fail because this one is gone
-    except PeerLost as error:
-        time.sleep(_LAST_WORDS_SECONDS)
-        print(error, flush=True)
-        os._exit(PASSING_EXIT)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if trainer.is_world_process_zero():
         write(trainer, Path(job["output"]), job["source"], ids)

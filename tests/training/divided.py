@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks.child import main
 from tasks.training import launch
+from tests.training.messages import refuse_objects
 
 work = launch.process
 
@@ -19,6 +20,7 @@ def process(job: dict[str, Any]) -> None:
 
     from tasks.training import trainer
 
+    refuse_objects()
     rank, steps = int(os.environ["RANK"]), job.get("short_in_step")
     run, accumulate, flatten = trainer.PackedTrainer.run, trainer.PackedTrainer._accumulate, trainer.flatten
     packed = (torch.uint8, torch.bfloat16)  # as it is loaded, and as it is divided

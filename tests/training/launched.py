@@ -1,6 +1,7 @@
 """Training jobs run in several processes: what they left, and how to disturb them."""
 
 import contextlib
+import ipaddress
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import torch
 from conftest import make_rows, write_tokens
 from safetensors.torch import load_file
 
-from tasks.child import GRACE_SECONDS, STOPPED_EXIT, run_child
+from tasks.child import STOPPED_EXIT, run_child
 from tasks.config import TrainingConfig
 from tasks.training import checkpoints
 
@@ -73,8 +74,10 @@ def stop(job, who="launcher"):
     command = [sys.executable, "-m", "tasks.training.launch", str(file), str(os.getpid())]
     launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(Path(job["checkpoints"]))
+    addresses = [address for process in (launcher.pid, *processes()) for address in listening(process)]
+    assert addresses and all(ipaddress.ip_address(address).is_loopback for address in addresses), addresses
     os.kill(launcher.pid if who == "launcher" else max(processes()), signal.SIGTERM)
-    output, _ = launcher.communicate(timeout=GRACE_SECONDS)
+    output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == STOPPED_EXIT and not processes(), output
     step = output.split("stopped on request after step ")[1].split(";")[0]
     kept = checkpoints.last_valid(Path(job["checkpoints"]))
@@ -96,6 +99,22 @@ def processes() -> list[int]:
 
 def parent(process: str) -> str:
     return Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[1]
+
+
+def listening(process: int) -> list[str]:
+    """The addresses at which a process accepts connections."""
+    links = []
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(descriptor.readlink()))
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in links:
+                words = bytes.fromhex(local.partition(":")[0])  # in the machine's order, four bytes at a time
+                found.append(b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4)))
+    return [str(ipaddress.ip_address(address)) for address in found]
 
 
 def kill_one(folder: Path) -> None:

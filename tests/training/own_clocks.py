@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.child import main
 from tasks.training import launch
+from tests.training.messages import refuse_objects
 
 work = launch.process
 
@@ -13,6 +14,7 @@ work = launch.process
 def process(job: dict[str, Any]) -> None:
     from tasks.training import checkpoints
 
+    refuse_objects()
     rate = 1 + int(os.environ["RANK"])
     checkpoints.MINUTES, checkpoints.now = 0.5 / 60, lambda: rate * time.monotonic()
     work(job)
