@@ -55,7 +55,7 @@ def nodes() -> Nodes:
     endpoint = os.environ.get("QLORA_FLOW_RENDEZVOUS", "")
     if count <= 1:
         return Nodes(1, 0, "")
-    if not _ENDPOINT.fullmatch(endpoint):
+    if not _ENDPOINT.fullmatch(endpoint) or int(endpoint.rpartition(":")[2]) not in range(1, 1 << 16):
         raise UserError(f"QLORA_FLOW_RENDEZVOUS is {endpoint!r}: {count} nodes need host:port, like node0:29400")
     if number >= count:
         raise UserError(f"QLORA_FLOW_NODE is {number}: the numbers of {count} nodes are 0 to {count - 1}")

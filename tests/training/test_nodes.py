@@ -54,7 +54,7 @@ def its_process(joining: subprocess.Popen) -> int:
     return next(int(child) for child in children if b"spawn_main" in Path("/proc", child, "cmdline").read_bytes())
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_two_nodes_train_what_two_processes_do_also_after_one_was_lost(job, monkeypatch, second):
     lost, said = job("lost", 1), []
 
@@ -81,7 +81,7 @@ def test_two_nodes_train_what_two_processes_do_also_after_one_was_lost(job, monk
     assert all(torch.equal(weight, want[name]) for name, weight in adapter(lost).items())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_node_that_lacks_a_file_says_so(job, second):
     wrong = job("wrong", 1)
     Path(wrong["tokens"]).unlink()
@@ -94,6 +94,7 @@ def test_a_node_that_lacks_a_file_says_so(job, second):
     [
         ({"QLORA_FLOW_NODES": "two"}, "QLORA_FLOW_NODES is 'two': it takes a whole number"),
         ({"QLORA_FLOW_NODES": "2"}, "QLORA_FLOW_RENDEZVOUS is '': 2 nodes need host:port"),
+        ({"QLORA_FLOW_NODES": "2", "QLORA_FLOW_RENDEZVOUS": "a:65536"}, "'a:65536': 2 nodes need host:port"),
         ({"QLORA_FLOW_NODES": "2", "QLORA_FLOW_RENDEZVOUS": "a:1", "QLORA_FLOW_NODE": "2"}, "2 nodes are 0 to 1"),
     ],
 )
