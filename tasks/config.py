@@ -79,13 +79,13 @@ class DataConfig(Group):
     )
     group_column: str = Field(
         "",
-        description="Rows with the same value here always fall into the same split, and are held back for validation "
-        "together. Empty: the row id decides.",
+        description="Rows with the same value in this column are always in the same split, also for validation. Empty: "
+        "the row id decides.",
     )
     test_share: float = Field(
         0.2,
-        description="Share of the rows held out when the source has no held-out split (a fraction of 1). A row's side "
-        "follows from a hash of its id or group, so it never changes as the data grows.",
+        description="Share of the rows held out when the source has no held-out split (a fraction of 1). A hash of a "
+        "row's id or group decides, so a row stays in its split as the data grows.",
         gt=0,
         lt=1,
     )
@@ -226,8 +226,8 @@ class TrainingConfig(Group):
     validation_share: float = Field(
         0.0,
         description="Share of the training rows held back (a fraction of 1; 0: none); the adapter with the lowest loss "
-        "on them is kept. A row's side follows from a hash of its id or group. Held-out rows, which the scores come "
-        "from, are never used for this.",
+        "on them is kept. A hash of a row's id or group decides. Held-out rows, which the scores come from, are never "
+        "used for this.",
         ge=0,
         le=0.5,
     )
@@ -235,12 +235,12 @@ class TrainingConfig(Group):
         0, description="Optimizer steps between two validations; 0: four validations an epoch.", ge=0
     )
     patience: int = Field(
-        0, description="Training ends after so many validations in a row without a lower loss; 0: never.", ge=0
+        0, description="Training ends after this many validations in a row without a lower loss; 0: never.", ge=0
     )
     micro_batch_tokens: int = Field(
         0,
-        description="Tokens in one forward pass; 0: as many as fit, found out by trying. Halved by itself, at the same "
-        "rows per step, when the GPU runs out of memory.",
+        description="Tokens in one forward pass; 0: as many as fit, which is measured. Halved automatically, at the "
+        "same rows per step, when the GPU runs out of memory.",
         ge=0,
         le=1_048_576,
     )
@@ -264,8 +264,8 @@ class TrainingConfig(Group):
     )
     sharding: Literal["auto", "never", "always"] = Field(
         "auto",
-        description="Whether the processes divide the frozen base among them instead of holding it whole each: slower, "
-        "and the layers are not compiled. auto: when it does not fit into one GPU.",
+        description="Whether the frozen base is divided among the processes instead of copied to each: slower, and the "
+        "layers are not compiled. auto: when the base does not fit on one GPU.",
     )
     seed: int = Field(0, description="Seed of row order, adapter initialization and dropout.", ge=0, lt=2**32)
 
@@ -350,8 +350,8 @@ class ExecutionConfig(Group):
 
     retries: int = Field(
         3,
-        description="How often a stage is tried again after a failure that passes by itself: network, busy disk, a "
-        "killed or hanging training process, which goes on from its last checkpoint.",
+        description="How often a stage is retried after a transient failure: network, busy disk, a killed or hanging "
+        "child process. Training continues from its last checkpoint.",
         ge=0,
         le=100,
     )
@@ -362,12 +362,12 @@ class ExecutionConfig(Group):
         le=3600,
     )
     hang_minutes: float = Field(
-        30, description="A training or evaluation process that reports nothing for so many minutes is ended.", gt=0
+        30, description="A training or evaluation process that reports nothing for this many minutes is ended.", gt=0
     )
     checkpoint_steps: int = Field(
         0,
-        description="Training saves a checkpoint every so many optimizer steps, and every 5 minutes in any case "
-        "(0: by minutes alone). The last two are kept.",
+        description="Optimizer steps between two checkpoints; 0: by time alone. One is saved every 5 minutes in any "
+        "case. The last two are kept.",
         ge=0,
     )
     prepare_timeout_minutes: float = Field(
