@@ -1,7 +1,10 @@
 """The engine's greedy answers are those of transformers' own `generate`, row by row, in float32."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; see tasks/quiet.py
@@ -251,6 +254,79 @@ def test_a_model_that_computes_something_else_token_by_token_is_found_out(made, 
     monkeypatch.setattr(cached.Decode, "attend", lambda *arguments: usual(*arguments).flip(2))
     with pytest.raises(Unsupported, match="something else with one token at a time"):
         Engine(model)
+
+
+class Graphs:
+    """Stands in for a GPU's graphs: what is started inside `graph` is done at every replay and not before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.capturing: Any = None
+        usual = engine.Slots.step
+
+        def step(slots: engine.Slots, lanes: torch.Tensor) -> None:
+            if self.capturing is None:
+                usual(slots, lanes)
+            else:
+                self.sizes.append(len(lanes))
+                self.capturing.replay = lambda: usual(slots, lanes)
+
+        @contextlib.contextmanager
+        def graph(graph: Any, pool: Any) -> Iterator[None]:
+            self.capturing = graph
+            yield
+            self.capturing = None
+
+        monkeypatch.setattr(engine.Slots, "step", step)
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(pool=lambda: None))
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+
+def test_captured_passes_change_no_answer(made, monkeypatch) -> None:
+    """They are of a few sizes only: the smallest that holds the live rows, filled up with no row's slot."""
+    rows = prompts()
+    ours = Engine(generate.load(*made("llama"), FLOAT32))
+    want = ours.answer(rows, STOP, 20, 0, nothing, nothing)
+    monkeypatch.setitem(engine._LOOK_EVERY, "cpu", 4)
+    monkeypatch.setitem(engine._SLOTS, "cpu", 8)
+    monkeypatch.setattr(engine, "_FEWEST_CAPTURED", 2)
+    graphs, ours.graphs = Graphs(monkeypatch), True
+    assert ours.answer(rows, STOP, 20, 0, nothing, nothing) == want
+    assert graphs.sizes[0] == 8 and len(graphs.sizes) > 1 and set(graphs.sizes) <= {8, 4, 2}
+    assert len(set(graphs.sizes)) == len(graphs.sizes)
+
+
+def test_passes_that_cannot_be_captured_are_not(made, monkeypatch) -> None:
+    rows, said = prompts(), list[str]()
+    ours = Engine(generate.load(*made("llama"), FLOAT32))
+    want = ours.answer(rows, STOP, 20, 0, nothing, nothing)
+    Graphs(monkeypatch)
+    ours.graphs = True
+
+    def graph(graph: Any, pool: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    assert ours.answer(rows, STOP, 20, 0, said.append, nothing) == want
+    assert said == ["kernels are started one by one, which is slower: operation not permitted when stream is capturing"]
+
+
+def test_torch_takes_what_flash_attention_is_given() -> None:
+    """Its operation is not public; what it returns is checked on a GPU alone (benchmarks/eval_throughput.py)."""
+    decode = cached.Decode(cached.Cache(20), torch.tensor([0, 9]), torch.tensor([4, 11]), 11)
+    for name in ("each", "offsets", "used"):
+        assert getattr(decode, name).dtype == torch.int32
+        setattr(decode, name, getattr(decode, name).to("meta"))
+    q = torch.empty(2, 4, 16, dtype=torch.bfloat16, device="meta")
+    keys = torch.empty(20, 2, 16, dtype=torch.bfloat16, device="meta")
+    for window in (None, 7):
+        assert decode._flash(q, keys, keys, 0.25, window).shape == q.shape
+    arguments = {a.name for a in torch.ops.aten._flash_attention_forward.default._schema.arguments}
+    assert {"cum_seq_k", "max_k", "seqused_k", "window_size_left"} <= arguments
 
 
 def test_progress_is_said(made, monkeypatch) -> None:
