@@ -28,6 +28,7 @@ class Cache:
 
     places: int
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    windows: set[int | None] = field(default_factory=set)  # that layers asked for
 
     def write(self, layer: int, key: Tensor, value: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Put `[tokens, key-value heads, head_dim]` at `places` (int64, `[tokens]`); the layer's whole cache."""
@@ -164,6 +165,7 @@ def attend(
     """
     if cached is None or s_aux is not None or not getattr(module, "is_causal", False):
         raise Unsupported(f"{type(module).__name__} computes its attention in another way")
+    cached.cache.windows.add(sliding_window)
     return cached.attend(int(module.layer_idx), query, key, value, scaling, sliding_window), None  # type: ignore[arg-type]
 
 

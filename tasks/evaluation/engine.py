@@ -99,6 +99,10 @@ class Engine:
         except Exception as error:
             raise Unsupported(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
         self.bytes_per_token = slots.cache.bytes_per_token()
+        config = self.base.config.get_text_config()
+        sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+        if sliding and getattr(config, "sliding_window", None) and slots.cache.windows == {None}:
+            raise Unsupported("its attention is not told of its sliding window")  # but a mask is, and there is none
         for ours, theirs in zip(got.float(), want, strict=True):
             theirs = (theirs.float() - theirs.float().mean()) / theirs.float().std()
             ours = (ours - ours.mean()) / ours.std()  # a head's scale does not change which token is the largest
