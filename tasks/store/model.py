@@ -63,6 +63,11 @@ class BaseModelRef(BaseModel):
                 f"model.base: {folder / 'config.json'} names a file of weights (transformers_weights); this flow reads "
                 "model.safetensors, or model.safetensors.index.json and its parts."
             )
+        if kernel := _kernel_of_a_repository(config):
+            raise UserError(
+                f"model.base: {folder / 'config.json'} asks for code of the repository {kernel} (its attention or "
+                "experts), and code that a model names is never run; take that line out."
+            )
         refuse_code(folder)
         digests = _digests(folder)
         return cls(
@@ -102,6 +107,19 @@ def length_limit(config: dict[str, Any]) -> int:
     """The model's longest sequence as the article reads it: the first of three fields that is there, else 1024."""
     config = config.get("text_config", config)
     return next((int(config[name]) for name in LENGTH_FIELDS if config.get(name)), 1024)
+
+
+def _kernel_of_a_repository(config: Any) -> str:
+    """The first `…implementation` in a configuration that is a repository's name, which transformers would fetch."""
+    if not isinstance(config, dict):
+        return ""
+    for name, value in config.items():
+        if "implementation" in name:
+            if found := next((v for v in [value, *getattr(value, "values", list)()] if "/" in str(v)), ""):
+                return str(found)
+        elif found := _kernel_of_a_repository(value):
+            return found
+    return ""
 
 
 def refuse_code(folder: Path) -> None:

@@ -52,3 +52,23 @@ def test_a_model_that_needs_its_own_code_is_refused(
     with pytest.raises(UserError, match=r"model\.base: .*/model needs Python code that comes with the model"):
         BaseModelRef.of(folder, "m", "")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attn_implementation": "somebody/kernel"},
+        {"_attn_implementation_internal": "somebody/kernel@main"},
+        {"text_config": {"attn_implementation": {"": "somebody/kernel"}}},
+        {"experts_implementation": "somebody/kernel"},
+    ],
+)
+def test_a_model_that_names_somebodys_kernel_is_refused(folder: Path, fields: dict[str, object]) -> None:
+    change(folder / "config.json", **fields)
+    with pytest.raises(UserError, match=r"config\.json asks for code of the repository .*somebody/kernel"):
+        BaseModelRef.of(folder, "m", "")
+
+
+def test_an_attention_of_transformers_is_no_repository(folder: Path) -> None:
+    change(folder / "config.json", attn_implementation="sdpa")
+    assert BaseModelRef.of(folder, "m", "")
