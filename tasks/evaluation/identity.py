@@ -28,5 +28,5 @@ def identity(
             "tasks.evaluation.schema",
             "tasks.model",
         ),
-        libraries=("torch", "transformers", "peft", "bitsandbytes", "evaluate", "rouge_score"),
+        libraries=("torch", "transformers", "peft", "bitsandbytes", "evaluate", "rouge_score", "nltk", "regex"),
     )

@@ -1,0 +1,54 @@
+"""Text → the tokens that metrics count: words where a script puts spaces between them, characters where it has none."""
+
+import functools
+import unicodedata
+
+import regex
+from nltk.stem.porter import PorterStemmer
+
+_SCRIPTS = (
+    "Han Hiragana Katakana Bopomofo Yi Tangut Nushu Khitan_Small_Script Thai Lao Khmer Myanmar Tai_Le New_Tai_Lue "
+    "Tai_Tham Tai_Viet Ahom Balinese Javanese"
+)
+"""Those without spaces between words. Korean has spaces, and Tibetan marks the end of every syllable."""
+_SPACELESS = "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS.split())
+_TOKEN = regex.compile(
+    rf"[[\p{{L}}\p{{N}}]&&[{_SPACELESS}]]\p{{M}}*|(?:[[\p{{L}}\p{{N}}]--[{_SPACELESS}]]\p{{M}}*)+", regex.V1
+)
+_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\u20e3]")
+"""Joiners, soft hyphens, marks of direction, and what turns a digit into an emoji."""
+
+
+def words(text: str) -> list[str]:
+    """Tokens without regard to case, typography (full width, ligatures) or punctuation.
+
+    A character keeps its combining marks. In ASCII, a token is a run of letters and digits.
+
+    >>> words("Überprüft am 3. März: 会议改到3点")
+    ['überprüft', 'am', '3', 'märz', '会', '议', '改', '到', '3', '点']
+    """
+    return _TOKEN.findall(_folded(text))
+
+
+def has_words(text: str) -> bool:
+    return _TOKEN.search(_folded(text)) is not None
+
+
+def stems(text: str) -> list[str]:
+    """The same with English words of more than three letters cut to their stems, as `rouge_score` does it."""
+    return [stem for word in words(text) if (stem := _stem(word))]
+
+
+def _folded(text: str) -> str:
+    if text.isascii():
+        return text.lower()
+    text = _INVISIBLE.sub("", text.replace("\u200b", " "))  # a space of no width
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+@functools.lru_cache(1 << 16)
+def _stem(word: str) -> str:
+    return str(_PORTER.stem(word)) if len(word) > 3 and word.isascii() else word
+
+
+_PORTER = PorterStemmer()
