@@ -335,7 +335,8 @@ class Slots:
 
     def _keep(self, lanes: Tensor, hidden: Tensor, cached: int = 0) -> None:
         """Choose each slot's next token; `cached`: tokens that the pass added to the cache of every row not done."""
-        chosen = self.engine.head(hidden).argmax(-1)
+        logits = self.engine.head(hidden)
+        chosen = (logits if logits.is_cuda else logits.float()).argmax(-1)  # of 16 bits it is slow on a CPU
         going, made = ~self.done[lanes], self.made[lanes]
         self.out[lanes, made] = chosen.int()
         made = made + going
