@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,9 @@ Work = Callable[[dict[str, Any], Iterable[int]], Iterator[Result]]
 def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], None]) -> Generator[Result, None, None]:
     """The result of every unit, first to last; worked out in this process where there are few.
 
+    In another thread than the main one it is always another process: signals, which end what takes too long, reach
+    main threads alone.
+
     Close it (`contextlib.closing`), so that no process outlives an interruption.
 
     Args:
@@ -45,8 +49,8 @@ def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], No
         UserError: a mistake in configuration or data.
         ChildFailed: a process ended otherwise than by finishing.
     """
-    processes = min(cores(), units // UNITS_A_PROCESS)
-    if processes < 2:
+    processes = max(1, min(cores(), units // UNITS_A_PROCESS))
+    if processes < 2 and threading.current_thread() is threading.main_thread():
         yield from importlib.import_module(module).work(job, range(units))
         return
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,7 @@
 """Rows of a CSV table."""
 
 import csv
+import functools
 import io
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from tasks.download.places import Place
 from tasks.errors import UserError
 
 csv.field_size_limit(blocks.LONGEST_LINE)
+LINE_ENDS = ("\n", "\r")
+NO_CSV = '"x"x\n'
+"""A line that csv refuses, inside of quotes and outside."""
+TOO_LONG = f"it is longer than {blocks.LONGEST_LINE >> 20} MiB"
 
 
 def csv_rows(stream: BinaryIO, place: Place) -> Iterator[Block]:
@@ -23,14 +28,34 @@ def csv_rows(stream: BinaryIO, place: Place) -> Iterator[Block]:
     """
     # what is no UTF-8 becomes half characters, so that it costs its row and not the file
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, strict=True)
+    lines = _Lines(text)
+    reader = csv.reader(lines, strict=True)
     try:
         header = _header(next(reader, None), place)
     except csv.Error as error:
-        raise UserError(f"{place.shown} has no line of column names that can be read: {error}.") from error
-    rows = _rows(reader, header, place)
+        why = TOO_LONG if lines.too_long else error
+        raise UserError(f"{place.shown} has no line of column names that can be read: {why}.") from error
+    rows = _rows(reader, lines, header, place)
     while block := list(_together(rows)):
         yield block
+
+
+class _Lines:
+    """The lines of a text. Of one beyond LONGEST_LINE, what is over is never held, and `too_long` is set."""
+
+    too_long = False
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+
+    def __iter__(self) -> Iterator[str]:
+        read = functools.partial(self._text.readline, blocks.LONGEST_LINE)
+        for line in iter(read, ""):
+            if len(line) == blocks.LONGEST_LINE and not line.endswith(LINE_ENDS):
+                while (more := read()) and not more.endswith(LINE_ENDS):
+                    pass
+                self.too_long, line = True, NO_CSV
+            yield line
 
 
 def _together(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
@@ -56,7 +81,7 @@ def _header(header: list[str] | None, place: Place) -> list[str]:
     return header
 
 
-def _rows(reader: Any, header: list[str], place: Place) -> Iterator[Row | BadRow]:
+def _rows(reader: Any, lines: _Lines, header: list[str], place: Place) -> Iterator[Row | BadRow]:
     while True:
         began = reader.line_num + 1
         try:
@@ -65,7 +90,8 @@ def _rows(reader: Any, header: list[str], place: Place) -> Iterator[Row | BadRow
             if "end of data" in str(error):
                 raise UserError(f"{place.shown} has a quote in line {began} or later that never closes.") from error
             where = _where(place, began, reader)  # how many rows these lines were to be, nobody knows
-            yield from (BadRow(f"{where} cannot be read as CSV: {error}") for _ in range(began, reader.line_num + 1))
+            why, lines.too_long = TOO_LONG if lines.too_long else error, False
+            yield from (BadRow(f"{where} cannot be read as CSV: {why}") for _ in range(began, reader.line_num + 1))
             continue
         if values is None:
             return

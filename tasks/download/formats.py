@@ -15,6 +15,9 @@ from tasks.download.places import ENDINGS, Place, trouble
 from tasks.errors import UserError
 
 BATCH_ROWS = 1024
+MOST_MEMORY = 4 << 30
+"""Bytes that a block of rows may take while it is read, whatever the file is."""
+AT_ONCE = "Write it with smaller values, or with fewer rows in a row group or record batch."
 
 
 def read_file(place: Place, formats: Counter[str]) -> Iterator[Block]:
@@ -36,6 +39,10 @@ def read_file(place: Place, formats: Counter[str]) -> Iterator[Block]:
         place.check_unchanged()
     except (UserError, ConnectionError):
         raise
+    except MemoryError as error:
+        raise UserError(
+            f"{place.shown} takes more than {MOST_MEMORY >> 30} GiB of memory to read. {AT_ONCE}"
+        ) from error
     except (EOFError, OSError, pa.ArrowException, zlib.error) as error:
         if isinstance(error, OSError) and error.errno:  # the disk, not the file
             raise
@@ -99,8 +106,13 @@ def _parquet(stream: BinaryIO, place: Place) -> Iterator[Block]:
         groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
         row_bytes = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
         _check_names(file.schema_arrow.names, place)
-        for batch in file.iter_batches(max(1, min(BATCH_ROWS, BLOCK_BYTES // max(1, row_bytes)))):
-            yield batch.to_pylist(maps_as_pydicts="lossy")
+        size = max(1, min(BATCH_ROWS, BLOCK_BYTES // max(1, row_bytes)))
+        # of a remote file one row group at a time, since all that are asked for are fetched ahead
+        for some in [[n] for n in range(file.num_row_groups)] if place.remote else [None]:
+            for batch in file.iter_batches(size, row_groups=some):
+                yield batch.to_pylist(maps_as_pydicts="lossy")
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         if place.remote and not isinstance(error, pa.ArrowException):  # the network, not the file
             raise

@@ -2,15 +2,18 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tasks.config import DataConfig
 from tasks.download.blocks import BadRow, Block, Row
 from tasks.download.columns import GrowingTable
+from tasks.download.formats import AT_ONCE, MOST_MEMORY
 from tasks.download.schema import ENCODE, ID, ROWS, SPLIT
 from tasks.download.sources import source_parts
 from tasks.errors import UserError
+from tasks.limits import memory_limit
 from tasks.store.ledger import Ledger
 
 
@@ -28,7 +31,7 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
     table = GrowingTable(folder / ROWS, ledger, counts, data.group_column)
     sort = _Sorter(data, ledger, counts)
     for side, blocks in source_parts(data, formats):
-        for block in blocks():
+        for block in _bounded(blocks()):
             table.add(sort.rows(block, side))
     table.close()
     names = [name for name in table.schema.names if name != ID]
@@ -42,6 +45,21 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
             )
     total = counts["train"] + counts["test"]
     return {"rows": total, **counts, "columns": names, "formats": dict(formats), **ledger.write()}
+
+
+def _bounded(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The blocks, each read within a limit of memory: a small file may hold a thousand times its size."""
+    while True:
+        try:
+            with memory_limit(MOST_MEMORY):
+                block = next(blocks, None)
+        except MemoryError as error:  # of a Hub data set; a file is named by its reader
+            raise UserError(
+                f"data: a part of the rows takes more than {MOST_MEMORY >> 30} GiB to read. {AT_ONCE}"
+            ) from error
+        if block is None:
+            return
+        yield block
 
 
 class _Sorter:

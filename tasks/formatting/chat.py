@@ -10,6 +10,7 @@ import jinja2
 from tasks.config import FormattingConfig
 from tasks.errors import UserError
 from tasks.formatting.formatted import Format, Formatted, plain
+from tasks.formatting.templates import LONGEST_TEXT, Rendering, Runaway
 
 Message = dict[str, Any]
 TOOLS = "tools"
@@ -102,6 +103,8 @@ def chat_format(folder: Path, config: FormattingConfig) -> Format:
         answered = [n for n, message in enumerate(messages[:-1]) if _learnable(message)]
         try:
             learnt = [template.place(messages[: n + 1], tools, whole) for n in answered]
+        except Runaway:
+            raise
         except (ValueError, jinja2.TemplateError):
             why = "the chat template writes an earlier answer differently once other messages follow it"
             return Formatted(whole[:start], whole[start:end], answer, only_last=why)
@@ -133,10 +136,15 @@ class _Template:
         self._special = [token.content for token in added if token.special or CONTROL.fullmatch(token.content)]
 
     def render(self, messages: list[Message], tools: list[Any], answer_next: bool = False) -> str:
-        text = self._tokenizer.apply_chat_template(
-            messages, tools=tools or None, tokenize=False, add_generation_prompt=answer_next
-        )
-        return str(text)
+        with Rendering("the chat template"):
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    messages, tools=tools or None, tokenize=False, add_generation_prompt=answer_next
+                )
+            )
+            if len(text) > LONGEST_TEXT:
+                raise Runaway(f"the chat template makes more than {LONGEST_TEXT:,} characters of the row")
+            return text
 
     def without_tokens(self, text: str) -> str:
         for token in self._special:

@@ -17,7 +17,7 @@ from tasks.formatting.columns import check_columns
 from tasks.formatting.formatted import Format, Formatted, plain
 from tasks.formatting.repeats import common_part, signs
 from tasks.formatting.schema import PROMPT_SCHEMA, SIGNS
-from tasks.formatting.templates import Runaway, compile_template, time_limit
+from tasks.formatting.templates import Runaway, compile_template, render_limits
 from tasks.spread import Result, serve
 
 SIDES = ("test", "train")  # held-out rows first, so that training rows can be compared with them
@@ -27,7 +27,7 @@ SAMPLE = 1000
 BATCH = 1000
 MOST_RUNAWAYS = 10
 """Rows of a unit that a template's limits may end; with more, the template is at fault and not the row."""
-UNFIT = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, jinja2.TemplateError)
+UNFIT = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError, jinja2.TemplateError)
 """What a template raises over a row."""
 
 
@@ -55,7 +55,7 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
         table = source.read_row_group(group)
         rows = table.filter(pc.equal(table["split"], SIDES[turn])).to_pylist()
         ledger: list[list[str]] = []
-        with time_limit():
+        with render_limits():
             formatted = list(_formatted(rows, format_row, config, group_column, ledger))
         yield Result(_signed(formatted, common), ledger)
 
@@ -73,7 +73,7 @@ def _sample(source: pq.ParquetFile, format_row: Format) -> list[tuple[str, str]]
     """Prompt and answer of the first held-out rows: enough to see what all rows share."""
     found: list[tuple[str, str]] = []
     for batch in source.iter_batches(BATCH):
-        with time_limit():
+        with render_limits():
             for row in batch.filter(pc.equal(batch["split"], "test")).slice(0, SAMPLE - len(found)).to_pylist():
                 try:
                     formatted = format_row(row)
@@ -113,7 +113,7 @@ def _formatted(
         try:
             prompt, completion, answer, learnt, only_last = format_row(row)
         except UNFIT as error:
-            ledger.append(["lost", id, split, "cannot be formatted", str(error)])
+            ledger.append(["lost", id, split, "cannot be formatted", str(error) or type(error).__name__])
             runaways += isinstance(error, Runaway)
             if runaways > MOST_RUNAWAYS:
                 raise UserError(

@@ -14,6 +14,7 @@ import jinja2.sandbox
 
 from tasks.errors import UserError
 from tasks.formatting.formatted import plain
+from tasks.limits import memory_limit
 
 LONGEST_TEXT = 200_000_000
 """Characters of one rendered row: far above any text, so that a runaway loop costs its row and not the machine."""
@@ -23,6 +24,9 @@ MOST_STEPS = 1_000_000
 
 LONGEST_SECONDS = 10.0
 """Processor time of one rendered row; up to twice as much passes before it is noticed."""
+
+MOST_MEMORY = 2 << 30
+"""Bytes that rendering may take beside what the process has."""
 
 Render = Callable[[dict[str, Any]], str]
 
@@ -37,11 +41,7 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
     Raises:
         UserError: the template is not Jinja2 or names a column that is not there.
     """
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        keep_trailing_newline=True,
-        undefined=jinja2.ChainableUndefined,
-        finalize=lambda value: "" if value is None else plain(value),
-    )
+    environment = _environment()
     odd = next((name for name in sorted(columns) if not name.isidentifier()), "")
     hint = f" A column with such a name is written {{{{ row[{json.dumps(odd, ensure_ascii=False)}] }}}}." if odd else ""
     try:
@@ -49,11 +49,13 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{field}: line {error.lineno} is not valid Jinja2: {error.message}.{hint}") from error
+    except RecursionError as error:
+        raise UserError(f"{field}: the template is nested too deeply.") from error
     if unknown:
         called = " or ".join(sorted(unknown))
         raise UserError(f"{field}: no column is called {called}; the data has {', '.join(sorted(columns))}.{hint}")
 
-    left = [0]
+    left, limits = [0], Rendering(field)
 
     def limited_range(*bounds: int) -> range:
         steps = range(*bounds)
@@ -71,18 +73,27 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
         context.exported_vars.clear()
         left[0] = MOST_STEPS
         parts, length = [], 0
-        _clock.begin(field)
-        try:
+        with limits:
             for part in template.root_render_func(context):
                 parts.append(part)
                 length += len(part)
                 if length > LONGEST_TEXT:
                     raise Runaway(f"{field} makes more than {LONGEST_TEXT:,} characters of the row")
-        finally:
-            _clock.end()
-        return "".join(parts)
+            return "".join(parts)
 
     return render
+
+
+def _environment() -> jinja2.Environment:
+    """The sandbox, which computes no constant expression while it compiles, outside of all limits."""
+    return jinja2.sandbox.ImmutableSandboxedEnvironment(
+        keep_trailing_newline=True, undefined=jinja2.ChainableUndefined, finalize=_finalize, optimized=False
+    )
+
+
+@jinja2.pass_context  # which there is not while it compiles
+def _finalize(_: Any, value: Any) -> Any:
+    return "" if value is None else plain(value)
 
 
 def names_read(source: str, field: str) -> set[str]:
@@ -92,14 +103,20 @@ def names_read(source: str, field: str) -> set[str]:
         UserError: it is not Jinja2.
     """
     try:
-        return _names(jinja2.sandbox.ImmutableSandboxedEnvironment().parse(source), set())
+        return _names(_environment().parse(source), set())
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{field}: line {error.lineno} is not valid Jinja2: {error.message}.") from error
+    except RecursionError as error:
+        raise UserError(f"{field}: the template is nested too deeply.") from error
 
 
 def _names(tree: jinja2.nodes.Template, columns: set[str]) -> set[str]:
     """The columns that a template reads, by name or from `row`."""
-    names = jinja2.meta.find_undeclared_variables(tree)
+    assert tree.environment is not None
+    finder = jinja2.meta.TrackingCodeGenerator(tree.environment)  # as find_undeclared_variables, which optimizes
+    finder.optimizer = None
+    finder.visit(tree)
+    names = finder.undeclared_identifiers
     if "row" not in names - columns:
         return names
     for item in tree.find_all(jinja2.nodes.Getitem):
@@ -131,19 +148,41 @@ class _Clock:
 _clock = _Clock()
 
 
-@contextlib.contextmanager
-def time_limit() -> Iterator[None]:
-    """End a loop without end in what is rendered meanwhile. The timer counts processor time, beside Prefect's own.
+class Rendering:
+    """`with`: text of a row is made meanwhile, within the limits. A class, since it is entered once a row.
 
-    Signals reach the main thread alone; elsewhere the stage's own timeout has to do.
+    Args:
+        what: the template, for messages.
+    Raises:
+        Runaway: it takes too long, too much memory, or calls itself without end.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        _clock.begin(self.what)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        _clock.end()
+        if isinstance(error, MemoryError):
+            raise Runaway(f"{self.what} takes more than {MOST_MEMORY >> 30} GiB of memory for the row") from None
+        if isinstance(error, RecursionError):
+            raise Runaway(f"{self.what} calls itself too often for the row") from None
+
+
+@contextlib.contextmanager
+def render_limits() -> Iterator[None]:
+    """Bound time and memory of what is rendered meanwhile. The timer counts processor time, beside Prefect's own.
+
+    Signals reach the main thread alone; `spread` works in a process of its own where it is called from another one.
+    """
+    assert threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGVTALRM, _clock.tick)
     signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_SECONDS, LONGEST_SECONDS)
     try:
-        yield
+        with memory_limit(MOST_MEMORY):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.meta
+import jinja2.nodes
 
 from tasks.store.model import BaseModelRef
 from tasks.text import code, fenced
@@ -223,5 +223,6 @@ def model_card(base: BaseModelRef, formatting: dict[str, Any], **parts: Any) -> 
 
 def _columns(prompt: str) -> list[str]:
     """The columns that a prompt's template names as variables."""
-    names = jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(prompt))
-    return sorted(names - {"row"} - _ENVIRONMENT.globals.keys())
+    names = list(_ENVIRONMENT.parse(prompt).find_all(jinja2.nodes.Name))
+    own = {name.name for name in names if name.ctx != "load"}
+    return sorted({name.name for name in names} - own - {"row"} - _ENVIRONMENT.globals.keys())
