@@ -24,7 +24,10 @@ class Unsupported(Exception):
 
 @dataclass
 class Cache:
-    """Keys and values of every layer, `[places, key-value heads, head_dim]` each, made when a layer first has some."""
+    """Keys and values of every layer, `[places, key-value heads, head_dim]` each, made when a layer first has some.
+
+    Zeros at first: `_gathered` reads places that no row has written, and nothing times NaN is NaN.
+    """
 
     places: int
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -34,8 +37,8 @@ class Cache:
         """Put `[tokens, key-value heads, head_dim]` at `places` (int64, `[tokens]`); the layer's whole cache."""
         if layer not in self.layers:
             self.layers[layer] = (
-                key.new_empty(self.places, *key.shape[1:]),
-                value.new_empty(self.places, *value.shape[1:]),
+                key.new_zeros(self.places, *key.shape[1:]),
+                value.new_zeros(self.places, *value.shape[1:]),
             )
         for kept, new in zip(self.layers[layer], (key, value), strict=True):
             kept.index_copy_(0, places, new)
