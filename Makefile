@@ -1,3 +1,4 @@
+# make install  everything into .venv
 # make run    the bundled example, from nothing to a published adapter
 # make test   the whole test suite        make check   linter and types
 # make faults a hundred runs, each killed or damaged at a random moment, then run again
@@ -5,7 +6,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check faults docs
+.PHONY: install run test check faults docs
+
+install: .venv/ready
 
 run: .venv/ready
 	$(BIN)/qlora-flow run examples/dialogue-summary.yaml

@@ -1,6 +1,7 @@
 """The command `qlora-flow`."""
 
 import argparse
+import importlib.metadata
 import json
 import os
 import signal
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     _local_settings()
     if options.verify:
         os.environ["QLORA_FLOW_VERIFY"] = options.verify
+    from flows.logs import Readable
     from flows.retrain import retrain
     from flows.server import ensure_server
     from flows.table import show
@@ -67,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
         _refresh(groups, options.refresh)
     # Prefect hands SIGTERM on to this handler; leaving by it ends what the run started, and says so by its status
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    Readable.command_tells = True
     try:
         ensure_server()
         summary = retrain(**groups)
@@ -107,8 +110,10 @@ def clean(options: argparse.Namespace) -> int:
 
     if not store_root().is_dir():
         raise UserError(f"There is no store {store_root()}, so nothing was removed; --store takes its folder.")
-    removed, freed = clean(options.keep_last)
-    print(*map(visible, removed), f"{len(removed)} results removed, {freed / 2**20:,.1f} MiB freed", sep="\n")
+    removed, freed = clean(options.keep_last, options.dry_run)
+    would = "would be " if options.dry_run else ""
+    said = f"{len(removed)} results {would}removed, {freed / 2**20:,.1f} MiB {would}freed"
+    print(*map(visible, removed), said, sep="\n")
     return 0
 
 
@@ -172,6 +177,7 @@ def _can_write(folder: Path) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qlora-flow", description="Retrain QLoRA adapters as a cached Prefect flow.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     run_it = _command(commands, "run", run, "run the flow on this machine")
     run_it.add_argument("--summary", type=Path, metavar="FILE.json", help="write what happened as JSON")
@@ -190,7 +196,15 @@ def _parser() -> argparse.ArgumentParser:
         _add_fields(command)
     clean_it = _command(commands, "clean", clean, "remove old results that no published version was made from")
     clean_it.add_argument("--keep-last", type=_count, default=3, metavar="N", help="of every stage [default 3]")
+    clean_it.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("qlora-flow")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _command(commands: Any, name: str, call: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
@@ -222,9 +236,18 @@ def _kind(about: dict[str, Any]) -> str:
 
 def _help(about: dict[str, Any]) -> str:
     names = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {about[name]:g}" for name, sign in names.items() if name in about]
-    default = json.dumps(about["default"], ensure_ascii=False)
+    bounds = [f"{sign} {_number(about[name])}" for name, sign in names.items() if name in about]
+    default = about["default"]
+    default = _number(default) if type(default) in (int, float) else json.dumps(default, ensure_ascii=False)
     return " ".join([about["description"], f"[{', '.join([*bounds, f'default {default}'])}]"]).replace("%", "%%")
+
+
+def _number(value: float) -> str:
+    """As people write it: 2e-4, 0.05, 1,048,576."""
+    if 0 < abs(value) < 1e-3:
+        digits, exponent = f"{value:e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{int(value):,}" if value == int(value) else f"{value:,}"
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, dict[str, Any]]:

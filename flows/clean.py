@@ -13,18 +13,19 @@ from tasks.store.manifest import DamagedArtifact, Manifest, read_manifest
 from tasks.store.origins import by_digest, results
 
 
-def clean(keep_last: int) -> tuple[list[str], int]:
+def clean(keep_last: int, dry_run: bool = False) -> tuple[list[str], int]:
     """Remove all but the latest results of every stage and what published versions were made from.
 
     Args:
         keep_last: results to keep of each stage.
+        dry_run: remove nothing.
     Returns:
-        names of the folders removed, and the bytes freed.
+        names of the folders removed, or to be removed, and their bytes.
     Raises:
         UserError: a run is using the store.
     """
     with alone():
-        return _clean(keep_last)
+        return _clean(keep_last, dry_run)
 
 
 @contextlib.contextmanager
@@ -43,7 +44,7 @@ def alone() -> Iterator[None]:
         ) from error
 
 
-def _clean(keep_last: int) -> tuple[list[str], int]:
+def _clean(keep_last: int, dry_run: bool) -> tuple[list[str], int]:
     manifests = results()
     keep = _latest(manifests, keep_last) | _origins(_published(), manifests)
     there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
@@ -51,7 +52,8 @@ def _clean(keep_last: int) -> tuple[list[str], int]:
     removed, freed = [], 0
     for folder in there - keep:
         freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        shutil.rmtree(folder)
+        if not dry_run:
+            shutil.rmtree(folder)
         removed.append(folder.name)
     return sorted(removed), freed
 

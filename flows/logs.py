@@ -8,7 +8,12 @@ from tasks.text import visible, visible_lines
 
 
 class Readable(logging.Filter):
-    """A mistake of the user or a damaged file is one sentence, without the stack; what is quoted stays text."""
+    """A mistake of the user or a damaged file is one sentence, without the stack; what is quoted stays text.
+
+    The class attribute says that the command tells a mistake as its last line, so that the log need not tell it at all.
+    """
+
+    command_tells = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -19,7 +24,9 @@ class Readable(logging.Filter):
             record.exc_text = visible_lines(logging.Formatter().formatException(record.exc_info))
         lines = record.levelno > logging.INFO  # only errors have lines of their own
         record.msg, record.args = (visible_lines if lines else visible)(record.getMessage()), ()
-        return True
+        if record.msg.startswith("Finished in state ") and f"{UserError.__name__}: " in record.msg:
+            record.msg = record.msg.partition("(")[0]  # its sentence has a line already
+        return not (self.command_tells and isinstance(error, UserError))
 
 
 def readable_logs() -> None:

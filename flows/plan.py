@@ -18,6 +18,7 @@ from tasks.publishing.registry import versions
 from tasks.store.artifact import ArtifactRef, check_folder, reference, store_root
 from tasks.store.identity import Identity, Parts
 from tasks.store.manifest import DamagedArtifact, Manifest, latest, read_manifest
+from tasks.store.origins import by_digest, readable, results
 from tasks.store.remote import Remote
 from tasks.tokenization.identity import identity as tokenize_identity
 from tasks.training.identity import identity as train_identity
@@ -31,7 +32,8 @@ class Planned:
         stage: its name.
         reused: nothing is to be done.
         why: what makes it run; empty for a reused one.
-        last: manifest of the result that is reused, or of the latest earlier one: what to expect of it.
+        last: manifest of the result that is reused, or of this adapter's last one, or of any adapter's: what to
+            expect of it.
     """
 
     stage: str
@@ -51,6 +53,8 @@ def plan(groups: dict[str, Any]) -> Iterator[Planned]:
     data, model = pin(groups["data"], groups["model"])
     base: Any = present_model(model)  # None: then no later stage has its input
     found: dict[str, ArtifactRef] = {}
+    registry = registry_folder(groups["publishing"])
+    before = _lineage(registry)
     remote, fetched = Remote.configured(), False
     stages: list[tuple[str, str, Callable[[], Identity]]] = [
         ("download", "", lambda: rows_identity(data)),
@@ -69,19 +73,37 @@ def plan(groups: dict[str, Any]) -> Iterator[Planned]:
         ),
     ]
     for name, needs, identity in stages:
-        folders = _folders(name, registry_folder(groups["publishing"]))
+        folders = _folders(name, registry)
+        last = before.get(name) or latest(folders)
         if needs and needs not in found:
-            yield Planned(name, False, f"{needs} is fetched first" if fetched else f"{needs} runs", latest(folders))
+            yield Planned(name, False, f"{needs} is fetched first" if fetched else f"{needs} runs", last)
             continue
         who = identity()
-        folder, why = _found(who, folders)
+        folder, why = _found(who, folders, last)
         if why and remote and remote.manifest(who.key):
             why, fetched = f"its result is fetched from {remote.url}", True
         if folder and (name != "download" or base):
             found[name] = reference(folder, read_manifest(folder))
         if name == "download" and not base:
             why = why or "the base model is not on this machine yet"
-        yield Planned(name, not why, why, read_manifest(found[name].path) if name in found else latest(folders))
+        yield Planned(name, not why, why, read_manifest(found[name].path) if name in found else last)
+
+
+def _lineage(registry: Path) -> dict[str, Manifest]:
+    """Stage → the manifest behind this adapter's newest version: other adapters in the store are not its past.
+
+    A stage is missing here when its result was cleaned away or nothing was published yet.
+    """
+    newest = list(readable(versions(registry)).values())[-1:]
+    manifests = results() if newest else {}
+    holding = by_digest(manifests)
+    stages: dict[str, Manifest] = {}
+    while newest:
+        manifest = newest.pop(0)
+        stages.setdefault(manifest.identity.stage, manifest)
+        origins = (holding.get(digest, []) for digest in manifest.identity.inputs.values())
+        newest += [manifests[folders[0]] for folders in origins if folders]
+    return stages
 
 
 def _folders(stage: str, registry: Path) -> list[Path]:
@@ -89,9 +111,8 @@ def _folders(stage: str, registry: Path) -> list[Path]:
     return versions(registry) if stage == "publish" else list((store_root() / "artifacts").glob(f"{stage}-*"))
 
 
-def _found(who: Identity, folders: list[Path]) -> tuple[Path | None, str]:
-    """The usable result of an identity, or why there is none."""
-    last = latest(folders)
+def _found(who: Identity, folders: list[Path], last: Manifest | None) -> tuple[Path | None, str]:
+    """The usable result of an identity, or why there is none: how it differs from the last one."""
     for folder in folders:
         try:
             if read_manifest(folder).key == who.key:
@@ -100,7 +121,9 @@ def _found(who: Identity, folders: list[Path]) -> tuple[Path | None, str]:
         except DamagedArtifact as error:
             if folder.name == who.key:
                 return None, str(error)
-    return None, "; ".join(differences(last.identity, who.parts())) if last else "it has not run yet"
+    if last is None:
+        return None, "it has not run yet"
+    return None, "; ".join(differences(last.identity, who.parts())) or "its result is damaged"
 
 
 def differences(before: Parts, now: Parts) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """What a run leaves behind for people and programs: one JSON-able summary."""
 
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
             for name, manifest in manifests.items()
         },
         "training": {name: manifests["train"].info[name] for name in TRAINING if name in manifests["train"].info},
+        "seconds": time.monotonic() - began,
+        "verdict": verdict(published["scores"]),
         "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published["scores"]},
         "published": {
             "name": published["name"],
@@ -61,6 +65,8 @@ def markdown(summary: dict[str, Any]) -> str:
     published = summary["published"]
     lines = [
         f"## {published['name']} {published['version']}",
+        "",
+        summary["verdict"],
         "",
         "| metric | base | tuned | difference | interval |",
         "|---|---:|---:|---:|---:|",
@@ -81,6 +87,23 @@ def markdown(summary: dict[str, Any]) -> str:
         f"Report: {code(summary['report'])}",
     ]
     return "\n".join(lines)
+
+
+def verdict(scores: Sequence[Mapping[str, Any]]) -> str:
+    """What the interval of the headline metric says, in a sentence; empty without scores."""
+    from tasks.evaluation.page.scores import HEADLINE, TITLES, finding
+
+    score = next((score for score in scores if score["metric"] == HEADLINE), None)
+    if score is None:
+        return ""
+    said = {
+        "better": "Better than the base",
+        "worse": "Worse than the base",
+        "undecided": "No better or worse than the base beyond noise",
+        "single": "Undecided, since one held-out row allows no interval",
+    }[finding(score)]
+    interval = "" if score["rows"] < 2 else f", interval {score['low']:+.3f} to {score['high']:+.3f}"
+    return f"{said}: {TITLES[HEADLINE]} {score['difference']:+.3f} on {score['rows']:,} held-out rows{interval}."
 
 
 def trained(training: dict[str, Any]) -> str:

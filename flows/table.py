@@ -8,6 +8,7 @@ from rich.text import Text
 
 from flows.changes import sentence
 from flows.plan import Planned
+from flows.summary import trained
 from tasks.text import visible
 
 
@@ -26,10 +27,14 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
         interval = f"{s['low']:+.3f} to {s['high']:+.3f}"
         scores.add_row(name, f"{s['base']:.3f}", f"{s['tuned']:.3f}", f"{s['difference']:+.3f}", interval)
     console.print(stages, scores)
+    console.print(summary["verdict"], style="bold", soft_wrap=True, highlight=False)
+    console.print(trained(summary["training"]), soft_wrap=True, highlight=False)
     if summary["changes"]:
         console.print(Text(sentence(summary["changes"])), soft_wrap=True)
     published = summary["published"]
+    minutes, seconds = divmod(round(summary["seconds"]), 60)
     for line in (
+        f"time     {f'{minutes:,} min ' if minutes else ''}{seconds} s",
         f"report   {summary['report']}",
         f"adapter  {published['path']}  ({published['name']} {published['version']})",
     ):

@@ -1,5 +1,6 @@
 """The command line: what is wrong is said before anything runs."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,25 @@ def test_a_number_may_be_written_in_any_usual_way(tmp_path: Path, text: str) -> 
     file = tmp_path / "config.yaml"
     file.write_text(f"data: {{path: a}}\ntraining: {{learning_rate: {text}, epochs: 2}}")
     assert load(file, {})["training"].model_dump()["learning_rate"] == 0.0002
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert (end.value.code, capsys.readouterr().out) == (0, f"qlora-flow {importlib.metadata.version('qlora-flow')}\n")
+
+
+def test_help_writes_numbers_as_people_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "Peak learning rate. [≤ 1, > 0, default 2e-4]",
+        "≤ 1,048,576, default 2,048]",
+        "[≥ 0, < 1, default 0]",
+    ):
+        assert text in shown
+    assert "e+0" not in shown and "e-0" not in shown
 
 
 def test_every_field_says_what_it_is() -> None:

@@ -109,6 +109,13 @@ def test_the_command_prints_the_plan(config: Path, capsys: pytest.CaptureFixture
     assert not any("tokenize will run" in line for line in shown)
 
 
+def test_another_adapter_is_not_this_ones_past(config: Path) -> None:
+    assert main(["run", str(config), "--publishing.name", "another", "--evaluation.max_new_tokens", "6"]) == 0
+    assert planned(config, evaluation={"max_new_tokens": 5})["evaluate"] == "max_new_tokens: 4 → 5"
+    other = planned(config, evaluation={"max_new_tokens": 5}, publishing={"name": "another"})
+    assert other["evaluate"] == "max_new_tokens: 6 → 5"
+
+
 def test_refresh_runs_one_stage_again(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = next((config.parent / "store" / "artifacts").glob("evaluate-*/manifest.json"))
     before = made.stat().st_mtime_ns
@@ -129,6 +136,10 @@ def test_clean_keeps_what_versions_were_made_from(
     assert main(["run", str(config), "--evaluation.max_new_tokens", "2", *outside]) == 0
     assert main(["run", str(config), "--evaluation.max_new_tokens", "5"]) == 0
     (artifacts / "train-of-a-killed-run").mkdir()
+    before = set(artifacts.iterdir())
+    assert main(["clean", "--keep-last", "1", "--dry-run"]) == 0
+    assert "1 results would be removed" in capsys.readouterr().out
+    assert set(artifacts.iterdir()) == before
     assert main(["clean", "--keep-last", "1"]) == 0
     assert published < {path.name for path in artifacts.iterdir()}
     assert "train-of-a-killed-run" in capsys.readouterr().out

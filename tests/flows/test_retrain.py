@@ -1,6 +1,7 @@
 """The whole flow on a tiny model: six stages, again, and with one thing changed."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -41,8 +42,15 @@ def outcomes(summary: dict) -> list[str]:
     return [stage["outcome"] for stage in summary["stages"].values()]
 
 
-def test_a_run_leaves_every_artifact_and_a_second_run_reuses_it(config: Path, store: Path) -> None:
+def test_a_run_leaves_every_artifact_and_a_second_run_reuses_it(
+    config: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = run(config)
+    shown = capsys.readouterr().out
+    assert first["verdict"] in shown and "the base" in first["verdict"]
+    assert re.search(r"^Training loss \d\.\d+ → \d\.\d+ in 3 steps", shown, re.MULTILINE)
+    assert re.search(r"^time     (\d+ min )?\d+ s$", shown, re.MULTILINE)
+    assert first["seconds"] >= sum(stage["seconds"] for stage in first["stages"].values())
     assert list(first["stages"]) == STAGES
     assert outcomes(first) == ["ran"] * 6
     paths = {name: Path(stage["path"]) for name, stage in first["stages"].items()}
@@ -159,14 +167,22 @@ evaluation: {{max_new_tokens: 4}}
         assert row["labels"][-1] == 1  # the end of the turn is learnt
 
 
-def test_too_many_lost_rows_end_the_run_in_one_sentence(
-    config: Path, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+def test_too_many_lost_rows_end_the_run_in_one_sentence_said_once(
+    config: Path,
+    tmp_path: Path,
+    store: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("prefect.flow_runs", "prefect.task_runs"):  # what their own handlers would print
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [caplog.handler])
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write("{broken\n" * 10)
     assert main(["run", str(config)]) == 1
     shown = capsys.readouterr().err
-    assert "10 of 50 rows are lost" in shown
+    assert (shown + caplog.text).count("10 of 50 rows are lost") == 1
+    assert "Finished in state Failed" in caplog.text
     assert "rows.jsonl line 41" in shown
     assert "Traceback" not in shown
 

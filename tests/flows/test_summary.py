@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.summary import summarize
+from flows.summary import summarize, verdict
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity
 
@@ -18,6 +18,21 @@ def made(stage: str, seconds: float, **info: Any) -> ArtifactRef:
         return info
 
     return produce(Identity(stage=stage), write)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "rows", "said"),
+    [
+        (0.01, 0.2, 60, "Better than the base: ROUGE-L +0.100 on 60 held-out rows, interval +0.010 to +0.200."),
+        (-0.1, 0.2, 60, "No better or worse than the base beyond noise: ROUGE-L +0.100 on 60"),
+        (-0.2, -0.1, 60, "Worse than the base: "),
+        (0.1, 0.1, 1, "Undecided, since one held-out row allows no interval: "),
+    ],
+)
+def test_the_interval_decides_the_verdict(low: float, high: float, rows: int, said: str) -> None:
+    score = {"rows": rows, "base": 0.1, "tuned": 0.2, "difference": 0.1, "low": low, "high": high}
+    other = {**score, "metric": "rouge1", "low": 1.0, "high": 1.0}
+    assert verdict([other, {**score, "metric": "rougeL"}]).startswith(said)
 
 
 @pytest.mark.usefixtures("store")
