@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.served import Served, wait_for
+from tests.e2e.served import Served
 from tests.tiny import make_rows, write_jsonl
 
 
@@ -15,14 +15,7 @@ from tests.tiny import make_rows, write_jsonl
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     server = Served(tmp_path_factory.mktemp("server"))
     try:
-        server.start("server", "start", "--host", "127.0.0.1", "--port", str(server.port))
-        wait_for(lambda: server.api("/health"), 120, "the server did not start")
-        assert server.prefect("work-pool", "create", "gpu", "--type", "process").returncode == 0
-        done = server.prefect("deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-        assert done.returncode == 0, done.stdout + done.stderr
-        made = server.prefect("automation", "create", "--from-file", "deployments/automations.yaml")
-        assert made.returncode == 0, made.stdout + made.stderr
-        server.start("worker", "start", "--pool", "gpu")
+        server.start_all()
         yield server
     finally:
         for process in reversed(server.processes):

@@ -1,7 +1,7 @@
-"""A Prefect server and a worker on loopback."""
+"""A Prefect server and a worker on loopback, by the commands that deployments/prefect.yaml tells."""
 
 import json
-import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,9 +13,10 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-SECRET = "what the server, its worker and every command know"
-PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+from tests.documented import DEPLOYMENT, ROOT, commands
+
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+"""The one of `.venv/bin`, whatever this environment is called."""
 
 
 class Served:
@@ -27,13 +28,18 @@ class Served:
             self.port = free.getsockname()[1]
         self.folder = folder
         self.url = f"http://127.0.0.1:{self.port}"
+        lines = commands(DEPLOYMENT)
+        program = ".venv/bin/prefect "
+        self.commands = [shlex.split(line) for line in lines if line.startswith(program)]
+        before = [line.replace("4200", str(self.port)) for line in lines if not line.startswith(program)]
+        exported = subprocess.run(
+            ["bash", "-ec", "\n".join([*before, "env -0"])], cwd=folder, capture_output=True, check=True
+        )
         self.environment = {
-            **os.environ,
+            **dict(line.split("=", 1) for line in exported.stdout.decode().split("\0") if line),
             "PWD": str(ROOT),
             "PREFECT_HOME": str(folder / "home"),
-            "PREFECT_API_URL": f"{self.url}/api",
-            "PREFECT_API_AUTH_STRING": SECRET,
-            "PREFECT_SERVER_API_AUTH_STRING": SECRET,
+            "PREFECT_SERVER_API_PORT": str(self.port),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         }
@@ -43,11 +49,29 @@ class Served:
         }
         self.processes: list[subprocess.Popen[bytes]] = []
 
+    def start_all(self) -> None:
+        """Run the commands in their order, but the worker's last, and without the run that they trigger."""
+        blocking = [command for command in self.commands if command[2] == "start"]
+        for command in self.commands:
+            if command not in blocking:
+                done = self.prefect(*command[1:])
+                assert done.returncode == 0, f"{shlex.join(command)}: {done.stdout}{done.stderr}"
+            elif command[1] == "server":
+                self.start(*command[1:])
+                wait_for(lambda: self.api("/health"), "the server did not start")
+        deployment = self.api("/deployments/name/retrain/on-demand")["id"]
+        (triggered,) = self.api("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}})
+        assert triggered["parameters"]["training"] == {"learning_rate": 0.0001}
+        cancelled = {"state": {"type": "CANCELLED"}, "force": True}  # it would take minutes
+        assert self.api(f"/flow_runs/{triggered['id']}/set_state", cancelled)["status"] == "ACCEPT"
+        for command in blocking[1:]:
+            self.start(*command[1:])
+
     def start(self, *command: str) -> None:
         log = (self.folder / f"{command[0]}.log").open("wb")
         self.processes.append(
             subprocess.Popen(
-                [*PREFECT, *command],
+                [PREFECT, *command],
                 env=self.environment,
                 cwd=ROOT,
                 stdout=log,
@@ -57,21 +81,20 @@ class Served:
         )
 
     def prefect(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*PREFECT, *command], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
+        return subprocess.run([PREFECT, *command], env=self.environment, cwd=ROOT, capture_output=True, text=True)
 
     def api(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
+        secret = self.environment["PREFECT_API_AUTH_STRING"]
         request = urllib.request.Request(
             f"{self.url}/api{path}",
             data,
-            {"Content-Type": "application/json", "Authorization": f"Basic {b64encode(SECRET.encode()).decode()}"},
+            {"Content-Type": "application/json", "Authorization": f"Basic {b64encode(secret.encode()).decode()}"},
             method="GET" if body is None else "POST",
         )
         for _ in range(10):
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=300) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 if error.code != 503:
@@ -90,15 +113,16 @@ class Served:
     def trigger(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Start a run from the on-demand deployment and wait for its end."""
         id = self.start_run(parameters)
-        return wait_for(lambda: self.finished(id), 180, "the run did not finish")
+        return wait_for(lambda: self.finished(id), "the run did not finish")
 
     def finished(self, id: str) -> dict[str, Any] | None:
         run = self.api(f"/flow_runs/{id}")
         return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
 
-def wait_for(probe: Any, seconds: float, complaint: str) -> Any:
-    end = time.monotonic() + seconds
+def wait_for(probe: Any, complaint: str) -> Any:
+    """What a probe finds, as long as a busy machine may need for it."""
+    end = time.monotonic() + 600
     while time.monotonic() < end:
         try:
             if found := probe():

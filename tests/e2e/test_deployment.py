@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.served import ROOT, SECRET, Served, wait_for
+from tests.documented import ROOT
+from tests.e2e.served import Served, wait_for
 
 
 def test_the_schedule_plans_runs(deployed: Served) -> None:
@@ -18,7 +19,6 @@ def test_the_schedule_plans_runs(deployed: Served) -> None:
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
     runs = wait_for(
         lambda: deployed.api("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}),
-        60,
         "nothing was scheduled",
     )
     assert {run["deployment_id"] for run in runs} == {nightly["id"]}
@@ -48,7 +48,7 @@ def test_a_triggered_run_publishes_and_is_reused(deployed: Served, parameters: d
         return [task["state_name"] for task in tasks]
 
     # the server writes task runs down a moment after the run has ended
-    wait_for(lambda: states() == ["Cached"] * 6, 30, f"not every stage was reused: {states()}")
+    wait_for(lambda: states() == ["Cached"] * 6, f"not every stage was reused: {states()}")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,8 @@ def test_the_form_shows_every_group(deployed: Served, tmp_path: Path) -> None:
     script = {"matches": ["http://127.0.0.1/*"], "js": ["login.js"], "run_at": "document_start"}
     manifest = {"manifest_version": 3, "name": "login", "version": "1", "content_scripts": [script]}
     (login / "manifest.json").write_text(json.dumps(manifest))
-    (login / "login.js").write_text(f"localStorage.setItem('prefect-password', btoa({SECRET!r}))")
+    secret = deployed.environment["PREFECT_API_AUTH_STRING"]
+    (login / "login.js").write_text(f"localStorage.setItem('prefect-password', btoa({secret!r}))")
     page = subprocess.run(
         [
             "chromium",
@@ -91,7 +92,6 @@ def test_the_form_shows_every_group(deployed: Served, tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
     ).stdout
     for text in ("Quantization, LoRA and optimization", "Peak learning rate", "How a row becomes a prompt"):
         assert text in page

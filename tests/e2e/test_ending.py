@@ -28,7 +28,7 @@ def interrupted(deployed: Served, id: str, flow: psutil.Process) -> None:
 
 
 def running_out_of_time(deployed: Served, id: str, flow: psutil.Process) -> None:
-    """Nothing: the stage has a time limit."""
+    """Nothing: the stage has a time limit, in which training may not have begun where the machine is busy."""
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,16 @@ def test_training_ends_with_the_run(
         parameters | {"training": LONG, "execution": {"checkpoint_steps": 20, **limit}}, QLORA_FLOW_STORE=str(store)
     )
     checkpoints = "work/train-*/checkpoint-*"
-    wait_for(lambda: list(store.glob(checkpoints)), 120, "training did not begin")
-    trainer = next(p for p in working_on(store) if "tasks.training.worker" in p.cmdline())
-    end(deployed, id, trainer.parent())
-    wait_for(lambda: not working_on(store), 45 if limit else 15, "a process lives on")
-    run = wait_for(lambda: deployed.finished(id), 60, "the server was not told")
+    if not limit:
+        wait_for(lambda: list(store.glob(checkpoints)), "training did not begin")
+        trainer = next(p for p in working_on(store) if "tasks.training.worker" in p.cmdline())
+        end(deployed, id, trainer.parent())
+    run = wait_for(lambda: deployed.finished(id), "the server was not told")
+    wait_for(lambda: not working_on(store), "a process lives on")
     assert run["state_type"] in states, run["state"]
     assert all(is_free(lock) for lock in (store / "locks").iterdir())
     assert not list(store.glob("artifacts/train-*"))
-    assert list(store.glob(checkpoints))  # what the next run goes on from
+    assert limit or list(store.glob(checkpoints))  # what the next run goes on from
     assert end is killed or not list(store.glob("artifacts/.train-*"))  # the next run removes it
 
 
@@ -72,13 +73,13 @@ def test_a_run_whose_machine_is_lost_is_marked_as_crashed(
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30",
     )
     trainer = wait_for(
-        lambda: next((p for p in working_on(store) if "tasks.training.worker" in p.cmdline()), None), 120, "no training"
+        lambda: next((p for p in working_on(store) if "tasks.training.worker" in p.cmdline()), None), "no training"
     )
     worker = deployed.processes[-1]
     worker.send_signal(signal.SIGSTOP)  # it cannot tell the server either
     try:
         trainer.parent().kill()
-        run = wait_for(lambda: deployed.finished(id), 240, "the run is still running")
+        run = wait_for(lambda: deployed.finished(id), "the run is still running")
         assert run["state_type"] == "CRASHED"
         assert "Nothing was heard" in run["state"]["message"]
     finally:
