@@ -1,9 +1,16 @@
 """Nothing a test does leaves the machine or the test's own folder."""
 
+import contextlib
+import importlib
+import io
+import json
 import os
 import shutil
+import signal
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # before Prefect or a Hub library is imported
 os.environ.update(
@@ -20,7 +27,7 @@ import pytest
 
 from tests.tiny import make_model
 
-SLOWEST_FIRST = ("e2e", "flows", "faults", "training", "evaluation")
+SLOWEST_FIRST = ("e2e", "flows", "faults", "training", "evaluation", "tests")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks
@@ -60,5 +67,46 @@ def prefect_server():
     from prefect.testing.utilities import prefect_test_harness
 
     quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_TO_API_ENABLED: False}
-    with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=90):
+    with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=600):
+        yield
+
+
+class Lines(io.StringIO):
+    """Passes on what is printed, as a child's output is passed on."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        super().__init__()
+        self.log = log
+
+    def write(self, text: str) -> int:
+        for line in filter(None, text.splitlines()):
+            self.log(line)
+        return len(text)
+
+
+@pytest.fixture(scope="module")
+def children_here() -> Iterator[None]:
+    """Training and evaluation in the tests' own process, which has imported torch already.
+
+    Each child costs several seconds of imports. tests/e2e, test_execution.py and tests/test_child.py start real ones.
+    """
+
+    from tasks.evaluation import task as evaluation_room
+    from tasks.training import task as training_room
+
+    def run_here(module: str, job: dict[str, Any], log: Callable[[str], None], hang_minutes: float) -> None:
+        worker = importlib.import_module(module)
+        work = worker.alone if module == "tasks.training.worker" else worker.evaluate
+        environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+        try:
+            with contextlib.redirect_stdout(Lines(log)):
+                work(json.loads(json.dumps(job)))
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            os.environ.clear()
+            os.environ.update(environment)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_room, "run_child", run_here)
+        patch.setattr(evaluation_room, "run_child", run_here)
         yield

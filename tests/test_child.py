@@ -34,8 +34,9 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def gone(id: int, seconds: float) -> bool:
-    end = time.monotonic() + seconds
+def gone(id: int) -> bool:
+    """Waits as long as a busy machine may need; what is waited for sleeps for an hour otherwise."""
+    end = time.monotonic() + 600
     while time.monotonic() < end:
         if not psutil.pid_exists(id) or psutil.Process(id).status() == psutil.STATUS_ZOMBIE:
             return True
@@ -82,12 +83,10 @@ def test_the_way_it_ended_says_whether_to_try_again(child, body: str, message: s
 
 def test_a_silent_child_is_ended(child) -> None:
     said: list[str] = []
-    began = time.monotonic()
     with pytest.raises(ChildFailed, match="said nothing") as caught:
-        run_child(child("print(os.getpid()); time.sleep(60)"), {}, said.append, hang_minutes=2 / 60)
-    assert time.monotonic() - began < 15
+        run_child(child("print(os.getpid()); time.sleep(3600)"), {}, said.append, hang_minutes=2 / 60)
     assert caught.value.passing
-    assert gone(int(said[0]), 1)
+    assert all(gone(int(line)) for line in said) and not psutil.Process().children()
 
 
 def test_an_interrupted_wait_ends_the_child_and_its_children(child) -> None:
@@ -97,7 +96,7 @@ def test_an_interrupted_wait_ends_the_child_and_its_children(child) -> None:
         said.extend(map(int, line.split()))
         os.kill(os.getpid(), signal.SIGINT)
 
-    body = "other = subprocess.Popen(['sleep', '60']); print(os.getpid(), other.pid); time.sleep(60)"
+    body = "other = subprocess.Popen(['sleep', '3600']); print(os.getpid(), other.pid); time.sleep(3600)"
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -105,14 +104,14 @@ def test_an_interrupted_wait_ends_the_child_and_its_children(child) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(said) == 2
-    assert all(gone(id, 2) for id in said)
+    assert all(gone(id) for id in said)
 
 
 def test_a_killed_parent_takes_the_child_with_it(child, tmp_path: Path) -> None:
-    module = child("print(os.getpid(), flush=True); time.sleep(60)")
+    module = child("print(os.getpid(), flush=True); time.sleep(3600)")
     code = f"from tasks.child import run_child; run_child('{module}', {{}}, lambda line: print(line, flush=True))"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     id = int(parent.stdout.readline())
     parent.kill()
-    assert gone(id, 15)
+    assert gone(id)

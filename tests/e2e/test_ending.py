@@ -62,7 +62,6 @@ def test_training_ends_with_the_run(
     assert end is killed or not list(store.glob("artifacts/.train-*"))  # the next run removes it
 
 
-@pytest.mark.timeout(600)
 def test_a_run_whose_machine_is_lost_is_marked_as_crashed(
     deployed: Served, parameters: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from tests.faults.bench import ROOT, may_mount, processes
 from tests.faults.campaign import FAULTS, drawn
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_a_short_campaign_loses_nothing() -> None:
     command = [sys.executable, "-m", "tests.faults.campaign", "--runs", "6", "--seed", "11"]
     campaign = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

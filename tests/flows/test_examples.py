@@ -58,7 +58,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> dict[str, Any]:
     return asked
 
 
-@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.usefixtures("prefect_server", "children_here")
 def test_the_articles_own_run(hub: dict[str, Any], store: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
     flags = ["--training.max_steps", "2", "--evaluation.max_new_tokens", "4", "--training.optimizer", "adamw"]

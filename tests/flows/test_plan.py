@@ -13,11 +13,11 @@ from flows.plan import plan
 from tasks.store.artifact import in_use, locked
 from tests.tiny import make_rows, write_jsonl
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = pytest.mark.usefixtures("prefect_server", "children_here")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, children_here: None) -> Path:
     """Configuration of a run that has finished, in a store beside it."""
     folder = tmp_path_factory.mktemp("finished")
     data = write_jsonl(folder / "rows.jsonl", make_rows(40))
@@ -143,7 +143,7 @@ def test_clean_keeps_what_versions_were_made_from(
     assert main(["clean", "--keep-last", "1"]) == 0
     assert published < {path.name for path in artifacts.iterdir()}
     assert "train-of-a-killed-run" in capsys.readouterr().out
-    assert len(list(artifacts.glob("evaluate-*"))) == 4  # every one is a published version's
+    assert set(artifacts.glob("evaluate-*")) == {path for path in before if path.name.startswith("evaluate-")}
 
 
 def test_clean_waits_for_no_run(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from flows.__main__ import main
 from tests.tiny import make_rows, write_jsonl
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = pytest.mark.usefixtures("prefect_server", "children_here")
 STAGES = ["download", "format", "tokenize", "train", "evaluate", "publish"]
 
 

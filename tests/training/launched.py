@@ -77,7 +77,7 @@ def stop(job, who="launcher"):
     addresses = [address for process in (launcher.pid, *processes()) for address in listening(process)]
     assert addresses and all(ipaddress.ip_address(address).is_loopback for address in addresses), addresses
     os.kill(launcher.pid if who == "launcher" else max(processes()), signal.SIGTERM)
-    output, _ = launcher.communicate(timeout=120)
+    output, _ = launcher.communicate()
     assert launcher.returncode == STOPPED_EXIT and not processes(), output
     step = output.split("stopped on request after step ")[1].split(";")[0]
     kept = checkpoints.last_valid(Path(job["checkpoints"]))

@@ -54,7 +54,6 @@ def its_process(joining: subprocess.Popen) -> int:
     return next(int(child) for child in children if b"spawn_main" in Path("/proc", child, "cmdline").read_bytes())
 
 
-@pytest.mark.timeout(1200)
 def test_two_nodes_train_what_two_processes_do_also_after_one_was_lost(job, monkeypatch, second):
     lost, said = job("lost", 1), []
 
@@ -71,7 +70,7 @@ def test_two_nodes_train_what_two_processes_do_also_after_one_was_lost(job, monk
     run_child("tasks.training.launch", lost, said.append)
     assert any("resuming from the checkpoint of step" in line for line in said), said
     second.send_signal(signal.SIGTERM)
-    output, _ = second.communicate(timeout=180)  # torch waits for the first node, which is gone
+    output, _ = second.communicate()  # torch waits for the first node, which is gone
     assert "this attempt at training is over" in output and "the training is finished" in output, output
 
     monkeypatch.delenv("QLORA_FLOW_NODES")
@@ -81,7 +80,6 @@ def test_two_nodes_train_what_two_processes_do_also_after_one_was_lost(job, monk
     assert all(torch.equal(weight, want[name]) for name, weight in adapter(lost).items())
 
 
-@pytest.mark.timeout(600)
 def test_a_node_that_lacks_a_file_says_so(job, second):
     wrong = job("wrong", 1)
     Path(wrong["tokens"]).unlink()

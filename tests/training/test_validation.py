@@ -188,7 +188,6 @@ def test_share_that_holds_back_nothing_is_refused(tmp_path):
         read_divided(write_tokens(tmp_path / "tokens.parquet", make_rows(5)), 0.001)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_worker_saves_the_best_and_lists_what_was_held_back(bases, tmp_path, processes):
     config = TrainingConfig(
