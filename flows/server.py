@@ -55,8 +55,9 @@ def ensure_server() -> None:
 def _reach_this_machine_directly() -> None:
     """Ask no proxy for this machine's own servers, and keep what the user has named besides."""
     names = ("no_proxy", "NO_PROXY")
-    given = [value for name in names if (value := os.environ.get(name))]
-    os.environ.update(dict.fromkeys(names, "*" if "*" in given else ",".join([*given, "localhost", HOST])))
+    given = [value for name in names for value in os.environ.get(name, "").split(",") if value]
+    all_names = ",".join(dict.fromkeys([*given, "localhost", HOST]))  # each once, however often this is called
+    os.environ.update(dict.fromkeys(names, "*" if "*" in given else all_names))
 
 
 class _Server(threading.Thread):

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from flows import server
 from tests.tiny import make_rows, write_jsonl
 
 COMMAND = Path(sys.executable).with_name("qlora-flow")
@@ -119,3 +120,11 @@ def test_its_server_answers_to_no_other_name_and_no_web_page(run: SimpleNamespac
     assert run.seen.by_another_name[0] == 400
     assert run.seen.by_a_web_page[0] == 200
     assert "access-control-allow-origin" not in run.seen.by_a_web_page[1]
+
+
+def test_a_second_run_of_a_process_asks_for_the_same_direct_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "inside,localhost")
+    monkeypatch.setenv("no_proxy", "inside")
+    for _ in range(2):
+        server._reach_this_machine_directly()
+        assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "inside,localhost,127.0.0.1"
