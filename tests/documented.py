@@ -10,7 +10,8 @@ DEPLOYMENT = "deployments/prefect.yaml"
 
 def blocks(page: str, language: str = "") -> list[str]:
     """The fenced blocks of a page in a language; those without one hold commands, a line each."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [text for name, text in fenced if name == language]
 
 
 def commands(page: str) -> list[str]:

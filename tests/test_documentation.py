@@ -4,6 +4,7 @@ The commands of deployments/prefect.yaml are run by the end-to-end tests: their 
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -63,6 +64,12 @@ def test_every_command_line_is_run(checkout: Path, tiny_model: Path, capsys: pyt
     assert set(NOT_RUN) <= set(lines), "a line that is no longer there is excused"
     for block in (block for page in PAGES for block in blocks(page, "python")):
         subprocess.run([sys.executable, "-c", block], check=True, env=dict(os.environ))
+
+
+def test_every_block_is_of_a_kind_that_is_looked_at() -> None:
+    """`text` is to be read; `sql` is for DuckDB, which is no dependency."""
+    kinds = {kind for page in PAGES for kind in re.findall(r"^```(\w+)$", (ROOT / page).read_text(), re.MULTILINE)}
+    assert kinds == {"yaml", "python", "text", "sql"}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -109,13 +109,6 @@ def test_the_command_prints_the_plan(config: Path, capsys: pytest.CaptureFixture
     assert not any("tokenize will run" in line for line in shown)
 
 
-def test_another_adapter_is_not_this_ones_past(config: Path) -> None:
-    assert main(["run", str(config), "--publishing.name", "another", "--evaluation.max_new_tokens", "6"]) == 0
-    assert planned(config, evaluation={"max_new_tokens": 5})["evaluate"] == "max_new_tokens: 4 → 5"
-    other = planned(config, evaluation={"max_new_tokens": 5}, publishing={"name": "another"})
-    assert other["evaluate"] == "max_new_tokens: 6 → 5"
-
-
 def test_refresh_runs_one_stage_again(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = next((config.parent / "store" / "artifacts").glob("evaluate-*/manifest.json"))
     before = made.stat().st_mtime_ns
@@ -124,6 +117,13 @@ def test_refresh_runs_one_stage_again(config: Path, capsys: pytest.CaptureFixtur
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     assert "ran" in lines["evaluate"]
     assert "reused" in lines["train"]
+
+
+def test_another_adapter_is_not_this_ones_past(config: Path) -> None:
+    assert main(["run", str(config), "--publishing.name", "another", "--evaluation.max_new_tokens", "6"]) == 0
+    assert planned(config, evaluation={"max_new_tokens": 5})["evaluate"] == "max_new_tokens: 4 → 5"
+    other = planned(config, evaluation={"max_new_tokens": 5}, publishing={"name": "another"})
+    assert other["evaluate"] == "max_new_tokens: 6 → 5"
 
 
 def test_clean_keeps_what_versions_were_made_from(
