@@ -76,10 +76,11 @@ class Lines(io.StringIO):
 
     def __init__(self, log: Callable[[str], None]) -> None:
         super().__init__()
-        self.log = log
+        self.log, self.begun = log, ""
 
     def write(self, text: str) -> int:
-        for line in filter(None, text.splitlines()):
+        *whole, self.begun = (self.begun + text).split("\n")
+        for line in filter(None, whole):
             self.log(line)
         return len(text)
 

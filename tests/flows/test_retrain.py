@@ -188,7 +188,11 @@ def test_too_many_lost_rows_end_the_run_in_one_sentence_said_once(
 
 
 def test_an_adapter_that_is_damaged_after_training_is_made_anew_in_the_same_run(
-    config: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from tasks.evaluation import task
 
@@ -205,7 +209,7 @@ def test_an_adapter_that_is_damaged_after_training_is_made_anew_in_the_same_run(
     monkeypatch.setattr(task, "run_child", damaging)
     summary = run(config)
     assert summary["published"]["version"] == "v0001"
-    shown = "".join(capsys.readouterr())
+    shown = "".join(capsys.readouterr()) + caplog.text
     assert "adapter_model.safetensors has changed since it was written. Once more" in shown
     assert "Traceback" not in shown
     published = Path(summary["published"]["path"]) / "adapter_model.safetensors"
