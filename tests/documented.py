@@ -26,7 +26,8 @@ def commands(page: str) -> list[str]:
 
 
 def spans(page: str) -> list[str]:
-    """Code within the text that begins with the name of a command."""
+    """Code within the text that begins with the name of a command, and what a line of a crontab runs."""
     found = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S))
     names = ("qlora-flow ", "make ", "prefect ", "python ", "pip ", ".venv/bin/")
-    return [span for span in found if span.startswith(names)]
+    scheduled = re.findall(r"&& (\.venv/bin/[^>\n]+)", "".join(blocks(page, "text")))
+    return [*(span for span in found if span.startswith(names)), *scheduled]

@@ -79,6 +79,7 @@ def test_commands_within_the_text_exist(page: str) -> None:
         if program == "make":
             subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
         elif program == "qlora-flow":
+            arguments += ["CONFIG.yaml"] if arguments in (["run"], ["plan"]) else []
             options, unknown = _parser().parse_known_args(arguments)
             assert not unknown, span
             if "config" in options:
