@@ -65,17 +65,17 @@ class DataConfig(Group):
         "working directory.",
     )
     test_path: Where = Field(
-        "", description="Held-out rows in a file, folder or glob of their own. Empty: split `path`."
+        "", description="Held-out rows in a separate file, folder or glob pattern. Empty: split `path`."
     )
     hub_id: Name = Field("", description="A data set on the Hugging Face Hub (owner/name) instead of files.")
     hub_subset: Name = Field("", description="Configuration (subset) of the Hub data set. Empty: its default.")
     hub_revision: Name = Field(
-        "", description="Branch, tag or commit of the Hub data set; pinned to a commit at the run."
+        "", description="Branch, tag or commit of the Hub data set; resolved to a commit when a run begins."
     )
     train_split: str = Field("train", description="Name of the training split in the source.", min_length=1)
     test_split: str = Field("test", description="Name of the held-out split in the source.", min_length=1)
     id_column: str = Field(
-        "id", description="Column that names a row. A source without it gets ids made from the row's content."
+        "id", description="Column that names a row. Without it, ids are made from the row's content."
     )
     group_column: str = Field(
         "",
@@ -109,7 +109,7 @@ class DataConfig(Group):
 
 
 class ModelConfig(Group):
-    """The base model; it is only read, never changed."""
+    """The base model. It is read in place and never changed."""
 
     base: Name = Field(
         "smollm2-135m-instruct",
@@ -117,7 +117,9 @@ class ModelConfig(Group):
         "model smollm2-135m-instruct.",
         min_length=1,
     )
-    revision: Name = Field("", description="Branch, tag or commit of a Hub model; pinned to a commit at the run.")
+    revision: Name = Field(
+        "", description="Branch, tag or commit of a Hub model; resolved to a commit when a run begins."
+    )
 
 
 class FormattingConfig(Group):
@@ -166,7 +168,7 @@ class TokenizationConfig(Group):
         "answer's end, the prompt stays whole. drop: leave the row out. Every such row is listed in the ledger.",
     )
     cut: Literal["middle", "left", "right"] = Field(
-        "middle", description="Which part of the input column is taken out by truncate_prompt."
+        "middle", description="Which part of the input column truncate_prompt removes."
     )
 
 
@@ -196,15 +198,15 @@ class TrainingConfig(Group):
     )
     modules_to_save: list[str] = Field(
         [],
-        description="embed_tokens, lm_head or both (the base's own names for them): trained whole beside LoRA, for "
-        "words the base does not know, at 16 bytes a value. Not on a base that ties the two.",
+        description="embed_tokens, lm_head or both, by the base's own names: trained in full beside LoRA, for words "
+        "that the base does not know; 16 bytes per value. Refused if the base uses one matrix for both.",
     )
     rslora: bool = Field(False, description="Rank-stabilized scaling, alpha / sqrt(r).")
-    dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA): a trained magnitude for every output.")
+    dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA): a trained magnitude for each output.")
     learning_rate: float = Field(2e-4, description="Peak learning rate.", gt=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
     warmup_share: float = Field(
-        0.05, description="Share of the steps over which the rate rises (a fraction of 1).", ge=0, lt=1
+        0.05, description="Share of the steps in which the learning rate rises (a fraction of 1).", ge=0, lt=1
     )
     weight_decay: float = Field(0.0, description="AdamW weight decay.", ge=0, le=1)
     max_grad_norm: float = Field(1.0, description="Gradient norm above which gradients are scaled down.", gt=0)
@@ -221,7 +223,7 @@ class TrainingConfig(Group):
         ge=1,
         le=65_536,
     )
-    epochs: float = Field(1.0, description="Passes over the training rows, when max_steps is 0.", gt=0, le=1000)
+    epochs: float = Field(1.0, description="Passes over the training rows if max_steps is 0.", gt=0, le=1000)
     max_steps: int = Field(0, description="Optimizer steps; 0: as many as `epochs` needs.", ge=0)
     validation_share: float = Field(
         0.0,
@@ -247,18 +249,18 @@ class TrainingConfig(Group):
     speed: Literal["auto", "fast", "balanced", "lean"] = Field(
         "auto",
         description="What is kept for the backward pass. fast: everything. balanced: all but norms and activations, a "
-        "third less memory. lean: each layer's input, a tenth of the memory, a third slower. auto: the fastest that "
-        "fits.",
+        "third less memory. lean: the input of each layer, a tenth of the memory, a third slower. auto: the fastest "
+        "that fits.",
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="torch.compile the decoder layers on a GPU: faster after about a minute of start-up. auto: when "
-        "the run is long enough to gain by it.",
+        description="Compile the decoder layers (torch.compile) on a GPU: faster after about a minute of start-up. "
+        "auto: when the run is long enough to gain from it.",
     )
     processes: int = Field(
         1,
-        description="Training processes on this machine, each with a GPU of its own; each step's rows are divided "
-        "among them. 0: one for every GPU. For several machines see docs/gpus.md.",
+        description="Training processes on this machine, each with a GPU of its own; the rows of a step are divided "
+        "among them. 0: one for each GPU. For several machines see docs/gpus.md.",
         ge=0,
         le=64,
     )
@@ -322,7 +324,7 @@ class EvaluationConfig(Group):
     max_new_tokens: int = Field(128, description="Longest generated answer in tokens.", ge=1, le=8192)
     batch_tokens: int = Field(
         0,
-        description="Prompt tokens read in one pass (0: as many as memory allows). Halved when memory runs out.",
+        description="Prompt tokens in one pass (0: as many as memory allows). Halved when memory runs out.",
         ge=0,
         le=1_048_576,
     )
@@ -346,7 +348,7 @@ class PublishingConfig(Group):
 
 
 class ExecutionConfig(Group):
-    """How a run deals with failures and time. No result depends on these, so they are part of no cache key."""
+    """Retries, timeouts and checkpoints. No result depends on these, so they are part of no cache key."""
 
     retries: int = Field(
         3,
@@ -357,7 +359,7 @@ class ExecutionConfig(Group):
     )
     retry_seconds: float = Field(
         10,
-        description="Wait before the first new attempt in seconds; it doubles each time, with jitter.",
+        description="Seconds before the first retry; doubled for each further one, with jitter.",
         ge=0,
         le=3600,
     )

@@ -80,7 +80,7 @@ def test_a_run_whose_machine_is_lost_is_marked_as_crashed(
         trainer.parent().kill()
         run = wait_for(lambda: deployed.finished(id), "the run is still running")
         assert run["state_type"] == "CRASHED"
-        assert "Nothing was heard" in run["state"]["message"]
+        assert "sent no heartbeat" in run["state"]["message"]
     finally:
         worker.send_signal(signal.SIGCONT)
 
