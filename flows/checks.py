@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.config import PublishingConfig
+from tasks.config import METRICS, PublishingConfig
 from tasks.download.first_rows import columns
 from tasks.download.models import BUNDLED, looks_local, present_model
 from tasks.errors import UserError
+from tasks.evaluation.identity import own_metric
 from tasks.formatting.chat import check_chat_template
 from tasks.formatting.columns import check_columns, columns_read
 from tasks.publishing.identity import registry_folder
@@ -22,7 +23,7 @@ def check(groups: dict[str, Any]) -> None:
     Raises:
         UserError: a line for every mistake.
     """
-    checks: list[Callable[[dict[str, Any]], None]] = [_rows, _model, _publishing]
+    checks: list[Callable[[dict[str, Any]], None]] = [_rows, _model, _metrics, _publishing]
     if mistakes := list(_mistakes(checks, groups)):
         raise UserError(*dict.fromkeys(mistakes))
 
@@ -47,6 +48,12 @@ def _model(groups: dict[str, Any]) -> None:
         check_targets(Path(base.folder), groups["training"])
         if groups["formatting"].style == "chat":
             check_chat_template(Path(base.folder))
+
+
+def _metrics(groups: dict[str, Any]) -> None:
+    for name in groups["evaluation"].metrics:
+        if name not in METRICS:
+            own_metric(name)
 
 
 def _publishing(groups: dict[str, Any]) -> None:

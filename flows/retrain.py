@@ -25,7 +25,7 @@ from tasks.config import (
 from tasks.download.identity import moving
 from tasks.download.task import ask_hub, compare_rows, download
 from tasks.evaluation.report import write_report
-from tasks.evaluation.task import evaluate
+from tasks.evaluation.task import check_scorable, evaluate
 from tasks.formatting.task import format_prompts
 from tasks.publishing.task import publish, registry_folder
 from tasks.store.artifact import in_use, intact
@@ -77,6 +77,7 @@ def retrain(
         tokens = patient(tokenize, execution)(prompts, source.model, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
         check_sides(tokens)
+        check_scorable(tokens, prompts, evaluation)
         show_data(tokens, training, artifact_key("data", publishing.name))
         adapter = patient(train, execution)(tokens, source.model, training, execution)
         scores = patient(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution)

@@ -1,11 +1,12 @@
 """What a run leaves behind for people and programs: one JSON-able summary."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.changes import sentence
+from tasks.config import METRICS
 from tasks.store.artifact import ArtifactRef, store_root, written_here
 from tasks.store.manifest import Manifest, read_manifest
 from tasks.text import code
@@ -49,6 +50,7 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
         "seconds": time.monotonic() - began,
         "verdict": verdict(published["scores"]),
         "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published["scores"]},
+        "health": published["health"],
         "published": {
             "name": published["name"],
             "version": published["version"],
@@ -71,10 +73,19 @@ def markdown(summary: dict[str, Any]) -> str:
         "| metric | base | tuned | difference | interval |",
         "|---|---:|---:|---:|---:|",
         *(
-            f"| {name} | {s['base']:.4f} | {s['tuned']:.4f} | {s['difference']:+.4f} "
+            f"| {code(name) if ':' in name else name} | {s['base']:.4f} | {s['tuned']:.4f} | {s['difference']:+.4f} "
             f"| {s['low']:+.4f} to {s['high']:+.4f} |"
             for name, s in summary["scores"].items()
         ),
+        "",
+        "| answers | base | tuned |",
+        "|---|---:|---:|",
+        *(
+            f"| {name.replace('_', ' ')} | {h['base']:.3f} | {h['tuned']:.3f} |"
+            for name, h in summary["health"].items()
+        ),
+        "",
+        "Shares of the answers; length is relative to the reference.",
         "",
         "| stage | outcome | seconds | rows |",
         "|---|---|---:|---:|",
@@ -89,13 +100,13 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verdict(scores: Sequence[Mapping[str, Any]]) -> str:
+def verdict(scores: Sequence[dict[str, Any]]) -> str:
     """What the interval of the headline metric says, in a sentence; empty without scores."""
-    from tasks.evaluation.page.scores import HEADLINE, TITLES, finding
+    from tasks.evaluation.page.scores import finding, headline_of
 
-    score = next((score for score in scores if score["metric"] == HEADLINE), None)
-    if score is None:
+    if not scores:
         return ""
+    score = headline_of(scores)
     said = {
         "better": "Better than the base",
         "worse": "Worse than the base",
@@ -103,7 +114,8 @@ def verdict(scores: Sequence[Mapping[str, Any]]) -> str:
         "single": "Undecided, since one held-out row allows no interval",
     }[finding(score)]
     interval = "" if score["rows"] < 2 else f", interval {score['low']:+.3f} to {score['high']:+.3f}"
-    return f"{said}: {TITLES[HEADLINE]} {score['difference']:+.3f} on {score['rows']:,} held-out rows{interval}."
+    title = METRICS.get(score["metric"], score["metric"])
+    return f"{said}: {title} {score['difference']:+.3f} on {score['rows']:,} held-out rows{interval}."
 
 
 def trained(training: dict[str, Any]) -> str:

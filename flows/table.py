@@ -26,7 +26,12 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
     for name, s in summary["scores"].items():
         interval = f"{s['low']:+.3f} to {s['high']:+.3f}"
         scores.add_row(name, f"{s['base']:.3f}", f"{s['tuned']:.3f}", f"{s['difference']:+.3f}", interval)
-    console.print(stages, scores)
+    answers = Table("answers", "base", "tuned", title="shares; length: over the reference's", title_justify="left")
+    for column in answers.columns[1:]:
+        column.justify = "right"
+    for name, h in summary["health"].items():
+        answers.add_row(name.replace("_", " "), f"{h['base']:.3f}", f"{h['tuned']:.3f}")
+    console.print(stages, scores, answers)
     console.print(summary["verdict"], style="bold", soft_wrap=True, highlight=False)
     console.print(trained(summary["training"]), soft_wrap=True, highlight=False)
     if summary["changes"]:

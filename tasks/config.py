@@ -4,9 +4,21 @@ One frozen model per stage. Cheap rules are written as bounds and choices, becau
 run is triggered; rules across fields are validators and are refused when the configuration is read.
 """
 
+import difflib
+import os
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from tasks.text import SECRET
 
@@ -53,6 +65,43 @@ Name = Annotated[
     AfterValidator(_no_url),
     WithJsonSchema({"type": "string", "not": {"pattern": rf"{SECRET.pattern}|://"}}),
 ]
+
+
+METRICS = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "chrf": "chrF",
+}
+"""Metrics that come with the project, with their titles."""
+PERMITTED = [name.strip() for name in os.environ.get("QLORA_FLOW_METRICS", "").split(",") if name.strip()]
+"""Functions that a run may also score with when its fields come from a Prefect server."""
+TRUSTED = {"own metrics": True}
+"""Validation context of a configuration whose author may run code here: a file that the command reads."""
+
+
+def _a_metric(name: str, info: ValidationInfo) -> str:
+    if name in METRICS or name in PERMITTED:
+        return name
+    if ":" not in name:
+        plain = {re.sub("[^a-z0-9]", "", known.lower()): known for known in METRICS}
+        close = difflib.get_close_matches(re.sub("[^a-z0-9]", "", name.lower()), plain, 1)
+        raise ValueError(f"there is no such metric{f' (did you mean {plain[close[0]]}?)' if close else ''}")
+    if not re.fullmatch(r"([^\W\d]\w*\.)*[^\W\d]\w*:[^\W\d]\w*", name):
+        raise ValueError("write a metric of your own as package.module:function")
+    if not info.context:
+        raise ValueError(
+            "a metric of your own is code: name it in a configuration file or a flag, or permit it by "
+            "QLORA_FLOW_METRICS in the environment of the worker (docs/evaluation.md)"
+        )
+    return name
+
+
+# The server's form offers the choices alone, and the server refuses anything else.
+Metric = Annotated[str, AfterValidator(_a_metric), WithJsonSchema({"type": "string", "enum": [*METRICS, *PERMITTED]})]
 
 
 class DataConfig(Group):
@@ -328,8 +377,22 @@ class EvaluationConfig(Group):
         ge=0,
         le=1_048_576,
     )
+    metrics: list[Metric] = Field(
+        ["rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "token_f1"],
+        description=f"What scores the answers: {', '.join(METRICS)}; in a file or flag also package.module:function of "
+        "an installed package (docs/evaluation.md).",
+        min_length=1,
+        json_schema_extra={"uniqueItems": True},
+    )
     confidence: float = Field(0.95, description="Level of the bootstrap interval on tuned minus base.", gt=0.5, lt=1)
     seed: int = Field(0, description="Seed of the bootstrap.", ge=0, lt=2**32)
+
+    @field_validator("metrics")
+    @classmethod
+    def _each_once(cls, metrics: list[str]) -> list[str]:
+        if twice := [name for name in metrics if metrics.count(name) > 1]:
+            raise ValueError(f"{twice[0]} stands twice")
+        return metrics
 
 
 class PublishingConfig(Group):

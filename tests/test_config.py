@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks.config import TrainingConfig
+from tasks.config import METRICS, TRUSTED, EvaluationConfig, TrainingConfig
 
 IN_4_BITS = "quant_type and training.double_quant need a base in 4 bits"
 ROWS = "set training.validation_share"
@@ -59,3 +59,36 @@ def test_all_of_them_are_named() -> None:
 def test_a_configuration_read_back_with_all_its_fields_is_the_same(fields: dict[str, Any]) -> None:
     config = TrainingConfig(**fields)
     assert TrainingConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        (["rougel"], "there is no such metric (did you mean rougeL?)"),
+        (["ROUGE-2"], "did you mean rouge2?"),
+        (["chrF++"], "did you mean chrf?"),
+        (["f1"], "there is no such metric"),
+        (["bleu"], "there is no such metric"),
+        (["a:b:c"], "as package.module:function"),
+        (["os.system:"], "as package.module:function"),
+        (["rouge1", "chrf", "rouge1"], "rouge1 stands twice"),
+        ([], "at least 1 item"),
+    ],
+)
+def test_a_metric_that_is_none_is_refused(metrics: list[str], sentence: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        EvaluationConfig.model_validate({"metrics": metrics}, context=TRUSTED)
+    assert sentence in str(caught.value)
+
+
+def test_code_is_named_by_a_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"metrics": ["rougeL", "package.module:function"]}
+    assert EvaluationConfig.model_validate(own, context=TRUSTED).metrics == own["metrics"]
+    with pytest.raises(ValidationError, match="a metric of your own is code"):
+        EvaluationConfig.model_validate(own)
+    monkeypatch.setattr("tasks.config.PERMITTED", ["package.module:function"])
+    assert EvaluationConfig.model_validate(own).metrics == own["metrics"]
+
+
+def test_the_form_offers_the_metrics_there_are() -> None:
+    assert EvaluationConfig.model_json_schema()["properties"]["metrics"]["items"]["enum"] == [*METRICS]

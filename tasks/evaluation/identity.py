@@ -1,8 +1,15 @@
 """What decides predictions and scores."""
 
-from tasks.config import EvaluationConfig
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tasks.config import METRICS, EvaluationConfig
+from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, digest_of, files_digest
 from tasks.store.model import BaseModelRef
 
 
@@ -16,6 +23,7 @@ def identity(
             "tokens": tokens.digest,
             "prompts": prompts.digest,
             "model": model.digest,
+            **{name: own_metric(name) for name in config.metrics if name not in METRICS},
         },
         config=config.model_dump() | {"ending": prompts.info["ending"]},
         code=(
@@ -28,5 +36,42 @@ def identity(
             "tasks.evaluation.schema",
             "tasks.model",
         ),
-        libraries=("torch", "transformers", "peft", "bitsandbytes", "evaluate", "rouge_score", "nltk", "regex"),
+        libraries=(
+            "torch",
+            "transformers",
+            "peft",
+            "bitsandbytes",
+            "evaluate",
+            "rouge_score",
+            "nltk",
+            "regex",
+            *(["sacrebleu"] if "chrf" in config.metrics else []),
+        ),
     )
+
+
+_FIND = """
+import importlib, json, sys
+module, function = sys.argv[1].split(":")
+if not callable(getattr(importlib.import_module(module), function, None)):
+    raise AttributeError(f"{module} has no function {function}")
+top = sys.modules[module.partition(".")[0]]
+print(json.dumps([*getattr(top, "__path__", [top.__file__])]))
+"""
+
+
+@functools.cache
+def own_metric(name: str) -> str:
+    """Digest of the package, or the single module, that has the function `package.module:function`.
+
+    Raises:
+        UserError: no installed package has it.
+    """
+    # in a process of its own, which looks for modules where the one that scores does: not in the working directory
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", _FIND, name], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if found.returncode:
+        why = (found.stderr.strip().splitlines() or [f"exit status {found.returncode}"])[-1]
+        raise UserError(f"evaluation.metrics: no installed package has {name}: {why}")
+    return digest_of([files_digest(Path(place)) for place in json.loads(found.stdout.splitlines()[-1])])

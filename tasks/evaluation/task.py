@@ -11,7 +11,7 @@ from tasks.child import run_child
 from tasks.config import EvaluationConfig, ExecutionConfig
 from tasks.evaluation.identity import identity
 from tasks.model import quantization
-from tasks.store.artifact import ArtifactRef, produce
+from tasks.store.artifact import ArtifactRef, intact, produce
 from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef
 
@@ -49,3 +49,18 @@ def evaluate(
 
     inputs = (adapter, tokens, prompts, model)
     return produce(identity(*inputs, config), write, log, inputs)
+
+
+def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, config: EvaluationConfig) -> None:
+    """Before hours of training: the references of the held-out rows can be scored.
+
+    Raises:
+        UserError: one cannot; row and metrics are named.
+    """
+    from tasks.evaluation.metrics import check_references
+    from tasks.evaluation.worker import held_out
+    from tasks.formatting.schema import PROMPTS
+    from tasks.tokenization.schema import TOKENS
+
+    with intact((tokens, prompts)):
+        check_references(held_out(tokens.path / TOKENS, prompts.path / PROMPTS, config.max_rows), config.metrics)

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from tasks.child import main
 from tasks.errors import UserError
-from tasks.evaluation.schema import METRICS, PREDICTION_SCHEMA, PREDICTIONS, SCORE_SCHEMA, SCORES
+from tasks.evaluation.metrics import check_references, try_own
+from tasks.evaluation.schema import HEALTH, PREDICTIONS, SCORE_SCHEMA, SCORES, prediction_schema
 from tasks.quiet import silence
 from tasks.tokenization.schema import NOT_LEARNT
 
@@ -26,6 +27,8 @@ def evaluate(job: dict[str, Any]) -> None:
 
     config = job["config"]
     rows = held_out(Path(job["tokens"]), Path(job["prompts"]), config["max_rows"])
+    check_references(rows, config["metrics"])
+    try_own(rows[0], config["metrics"])
     began = time.monotonic()
     model = generate.load(Path(job["model"]), Path(job["adapter"]), job["training"])
     tokenizer = generate.tokenizer_of(Path(job["model"]))
@@ -44,18 +47,21 @@ def evaluate(job: dict[str, Any]) -> None:
             ids = generate.answer(model, prompts, *options, report)
         seconds[who] = round(time.monotonic() - began, 2)
         for row, answer in zip(rows, ids, strict=True):
-            row[who] = until_ending(tokenizer.decode(answer, skip_special_tokens=True), job["ending"])
+            text = tokenizer.decode(answer, skip_special_tokens=True)
+            row[who] = until_ending(text, job["ending"])
+            row[f"{who}_ended"] = len(answer) < config["max_new_tokens"] or row[who] != text.strip()
     for row in rows:
         row["prompt"] = tokenizer.decode(row.pop("prompt_ids"))
     scores = score(rows, config)
     output = Path(job["output"])
-    pq.write_table(pa.Table.from_pylist(rows, PREDICTION_SCHEMA), output / PREDICTIONS)
+    pq.write_table(pa.Table.from_pylist(rows, prediction_schema(config["metrics"])), output / PREDICTIONS)
     pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), output / SCORES)
     (output / "evaluation.json").write_text(
         json.dumps(
             {
                 "rows": len(rows),
                 "scores": scores,
+                "health": health(rows),
                 "generation_seconds": seconds,
                 "confidence": config["confidence"],
                 "stop": stop,
@@ -104,22 +110,26 @@ def until_ending(answer: str, ending: str) -> str:
     return (answer.split(mark)[0] if mark else answer).strip()
 
 
+def health(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Figure → base and tuned → mean over rows, of rows that `score` has seen."""
+    return {
+        name: {who: sum(row[f"{who}_{name}"] for row in rows) / len(rows) for who in ("base", "tuned")}
+        for name in HEALTH
+    }
+
+
 def score(rows: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
     """Score both answers of every row (written into the rows) and compare them."""
     from tasks.evaluation.compare import paired_interval
-    from tasks.evaluation.metrics.rouge.rouge import Rouge
+    from tasks.evaluation.metrics import scores as scores_of
 
-    references = [row["references"] for row in rows]
     with tempfile.TemporaryDirectory() as scratch:
-        # not by `evaluate.load`, which imports a copy that lies in a folder that others may write to (HF_HOME)
-        metric = Rouge(cache_dir=scratch, keep_in_memory=True)
         for who in ("base", "tuned"):
-            values = metric.compute(predictions=[row[who] for row in rows], references=references)
-            for name in METRICS:
-                for row, value in zip(rows, values[name], strict=True):
+            for name, values in scores_of(rows, who, config["metrics"], scratch).items():
+                for row, value in zip(rows, values, strict=True):
                     row[f"{who}_{name}"] = value
     scores = []
-    for name in METRICS:
+    for name in config["metrics"]:
         base, tuned = ([row[f"{who}_{name}"] for row in rows] for who in ("base", "tuned"))
         difference, low, high = paired_interval(base, tuned, config["confidence"], config["seed"])
         scores.append(

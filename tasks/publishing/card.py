@@ -33,10 +33,17 @@ They are not the Hub's weights of the same model: on those the adapter gives oth
 | metric | base | tuned | difference | {{ percent }} % interval |
 |---|---:|---:|---:|---:|
 {% for s in evaluation.scores -%}
-| {{ s.metric }} | {{ "%.4f" | format(s.base) }} | {{ "%.4f" | format(s.tuned) }} \
+| {{ s.metric | code if ":" in s.metric else s.metric }} \
+| {{ "%.4f" | format(s.base) }} | {{ "%.4f" | format(s.tuned) }} \
 | {{ "%+.4f" | format(s.difference) }} \
 | {{ "%+.4f" | format(s.low) }} to {{ "%+.4f" | format(s.high) }} |
 {% endfor %}
+| answers | base | tuned |
+|---|---:|---:|
+{% for name, h in evaluation.health.items() -%}
+| {{ name | replace("_", " ") }} | {{ "%.3f" | format(h.base) }} | {{ "%.3f" | format(h.tuned) }} |
+{% endfor %}
+Shares of the answers; length is relative to the reference.
 Greedy answers of at most {{ evaluation_config.max_new_tokens }} tokens; paired bootstrap over rows.
 
 ## Use

@@ -69,7 +69,8 @@ def publish(
         )
         (folder / "README.md").write_text(card)
         write_sums(folder)
-        return {"name": config.name, "version": version, "scores": scores.info["scores"]}
+        measured = {name: scores.info[name] for name in ("scores", "health")}
+        return {"name": config.name, "version": version, **measured}
 
     who = identity(adapter, scores, prompts, model, config)
     version = add_version(who, registry_folder(config), write, log, (adapter, scores, model))

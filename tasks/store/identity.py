@@ -75,10 +75,15 @@ def source_digest(name: str) -> str:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(name)
     origin = Path(spec.origin)
-    if origin.name != "__init__.py":
-        return file_digest(origin)
-    files = sorted(p for p in origin.parent.rglob("*") if p.is_file() and p.suffix not in {".pyc", ".pyo"})
-    return digest_of({p.relative_to(origin.parent).as_posix(): file_digest(p) for p in files})
+    return files_digest(origin.parent if origin.name == "__init__.py" else origin)
+
+
+def files_digest(path: Path) -> str:
+    """Digest of a file, or of the names and contents of all files below a folder, compiled ones left out."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix not in {".pyc", ".pyo"})
+    return digest_of({p.relative_to(path).as_posix(): file_digest(p) for p in files})
 
 
 def file_digest(path: Path) -> str:

@@ -52,7 +52,13 @@ def test_a_triggered_run_publishes_and_is_reused(deployed: Served, parameters: d
 
 
 @pytest.mark.parametrize(
-    ("group", "value"), [("training", {"lora_r": 0}), ("training", {"lr": 1}), ("formatting", {"style": "prose"})]
+    ("group", "value"),
+    [
+        ("training", {"lora_r": 0}),
+        ("training", {"lr": 1}),
+        ("formatting", {"style": "prose"}),
+        ("evaluation", {"metrics": ["difflib:get_close_matches"]}),  # code
+    ],
 )
 def test_a_wrong_field_is_refused_when_it_is_triggered(deployed: Served, group: str, value: dict[str, Any]) -> None:
     refused = deployed.prefect("deployment", "run", "retrain/on-demand", "--params", json.dumps({group: value}))

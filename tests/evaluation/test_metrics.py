@@ -11,8 +11,11 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 import tasks.evaluation.metrics
+from tasks.config import METRICS
+from tasks.errors import UserError
+from tasks.evaluation.metrics import check_references, scores
 from tasks.evaluation.metrics.rouge.rouge import NAMES, Rouge
-from tasks.evaluation.metrics.words import has_words, stems, words
+from tasks.evaluation.metrics.words import has_words, pieces, stems, words
 
 SCRIPTS = {  # a sentence, and another one
     "English": ("The cat sat on a mat.", "Every bird flies under my roof."),
@@ -87,17 +90,103 @@ def rouge(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return Rouge(cache_dir=str(tmp_path_factory.mktemp("rouge")), keep_in_memory=True)
 
 
+def scored(tmp_path: Path, answer: str, *references: str, prompt: str = "", ended: bool = True) -> dict[str, float]:
+    row = {"id": "r0", "prompt": prompt, "references": list(references), "base": answer, "base_ended": ended}
+    return {name: value for name, (value,) in scores([row], "base", list(METRICS), str(tmp_path)).items()}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_rouge_in_every_script(rouge: Rouge, script: str) -> None:
+def test_every_metric_in_every_script(tmp_path: Path, script: str) -> None:
     text, other = SCRIPTS[script]
-    scores = rouge.compute(predictions=[text, text, text[: len(text) // 2]], references=[[text], [other], [text]])
-    for name in NAMES:
-        same, wrong, half = scores[name]
-        assert same == 1 and wrong < 0.5 and (0 < half < 1 or name == "rouge2")
+    same, wrong, half = (
+        scored(tmp_path, a, b) for a, b in ((text, text), (text, other), (text[: len(text) // 2], text))
+    )
+    for name in METRICS:
+        assert same[name] == 1 and wrong[name] < 0.5, name
+        assert half[name] < 1 and (half[name] > 0 or name in ("rouge2", "exact_match")), name
 
 
-def test_rouge_can_be_loaded_by_evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("answer", "reference", "value"),
+    [
+        ("Yes.", "Yes.", 1),
+        (" Yes.\n", "Yes.", 1),
+        ("cafe\u0301", "café", 1),
+        ("yes.", "Yes.", 0),
+        ("Yes", "Yes.", 0),
+        ("👍", "👍", 1),
+    ],
+)
+def test_exact_match_by_hand(tmp_path: Path, answer: str, reference: str, value: float) -> None:
+    assert scored(tmp_path, answer, "another", reference)["exact_match"] == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "value"),
+    [
+        ("the cat sat", "the cat", 2 * 2 / (3 + 2)),
+        ("sat cat the", "the cat sat", 1),
+        ("no no no", "no", 2 * 1 / (3 + 1)),
+        ("running", "runs", 0),  # nothing is stemmed
+        ("会议取消，楼层 3", "会议改到 3 点", 2 * 3 / (7 + 6)),
+        ("", "the cat", 0),
+    ],
+)
+def test_token_f1_by_hand(tmp_path: Path, answer: str, reference: str, value: float) -> None:
+    assert scored(tmp_path, answer, reference)["token_f1"] == pytest.approx(value)
+
+
+def test_chrf_by_hand(tmp_path: Path) -> None:
+    # runs of 1, 2 and 3 characters: 2 of 3, 1 of 2 and 0 of 1 are shared, as precision and as recall
+    assert scored(tmp_path, "abc", "abd")["chrf"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert scored(tmp_path, "abc", "xyz", "abc")["chrf"] == 1
+
+
+TEN = "one two three four five six seven eight nine ten"
+
+
+@pytest.mark.parametrize(
+    ("answer", "prompt", "ended", "wrong"),
+    [
+        ("fine words of its own", "", True, set()),
+        (" \n", "", True, {"empty"}),
+        ("fine words of its own", "", False, {"never_ending"}),
+        ("and so on " * 9, "", True, {"repeating"}),
+        ("!" * 30, "", True, {"repeating"}),
+        ("很" * 20, "", True, {"repeating"}),
+        ("no, no, no, I said no", "", True, set()),
+        (TEN, f"Read this: {TEN.upper()}!", True, {"copied"}),
+        ("one two three", TEN, True, set()),  # a short answer may well stand in the prompt
+        ("第一号房间在走廊尽头左边", "问题：第一号房间在走廊尽头左边。", True, {"copied"}),
+    ],
+)
+def test_health_by_hand(tmp_path: Path, answer: str, prompt: str, ended: bool, wrong: set[str]) -> None:
+    found = scored(tmp_path, answer, "some reference", prompt=prompt, ended=ended)
+    assert {name for name in ("empty", "never_ending", "repeating", "copied") if found[name]} == wrong
+
+
+def test_length_is_relative_to_the_nearest_reference(tmp_path: Path) -> None:
+    assert scored(tmp_path, "one two three", "one", "one two")["length"] == 1.5
+    assert scored(tmp_path, "", "one")["length"] == 0
+    assert pieces("so, 👍!") == ["so", ",", "👍", "!"]
+
+
+@pytest.mark.parametrize("reference", ["!!!", "👍🏽", "***", "---\n```", "。。。"])
+def test_a_reference_without_a_word_is_refused_by_name(reference: str) -> None:
+    rows = [{"id": "r7", "references": ["fine"]}, {"id": "r8", "references": ["fine", reference]}]
+    with pytest.raises(UserError, match="'r8' has no word or number for rougeL, token_f1 to count"):
+        check_references(rows, ["rougeL", "exact_match", "chrf", "token_f1"])
+    check_references(rows, ["exact_match", "chrf"])
+
+
+def test_a_reference_of_white_space_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="'r8' has no character for chrf"):
+        check_references([{"id": "r8", "references": [" \n"]}], ["chrf"])
+
+
+def test_evaluate_can_load_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path))
-    folder = Path(tasks.evaluation.metrics.__file__).parent / "rouge"
-    loaded = evaluate.load(str(folder), cache_dir=str(tmp_path), keep_in_memory=True)
-    assert loaded.compute(predictions=["会议"], references=[["会议"]])["rougeL"] == [1]
+    for name in ("rouge", "exact_match", "token_f1", "chrf"):
+        folder = Path(tasks.evaluation.metrics.__file__).parent / name
+        loaded = evaluate.load(str(folder), cache_dir=str(tmp_path), keep_in_memory=True)
+        assert loaded.compute(predictions=["会议"], references=[["会议"]])["rougeL" if name == "rouge" else name] == [1]

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.config import METRICS
 from tasks.evaluation import charts
 from tasks.evaluation.page.words import duration, signed
 from tasks.evaluation.report import write_report
-from tasks.evaluation.schema import METRICS, PREDICTION_SCHEMA, SCORE_SCHEMA
+from tasks.evaluation.schema import HEALTH, SCORE_SCHEMA, prediction_schema
 from tasks.store.artifact import ArtifactRef, write_folder
 from tasks.store.identity import Identity
 from tasks.store.ledger import Ledger
@@ -119,12 +120,13 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
             | {f"{who}_{name}": value for who, value in zip(("base", "tuned"), pair, strict=True) for name in METRICS}
             for n, (before, after, pair) in enumerate(zip(run.base, run.tuned, run.scores, strict=True))
         ]
-        pq.write_table(pa.Table.from_pylist(made, PREDICTION_SCHEMA), folder / "predictions.parquet")
+        pq.write_table(pa.Table.from_pylist(made, prediction_schema([*METRICS])), folder / "predictions.parquet")
         mean, low, high = run.difference
         score = {"rows": len(made), "base": 0.213, "tuned": 0.213 + mean, "difference": mean, "low": low, "high": high}
         table = pa.Table.from_pylist([{"metric": name, **score} for name in METRICS], SCORE_SCHEMA)
         pq.write_table(table, folder / "scores.parquet")
-        return {"rows": len(made), "confidence": 0.95}
+        health = {name: {"base": 0.125, "tuned": n} for n, name in enumerate(HEALTH)}
+        return {"rows": len(made), "confidence": 0.95, "health": health}
 
     def publish(folder: Path) -> dict[str, Any]:
         (folder / "README.md").write_text("card")
@@ -169,6 +171,14 @@ def test_verdict_says_what_the_interval_allows(
     assert f"95 % interval of the difference {sentence}." in page
     assert sum(word in page for word in ("Better than", "Worse than", "Undecided")) == 1
     assert verdict in page
+
+
+def test_every_metric_and_every_figure_of_the_answers_has_a_line(store: Path) -> None:
+    page = text_of(write_report(make_run(store, Run())).read_text())
+    for title in METRICS.values():
+        assert f"{title} 0.213 0.352 +0.139" in page
+    assert "empty0.1250.000 never-ending0.1251.000" in page
+    assert "length ÷ reference0.1254.000" in page
 
 
 def test_one_held_out_row_gives_no_verdict(store: Path) -> None:

@@ -1,36 +1,62 @@
 """Scores are what the rows say, and the held-out rows are read as training read them."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.config import METRICS
 from tasks.errors import UserError
 from tasks.evaluation.compare import paired_interval
-from tasks.evaluation.worker import held_out, prompt_length, score, until_ending
+from tasks.evaluation.worker import health, held_out, prompt_length, score, until_ending
 from tasks.formatting.schema import PROMPT_SCHEMA
 from tasks.tokenization.schema import TOKEN_SCHEMA
 
 
-def rows(base: str, tuned: str, references: list[str]) -> list[dict]:
-    return [{"base": base, "tuned": tuned, "references": references} for _ in range(3)]
+def rows(base: str, tuned: str, references: list[str], prompt: str = "") -> list[dict[str, Any]]:
+    row = {"base": base, "tuned": tuned, "references": references, "prompt": prompt}
+    return [{"id": f"r{n}", **row, "base_ended": False, "tuned_ended": n > 0} for n in range(3)]
+
+
+def config(*metrics: str) -> dict[str, Any]:
+    return {"confidence": 0.95, "seed": 0, "metrics": list(metrics)}
 
 
 def test_the_best_reference_counts() -> None:
     answers = rows("nothing alike", "the cat sat", ["a dog ran off", "the cat sat"])
-    scores = {s["metric"]: s for s in score(answers, {"confidence": 0.95, "seed": 0})}
-    assert set(scores) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
-    assert scores["rougeL"]["tuned"] == 1
-    assert scores["rougeL"]["base"] == 0
-    assert scores["rougeL"]["difference"] == scores["rougeL"]["low"] == 1
+    scores = {s["metric"]: s for s in score(answers, config(*METRICS))}
+    assert list(scores) == list(METRICS)
+    for name in set(METRICS) - {"chrf"}:
+        assert (scores[name]["base"], scores[name]["tuned"]) == (0, 1)
+        assert scores[name]["difference"] == scores[name]["low"] == 1
+    assert scores["chrf"]["tuned"] == 1
     assert answers[0]["tuned_rouge2"] == 1
 
 
 def test_rouge_l_by_hand() -> None:
     # longest common subsequence "police the gunman": 3 of 4 words on both sides
     answers = rows("police ended the gunman", "police ended the gunman", ["police killed the gunman"])
-    assert score(answers, {"confidence": 0.95, "seed": 0})[2]["base"] == pytest.approx(0.75)
+    assert score(answers, config("rougeL"))[0]["base"] == pytest.approx(0.75)
+
+
+def test_metrics_are_computed_in_the_order_asked_and_no_others() -> None:
+    answers = rows("a", "a", ["a"])
+    assert [s["metric"] for s in score(answers, config("token_f1", "rouge1"))] == ["token_f1", "rouge1"]
+    assert "base_rougeL" not in answers[0] and "base_exact_match" not in answers[0]
+
+
+def test_health_is_a_mean_over_rows() -> None:
+    answers = rows("", "one two three four five six", ["one two three"])
+    score(answers, config("rouge1"))
+    assert health(answers) == {
+        "empty": {"base": 1, "tuned": 0},
+        "never_ending": {"base": 1, "tuned": pytest.approx(1 / 3)},
+        "repeating": {"base": 0, "tuned": 0},
+        "copied": {"base": 0, "tuned": 0},
+        "length": {"base": 0, "tuned": 2},
+    }
 
 
 def test_one_row_says_nothing_about_others() -> None:

@@ -52,6 +52,8 @@ def written(tmp_path: Path, groups: dict[str, Any]) -> str:
         ("formatting", {"references": ["a"]}, "formatting.references: " + ROWS.format("a")),
         ("formatting", {"style": "chat"}, "formatting.messages_column: " + ROWS.format("messages")),
         ("training", {"target_modules": ["query"]}, "no linear layer is named query; this base has down_proj"),
+        ("evaluation", {"metrics": ["no_such:f"]}, "no installed package has no_such:f: ModuleNotFoundError"),
+        ("evaluation", {"metrics": ["difflib:f"]}, "difflib has no function f"),
         ("publishing", {"hub_repo": "owner/name"}, "publishing.hub_repo: to upload to owner/name, set HF_TOKEN"),
         ("publishing", {"registry": "/dev/null/registry"}, "publishing.registry: /dev/null is a file"),
     ],

@@ -51,6 +51,11 @@ from tasks.errors import UserError
         ("data: {path: a}\ntraining: {dora: 1}", ["training.dora: 1 is wrong", "valid boolean"]),
         ("data: {path: a}\ntraining: {dora: yes}", ["training.dora: 'yes' is wrong", "valid boolean"]),
         ("data: {path: a}\ntraining: {target_modules: q_proj}", ["a list is written [q_proj]"]),
+        (
+            "data: {path: a}\nevaluation: {metrics: [rouge1, rougel]}",
+            ["evaluation.metrics: 'rougel' is wrong: there is no such metric (did you mean rougeL?)"],
+        ),
+        ("data: {path: a}\nevaluation: {metrics: rougeL}", ["a list is written [rougeL]"]),
         ("data: {path: 12}", ["data.path: 12 is wrong: quote it"]),
         ("data: {path: a}\npublishing: {name: true}", ["publishing.name: true is wrong: quote it"]),
         ("[" * 5000, ["nested too deeply"]),

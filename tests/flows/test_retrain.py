@@ -187,6 +187,37 @@ def test_too_many_lost_rows_end_the_run_in_one_sentence_said_once(
     assert "Traceback" not in shown
 
 
+def test_a_reference_that_cannot_be_scored_ends_the_run_before_training(
+    config: Path, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, "summary": "👍 !"} if n % 4 == 0 else row for n, row in enumerate(make_rows(40))]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert main(["run", str(config), "--evaluation.metrics", "exact_match,rougeL"]) == 1
+    assert re.search(r"held-out row 'r0\d\d'.* has no word or number for rougeL to count", capsys.readouterr().err)
+    assert not [*store.glob("artifacts/train-*")]
+
+
+def test_a_run_is_scored_by_a_metric_of_the_users_own(
+    config: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "judge.py").write_text(
+        "def signs(predictions, references):\n    return [len(p) + 100 for p in predictions]"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    summary = run(config, "--evaluation.metrics", "chrf,judge:signs")
+    assert [*summary["scores"]] == ["chrf", "judge:signs"]
+    assert summary["scores"]["judge:signs"]["tuned"] >= 100
+    (rows,) = store.glob("artifacts/evaluate-*/predictions.parquet")
+    assert all(row["tuned_judge:signs"] == 100 + len(row["tuned"]) for row in pq.read_table(rows).to_pylist())
+    assert set(summary["health"]) == {"empty", "never_ending", "repeating", "copied", "length"}
+    shown = capsys.readouterr().out
+    assert "judge:signs" in shown and "never ending" in shown
+    assert "judge:signs" in Path(summary["report"]).read_text()
+    assert "| `judge:signs` |" in (Path(summary["published"]["path"]) / "README.md").read_text()
+
+
 def test_an_adapter_that_is_damaged_after_training_is_made_anew_in_the_same_run(
     config: Path,
     store: Path,

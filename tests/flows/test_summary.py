@@ -33,6 +33,8 @@ def test_the_interval_decides_the_verdict(low: float, high: float, rows: int, sa
     score = {"rows": rows, "base": 0.1, "tuned": 0.2, "difference": 0.1, "low": low, "high": high}
     other = {**score, "metric": "rouge1", "low": 1.0, "high": 1.0}
     assert verdict([other, {**score, "metric": "rougeL"}]).startswith(said)
+    mine = said.replace("ROUGE-L", "mine:score")
+    assert verdict([{**score, "metric": "mine:score"}, other]).startswith(mine)  # the first, where there is no ROUGE-L
 
 
 @pytest.mark.usefixtures("store")
@@ -43,7 +45,7 @@ def test_converting_the_model_counts_as_download() -> None:
     stages = {
         "download": rows,
         "train": made("train", 0, model=str(model.path)),
-        "publish": made("publish", 0, scores=[], name="a", version="v0001"),
+        "publish": made("publish", 0, scores=[], health={}, name="a", version="v0001"),
     }
     download = summarize(stages, began, Path("report.html"), {})["stages"]["download"]
     assert download["outcome"] == "ran"

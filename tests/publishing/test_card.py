@@ -28,7 +28,12 @@ def card(
         shortened=0,
         libraries="torch 2.11.0",
         run={"steps": 30, "tokens": 56000, "loss_last": 2.1} | (run or {}),
-        evaluation={"rows": 60, "scores": [SCORE], "stop": [1, 5]},
+        evaluation={
+            "rows": 60,
+            "scores": [SCORE],
+            "health": {"never_ending": {"base": 0.5, "tuned": 0.125}},
+            "stop": [1, 5],
+        },
         percent="95",
         evaluation_config={"max_new_tokens": 64},
         digests={"adapter": "0" * 64},
@@ -44,6 +49,7 @@ def test_the_table_has_a_line_a_metric() -> None:
     lines = card().splitlines()
     assert "| metric | base | tuned | difference | 95 % interval |" in lines
     assert "| rougeL | 0.1000 | 0.3000 | +0.2000 | +0.1500 to +0.2500 |" in lines
+    assert "| never ending | 0.500 | 0.125 |" in lines
 
 
 def test_a_folder_is_no_base_to_the_hub() -> None:

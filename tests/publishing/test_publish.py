@@ -12,6 +12,7 @@ from tasks.store.artifact import ArtifactRef, DamagedArtifact, produce
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
+HEALTH = {"never_ending": {"base": 0.5, "tuned": 0.125}}
 SCORE = {"metric": "rougeL", "rows": 60, "base": 0.1, "tuned": 0.3, "difference": 0.2, "low": 0.15, "high": 0.25}
 TRAINING = Identity(stage="train", config=TrainingConfig(quantization="none").model_dump(), inputs={"tokens": "0" * 64})
 
@@ -26,7 +27,7 @@ def trained(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def inputs(store: Path, tiny_model: Path) -> tuple[Any, ...]:
     adapter = produce(TRAINING, trained)
-    evaluation = {"rows": 60, "confidence": 0.95, "scores": [SCORE], "stop": [1]}
+    evaluation = {"rows": 60, "confidence": 0.95, "scores": [SCORE], "health": HEALTH, "stop": [1]}
     asked = Identity(stage="evaluate", config={"max_new_tokens": 4}, libraries=publishing.LIBRARIES)
     scores = produce(asked, lambda folder: evaluation)
     tokens = produce(Identity(stage="tokenize"), lambda folder: {"prefix": [0], "limit": 512, "changed": 0})

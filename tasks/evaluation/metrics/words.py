@@ -2,9 +2,9 @@
 
 import functools
 import unicodedata
+from typing import Any
 
 import regex
-from nltk.stem.porter import PorterStemmer
 
 _SCRIPTS = (
     "Han Hiragana Katakana Bopomofo Yi Tangut Nushu Khitan_Small_Script Thai Lao Khmer Myanmar Tai_Le New_Tai_Lue "
@@ -15,6 +15,7 @@ _SPACELESS = "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS.split())
 _TOKEN = regex.compile(
     rf"[[\p{{L}}\p{{N}}]&&[{_SPACELESS}]]\p{{M}}*|(?:[[\p{{L}}\p{{N}}]--[{_SPACELESS}]]\p{{M}}*)+", regex.V1
 )
+_PIECE = regex.compile(rf"{_TOKEN.pattern}|[^\s\p{{L}}\p{{N}}\p{{M}}]", regex.V1)
 _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\u20e3]")
 """Joiners, soft hyphens, marks of direction, and what turns a digit into an emoji."""
 
@@ -34,6 +35,11 @@ def has_words(text: str) -> bool:
     return _TOKEN.search(_folded(text)) is not None
 
 
+def pieces(text: str) -> list[str]:
+    """The same and every other sign, so that a text of punctuation or emoji has tokens as well."""
+    return _PIECE.findall(_folded(text))
+
+
 def stems(text: str) -> list[str]:
     """The same with English words of more than three letters cut to their stems, as `rouge_score` does it."""
     return [stem for word in words(text) if (stem := _stem(word))]
@@ -48,7 +54,11 @@ def _folded(text: str) -> str:
 
 @functools.lru_cache(1 << 16)
 def _stem(word: str) -> str:
-    return str(_PORTER.stem(word)) if len(word) > 3 and word.isascii() else word
+    return str(_porter().stem(word)) if len(word) > 3 and word.isascii() else word
 
 
-_PORTER = PorterStemmer()
+@functools.cache
+def _porter() -> Any:
+    from nltk.stem.porter import PorterStemmer  # which takes most of a second
+
+    return PorterStemmer()

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.config import METRICS
 from tasks.evaluation import charts
-from tasks.evaluation.page.scores import TITLES
 from tasks.evaluation.page.tables import read, rows_at
 from tasks.excerpt import shortened
 
@@ -31,7 +31,7 @@ def answers(folder: Path, metric: str) -> dict[str, Any]:
         "better": sum(c > 0 for c in change),
         "worse": sum(c < 0 for c in change),
         "equal": sum(c == 0 for c in change),
-        "title": TITLES.get(metric, metric),
+        "title": METRICS.get(metric, metric),
         "rows": [answer_row(rows[ranked[pick][1]], label, metric) for pick, label in sorted(picks.items())],
     }
 

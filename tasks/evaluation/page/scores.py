@@ -1,14 +1,14 @@
 """How base and tuned model score, and what that says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.config import METRICS
 from tasks.evaluation import charts
 from tasks.evaluation.page.tables import read
 from tasks.store.manifest import Manifest
 
-TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 HEADLINE = "rougeL"
 FEW_ROWS = 20
 """Held-out rows below which the page warns that the interval itself is unsure."""
@@ -18,16 +18,17 @@ BAR = 220
 
 def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Every metric with its interval, and in words what the headline metric says."""
-    from tasks.evaluation.schema import SCORES
+    from tasks.evaluation.schema import HEALTH, SCORES
 
     rows = read(folder / SCORES).to_pylist()
     drawn = charts.intervals([(r["low"], r["difference"], r["high"]) for r in rows], BAR)
     for row, bar in zip(rows, drawn.bars, strict=True):
-        row |= {"title": TITLES.get(row["metric"], row["metric"]), "bar": bar}
-    headline = next((row for row in rows if row["metric"] == HEADLINE), rows[0])
+        row |= {"title": METRICS.get(row["metric"], row["metric"]), "bar": bar}
+    headline = headline_of(rows)
     confidence = manifest.info.get("confidence", manifest.identity.config.get("confidence"))
     return {
         "rows": rows,
+        "health": [(title, manifest.info["health"][name]) for name, title in HEALTH.items()],
         "headline": headline,
         "percent": f"{100 * confidence:g} %" if confidence else "",
         "finding": finding(headline),
@@ -35,6 +36,11 @@ def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "drawn": drawn,
         "width": BAR,
     }
+
+
+def headline_of(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The metric that the verdict is about: ROUGE-L, or the first where that is not among them."""
+    return next((score for score in scores if score["metric"] == HEADLINE), scores[0])
 
 
 def finding(score: Mapping[str, Any]) -> str:

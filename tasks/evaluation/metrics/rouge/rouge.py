@@ -5,32 +5,28 @@ A module for `evaluate.load(FOLDER)`, shipped here so that nothing is fetched. S
 character beyond a to z and 0 to 9; the one here gives the same tokens for ASCII text, and reads every script.
 """
 
-import datasets
 import evaluate
 from rouge_score import rouge_scorer, tokenizers
 
+from tasks.evaluation.metrics.rows import info
 from tasks.evaluation.metrics.words import stems
 
 NAMES = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
 class Rouge(evaluate.Metric):
-    """`compute(predictions=[text], references=[[text, …]])` → for each name a list with one score a row."""
+    """`compute(predictions=[text], references=[[text, …]])` → for each of `names` a list with one score a row."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=__doc__ or "",
-            citation="",
-            inputs_description=self.__class__.__doc__ or "",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.List(datasets.Value("string"))}
-            ),
-        )
+        return info(__doc__)
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, list[float]]:
-        scorer = rouge_scorer.RougeScorer(NAMES, tokenizer=_Stems())
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], names: list[str] | None = None
+    ) -> dict[str, list[float]]:
+        names = names or NAMES
+        scorer = rouge_scorer.RougeScorer(names, tokenizer=_Stems())
         rows = [scorer.score_multi(targets, answer) for answer, targets in zip(predictions, references, strict=True)]
-        return {name: [float(row[name].fmeasure) for row in rows] for name in NAMES}
+        return {name: [float(row[name].fmeasure) for row in rows] for name in names}
 
 
 class _Stems(tokenizers.Tokenizer):

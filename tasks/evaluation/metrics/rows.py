@@ -1,0 +1,30 @@
+"""What the metrics have in common: their features, and the best of several references."""
+
+from collections.abc import Callable
+
+import datasets
+import evaluate
+
+
+def info(description: str | None, **more: str) -> evaluate.MetricInfo:
+    """For texts and their references, and further columns of these types."""
+    return evaluate.MetricInfo(
+        description=description or "",
+        citation="",
+        inputs_description="predictions=[text], references=[[text, …]]",
+        features=datasets.Features(
+            {
+                "predictions": datasets.Value("string"),
+                "references": datasets.List(datasets.Value("string")),
+                **{name: datasets.Value(kind) for name, kind in more.items()},
+            }
+        ),
+    )
+
+
+def best(score: Callable[[str, str], float], predictions: list[str], references: list[list[str]]) -> list[float]:
+    """Of each row the highest `score(prediction, reference)`."""
+    return [
+        max(score(answer, target) for target in targets)
+        for answer, targets in zip(predictions, references, strict=True)
+    ]
