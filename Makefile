@@ -15,7 +15,7 @@ run: .venv/ready
 	$(BIN)/qlora-flow run examples/dialogue-summary.yaml
 
 test: .venv/ready
-	$(BIN)/pytest -q -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -q -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -30,16 +30,10 @@ from tests.tiny import make_model
 SLOWEST_FIRST = ("e2e", "flows", "faults", "training", "evaluation", "tests")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several workers: a file's tests share fixtures and stay together, and long files begin first.
-
-    The end-to-end tests share one server.
-    """
+    """Long files begin first, so that no worker is left alone with one."""
     folders = {item: item.path.parent.name for item in items}
     items.sort(key=lambda item: SLOWEST_FIRST.index(folders[item]) if folders[item] in SLOWEST_FIRST else 99)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("e2e" if folders[item] == "e2e" else item.nodeid.split("::")[0]))
 
 
 def pytest_unconfigure() -> None:
