@@ -27,6 +27,8 @@ NOT_RUN_SPANS = {
     **dict.fromkeys(("pip install s3fs", "pip install gcsfs"), "needs a network"),
     "pip install -c constraints.txt .": "needs a network; the Makefile installs by the same constraints",
     "pip install pre-commit": "needs a network",
+    "pip install -e .": "installs a package of the reader's",
+    "prefect deploy": "the end-to-end tests run it with all its options",
     ".venv/bin/pytest tests/store -x": "those tests run beside this one",
 }
 """The same for code within the text."""
