@@ -1,5 +1,8 @@
 """Settings that another setting would leave without effect are refused, by name; their defaults never are."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -88,6 +91,13 @@ def test_code_is_named_by_a_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         EvaluationConfig.model_validate(own)
     monkeypatch.setattr("tasks.config.PERMITTED", ["package.module:function"])
     assert EvaluationConfig.model_validate(own).metrics == own["metrics"]
+
+
+def test_the_environment_can_permit_a_function_to_the_form() -> None:
+    shown = "from tasks.config import EvaluationConfig as C; print(C.model_json_schema()['properties']['metrics'])"
+    environment = {**os.environ, "QLORA_FLOW_METRICS": "judge:tone, judge:facts"}
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True, env=environment)
+    assert "'chrf', 'judge:tone', 'judge:facts']" in done.stdout
 
 
 def test_the_form_offers_the_metrics_there_are() -> None:

@@ -49,7 +49,7 @@ def test_scripts_without_spaces_are_read_by_characters() -> None:
     assert words("COVID疫情，2020年") == ["covid", "疫", "情", "2020", "年"]
     assert words("ニュース") == [*"ニュース"]
     assert words("ปี่") == ["ปี่"]
-    assert words("３時") == ["3", "時"]
+    assert words("３時") == ["3", "時"] and words("ﾀﾞﾒＡＢ") == ["ダ", "メ", "ab"]
 
 
 @pytest.mark.parametrize("text", ["", "!!! …", "👍🏽 ❤️ 👨‍👩‍👧", "** --- ~~", "\u200b\ufe0f", "。、「」", "€ + ="])
@@ -60,6 +60,12 @@ def test_what_is_no_word_has_no_token(text: str) -> None:
 @settings(max_examples=400, deadline=None)
 @given(st.text(st.characters(max_codepoint=127)))
 def test_ascii_has_the_tokens_of_rouge_score(text: str) -> None:
+    assert stems(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("aB3 “”‘’–—…™©®€£•²½°\u00a0'-"))
+def test_signs_of_english_typography_are_no_words(text: str) -> None:
     assert stems(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
 
 

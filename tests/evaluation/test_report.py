@@ -19,6 +19,7 @@ import pytest
 
 from tasks.config import METRICS
 from tasks.evaluation import charts
+from tasks.evaluation.page.scores import score_table
 from tasks.evaluation.page.words import duration, signed
 from tasks.evaluation.report import write_report
 from tasks.evaluation.schema import HEALTH, SCORE_SCHEMA, prediction_schema
@@ -179,6 +180,17 @@ def test_every_metric_and_every_figure_of_the_answers_has_a_line(store: Path) ->
         assert f"{title} 0.213 0.352 +0.139" in page
     assert "empty0.1250.000 never-ending0.1251.000" in page
     assert "length ÷ reference0.1254.000" in page
+
+
+def test_a_metric_of_another_range_leaves_the_bars_of_the_others(store: Path) -> None:
+    ref = make_run(store, Run(difference=(0.1, 0.05, 0.15)))["evaluate"]
+    alone = score_table(ref.path, ref.manifest)
+    table = pq.read_table(ref.path / "scores.parquet").to_pylist()
+    wide = {**table[0], "metric": "judge:points", "difference": 60.0, "low": 40.0, "high": 80.0}
+    pq.write_table(pa.Table.from_pylist([wide, *table], SCORE_SCHEMA), ref.path / "scores.parquet")
+    first, *others = score_table(ref.path, ref.manifest)["rows"]
+    assert [row["bar"] for row in others] == [row["bar"] for row in alone["rows"]]
+    assert first["bar"][1] > first["zero"]
 
 
 def test_one_held_out_row_gives_no_verdict(store: Path) -> None:

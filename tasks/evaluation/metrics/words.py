@@ -12,12 +12,13 @@ _SCRIPTS = (
 )
 """Those without spaces between words. Korean has spaces, and Tibetan marks the end of every syllable."""
 _SPACELESS = "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS.split())
-_TOKEN = regex.compile(
-    rf"[[\p{{L}}\p{{N}}]&&[{_SPACELESS}]]\p{{M}}*|(?:[[\p{{L}}\p{{N}}]--[{_SPACELESS}]]\p{{M}}*)+", regex.V1
-)
-_PIECE = regex.compile(rf"{_TOKEN.pattern}|[^\s\p{{L}}\p{{N}}\p{{M}}]", regex.V1)
+_LETTER = r"[\p{L}\p{Nd}\p{Nl}]"  # not ² or ½, which English texts of `rouge_score` have no tokens for
+_TOKEN = regex.compile(rf"[{_LETTER}&&[{_SPACELESS}]]\p{{M}}*|(?:[{_LETTER}--[{_SPACELESS}]]\p{{M}}*)+", regex.V1)
+_PIECE = regex.compile(rf"{_TOKEN.pattern}|[^\s\p{{M}}]", regex.V1)
 _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\u20e3]")
 """Joiners, soft hyphens, marks of direction, and what turns a digit into an emoji."""
+_FORMS = regex.compile(r"[\ufb00-\ufdff\ufe70-\uffef]+")
+"""Ligatures, Arabic letters by their place in a word, letters of full and half width."""
 
 
 def words(text: str) -> list[str]:
@@ -49,7 +50,8 @@ def _folded(text: str) -> str:
     if text.isascii():
         return text.lower()
     text = _INVISIBLE.sub("", text.replace("\u200b", " "))  # a space of no width
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    text = _FORMS.sub(lambda found: unicodedata.normalize("NFKC", found[0]), unicodedata.normalize("NFC", text))
+    return unicodedata.normalize("NFC", text.casefold())
 
 
 @functools.lru_cache(1 << 16)

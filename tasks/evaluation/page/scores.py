@@ -21,9 +21,14 @@ def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
     from tasks.evaluation.schema import HEALTH, SCORES
 
     rows = read(folder / SCORES).to_pylist()
-    drawn = charts.intervals([(r["low"], r["difference"], r["high"]) for r in rows], BAR)
-    for row, bar in zip(rows, drawn.bars, strict=True):
-        row |= {"title": METRICS.get(row["metric"], row["metric"]), "bar": bar}
+    shipped = [row for row in rows if row["metric"] in METRICS]
+    own = [[row] for row in rows if row["metric"] not in METRICS]  # each may have any range
+    ticks: list[tuple[float, str]] = []
+    for group in filter(None, [shipped, *own]):
+        drawn = charts.intervals([(r["low"], r["difference"], r["high"]) for r in group], BAR)
+        ticks = drawn.ticks if group is shipped else ticks
+        for row, bar in zip(group, drawn.bars, strict=True):
+            row |= {"title": METRICS.get(row["metric"], row["metric"]), "bar": bar, "zero": drawn.zero}
     headline = headline_of(rows)
     confidence = manifest.info.get("confidence", manifest.identity.config.get("confidence"))
     return {
@@ -33,7 +38,7 @@ def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "percent": f"{100 * confidence:g} %" if confidence else "",
         "finding": finding(headline),
         "few": 1 < headline["rows"] < FEW_ROWS,
-        "drawn": drawn,
+        "ticks": ticks,
         "width": BAR,
     }
 
