@@ -44,7 +44,6 @@ def scores(rows: Sequence[Mapping[str, Any]], who: str, metrics: Sequence[str], 
     Raises:
         UserError: a metric of the user's own fails.
     """
-    from tasks.evaluation.metrics.chrf.chrf import ChrF
     from tasks.evaluation.metrics.exact_match.exact_match import ExactMatch
     from tasks.evaluation.metrics.health.health import Health
     from tasks.evaluation.metrics.own import own_scores
@@ -57,9 +56,13 @@ def scores(rows: Sequence[Mapping[str, Any]], who: str, metrics: Sequence[str], 
     here: dict[str, Any] = {"cache_dir": scratch, "keep_in_memory": True}
     if rouge := [name for name in metrics if name.startswith("rouge")]:
         found |= Rouge(**here).compute(**texts, names=rouge)
-    for name, metric in (("exact_match", ExactMatch), ("token_f1", TokenF1), ("chrf", ChrF)):
+    for name, metric in (("exact_match", ExactMatch), ("token_f1", TokenF1)):
         if name in metrics:
             found |= metric(**here).compute(**texts)
+    if "chrf" in metrics:
+        from tasks.evaluation.metrics.chrf.chrf import ChrF  # sacrebleu takes a while to import
+
+        found |= ChrF(**here).compute(**texts)
     for name in metrics:
         if name not in METRICS:
             found[name] = own_scores(name, [row["id"] for row in rows], **texts)
