@@ -68,7 +68,7 @@ def test_a_damaged_manifest_is_a_miss_that_is_said_once_and_heals(
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(DamagedArtifact, match=MANIFEST):
         ref.verify()
-    folder, why = _found(WHO, [ref.path])  # what `plan` asks
+    folder, why = _found(WHO, [ref.path], None)  # what `plan` asks
     assert folder is None and str(file.parent) in why
     said: list[str] = []
     assert produce(WHO, write, said.append) == ref
