@@ -8,8 +8,8 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from tasks.child import run_child
-from tasks.config import EvaluationConfig, ExecutionConfig
-from tasks.evaluation.identity import identity
+from tasks.config import METRICS, EvaluationConfig, ExecutionConfig
+from tasks.evaluation.identity import identity, own_metric
 from tasks.model import quantization
 from tasks.store.artifact import ArtifactRef, intact, produce
 from tasks.store.caching import cached
@@ -52,15 +52,18 @@ def evaluate(
 
 
 def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, config: EvaluationConfig) -> None:
-    """Before hours of training: the references of the held-out rows can be scored.
+    """Before hours of training: the metrics are there, and find something to count in the held-out rows' references.
 
     Raises:
-        UserError: one cannot; row and metrics are named.
+        UserError: one is not or does not, naming metric and row.
     """
     from tasks.evaluation.metrics import check_references
     from tasks.evaluation.worker import held_out
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
 
+    for name in config.metrics:
+        if name not in METRICS:
+            own_metric(name)
     with intact((tokens, prompts)):
         check_references(held_out(tokens.path / TOKENS, prompts.path / PROMPTS, config.max_rows), config.metrics)

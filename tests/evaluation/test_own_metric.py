@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from tasks.config import TRUSTED, EvaluationConfig
 from tasks.errors import UserError
 from tasks.evaluation import identity
 from tasks.evaluation.metrics import try_own
 from tasks.evaluation.metrics.own import own_scores
+from tasks.evaluation.task import check_scorable
+from tasks.store.artifact import ArtifactRef
 
 IDS, ANSWERS, REFERENCES = ["a", "b", "c"], ["x", "yy", ""], [["x"], ["y", "z"], ["w"]]
 
@@ -57,6 +60,13 @@ def test_it_is_tried_before_anything_is_generated(installed: Path) -> None:
     installed.write_text("def judge(predictions):\n    return [1]")
     with pytest.raises(UserError, match="row 'a': TypeError"):
         try_own({"id": "a", "references": ["x", "y"]}, ["rougeL", "judge.rules:judge"])
+
+
+def test_one_that_is_not_installed_ends_the_run_before_training() -> None:
+    config = EvaluationConfig.model_validate({"metrics": ["no_such:judge"]}, context=TRUSTED)
+    unread = ArtifactRef(name="tokens", digest="0" * 64, rows=1)
+    with pytest.raises(UserError, match="no installed package has no_such:judge"):
+        check_scorable(unread, unread, config)
 
 
 def test_what_it_does_to_its_lists_changes_no_row(installed: Path) -> None:
