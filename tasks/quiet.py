@@ -1,8 +1,30 @@
 """What a child process does not say: it talks in progress lines and errors only."""
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 import warnings
+from pathlib import Path
+
+
+def compile_cache() -> Path:
+    """A folder for what torch.compile keeps, which nobody else can write to: torch unpickles what it finds there.
+
+    torch's own default lies under /tmp, where any user of the machine can make it first. Without a home it is a new
+    folder for this process.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "qlora-flow", "torchinductor")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o022 and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    new = tempfile.mkdtemp(prefix="qlora-flow-compiled-")
+    atexit.register(shutil.rmtree, new, ignore_errors=True)
+    return Path(new)
 
 
 def silence() -> None:
@@ -21,6 +43,7 @@ def silence() -> None:
     # torch is imported; the second name is the one before torch 2.10.
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         os.environ.setdefault(name, "expandable_segments:True")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compile_cache()))
     # Threads that spin while they wait take the core from the ones they wait for whenever another process wants a
     # core as well: about twice as slow beside one busy process, a tenth faster alone (benchmarks/NOTES.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
