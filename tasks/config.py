@@ -378,7 +378,7 @@ class EvaluationConfig(Group):
         le=1_048_576,
     )
     metrics: list[Metric] = Field(
-        ["rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "token_f1"],
+        [*METRICS],
         description=f"What scores the answers: {', '.join(METRICS)}; in a file or flag also package.module:function of "
         "an installed package (docs/evaluation.md).",
         min_length=1,
