@@ -22,6 +22,8 @@ os.environ.update(
     QLORA_FLOW_STORE=tempfile.mkdtemp(prefix="qlora-flow-store-"),
     PYTHONPATH=str(Path(__file__).parents[1]),  # some children are modules of the tests
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has one core: more threads wait for one another, many times as long
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
