@@ -72,7 +72,7 @@ def seconds(work: Any) -> tuple[float, Any]:
     began = time.perf_counter()
     result = work()
     torch.cuda.synchronize()
-    return round(time.perf_counter() - began, 3), result
+    return round(time.perf_counter() - began, 6), result
 
 
 def peak_gb() -> float:
