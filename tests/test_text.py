@@ -49,7 +49,9 @@ def test_a_mistake_that_quotes_data_is_one_line_each() -> None:
     assert str(UserError("column a\nb", "column c\x1b")) == "column a\\nb\ncolumn c\\x1b"
 
 
-def test_log_lines_hold_what_they_quote() -> None:
+def test_log_lines_hold_what_they_quote(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Readable, "command_tells", False)  # a command that ran in this process before has set it
+
     def shown(level: int, text: str, error: BaseException | None = None) -> str:
         info = (type(error), error, None) if error else None
         record = logging.LogRecord("x", level, "", 0, "%s", (text,), info)

@@ -1,10 +1,13 @@
 """Prefect and the server it runs on: settings, loggers and environment variables that are known by name."""
 
 import inspect
+import json
 import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -12,10 +15,8 @@ from uuid import uuid4
 import pytest
 import uvicorn
 from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.context import refresh_global_settings_context
 from prefect.logging.loggers import flow_run_logger, task_run_logger
 from prefect.serializers import Serializer, UnknownSerializer
-from prefect.settings import get_current_settings
 from prefect.utilities.dispatch import get_registry_for_type
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.testclient import TestClient
@@ -24,41 +25,40 @@ from tasks.store.caching import cached
 from tasks.store.identity import Identity
 
 
-def test_refresh_global_settings_context_reads_the_environment_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
-        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "secret")
-        refresh_global_settings_context()
-        api = get_current_settings().api
-        assert str(api.url) == "http://127.0.0.1:1/api"
-        assert api.auth_string is not None and api.auth_string.get_secret_value() == "secret"
-    finally:
-        monkeypatch.undo()
-        refresh_global_settings_context()
+def after_refresh(expression: str, **variables: str) -> Any:
+    """An expression over `settings` in a fresh process that sets variables once Prefect has read its settings.
+
+    A test server's own settings hide the environment's in a process that has one.
+    """
+    code = (
+        "import json, os, sys; from prefect.context import refresh_global_settings_context as refresh; "
+        "from prefect.settings import get_current_settings; get_current_settings(); "
+        "os.environ.update(json.loads(sys.argv[1])); refresh(); settings = get_current_settings(); "
+        f"print(json.dumps({expression}))"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = [sys.executable, "-c", code, json.dumps(variables)]
+    said = subprocess.run(
+        command, env=clean | {"PREFECT_HOME": os.environ["PREFECT_HOME"]}, capture_output=True, text=True
+    )
+    return json.loads(said.stdout)
 
 
-def test_server_ephemeral_enabled_and_api_url_say_whether_a_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        for enabled in (False, True):
-            monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_ENABLED", str(enabled).lower())
-            refresh_global_settings_context()
-            assert get_current_settings().server.ephemeral.enabled is enabled
-        monkeypatch.delenv("PREFECT_API_URL", raising=False)
-        refresh_global_settings_context()
-        assert not get_current_settings().api.url
-    finally:
-        monkeypatch.undo()
-        refresh_global_settings_context()
+def test_refresh_global_settings_context_reads_the_environment_again() -> None:
+    expression = "[str(settings.api.url), settings.api.auth_string.get_secret_value()]"
+    variables = {"PREFECT_API_URL": "http://127.0.0.1:1/api", "PREFECT_API_AUTH_STRING": "secret"}
+    assert after_refresh(expression, **variables) == ["http://127.0.0.1:1/api", "secret"]
 
 
-def test_results_local_storage_path_is_where_records_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    try:
-        monkeypatch.setenv("PREFECT_RESULTS_LOCAL_STORAGE_PATH", str(tmp_path))
-        refresh_global_settings_context()
-        assert get_current_settings().results.local_storage_path.expanduser() == tmp_path
-    finally:
-        monkeypatch.undo()
-        refresh_global_settings_context()
+@pytest.mark.parametrize("enabled", [False, True])
+def test_server_ephemeral_enabled_and_api_url_say_whether_a_server_is_named(enabled: bool) -> None:
+    expression = "[settings.server.ephemeral.enabled, bool(settings.api.url)]"
+    assert after_refresh(expression, PREFECT_SERVER_EPHEMERAL_ENABLED=str(enabled).lower()) == [enabled, False]
+
+
+def test_results_local_storage_path_is_where_records_lie(tmp_path: Any) -> None:
+    expression = "str(settings.results.local_storage_path.expanduser())"
+    assert after_refresh(expression, PREFECT_RESULTS_LOCAL_STORAGE_PATH=str(tmp_path)) == str(tmp_path)
 
 
 @pytest.mark.parametrize("asked", [False, True])
