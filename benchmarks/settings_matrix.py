@@ -3,15 +3,16 @@
     python benchmarks/settings_matrix.py [--jobs 4] [--out results.json]
 
 Each run trains two layers of an 8B model's width (random weights) for eight steps, and is held against the same
-settings at `speed: fast` without compilation. A run fails when it does not end, when a number is not finite, when
-validation did not choose weights, or when its losses are further from that reference than rounding (and, with random
-numbers in the step, their noise) explains. Runs that fell back to uncompiled layers are marked.
+settings at `speed: fast` without compilation. A run fails when it does not end, when a number is not finite, when a
+validation that was asked for is missing, or when its losses are further from that reference than rounding (and, with
+random numbers in the step, their noise) explains. Runs that fell back to uncompiled layers are marked.
 Needs a CUDA GPU.
 """
 
 import argparse
 import itertools
 import json
+import math
 import os
 import random
 import subprocess
@@ -170,8 +171,6 @@ def train(base_folder: Path, case: Case) -> dict[str, Any]:
 
 def verdict(case: Case, got: dict[str, Any], want: dict[str, Any]) -> str:
     """`ok`, or what is wrong with a run beside its reference."""
-    import math
-
     numbers = [*got["losses"], *got["validation"]]
     if not all(map(math.isfinite, numbers)) or not any(norm > 0 for norm in got["norms"]):
         return "a number is not finite, or every gradient is zero"

@@ -43,7 +43,8 @@ def silence() -> None:
     # torch is imported; the second name is the one before torch 2.10.
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         os.environ.setdefault(name, "expandable_segments:True")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compile_cache()))
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache())
     # Threads that spin while they wait take the core from the ones they wait for whenever another process wants a
     # core as well: about twice as slow beside one busy process, a tenth faster alone (benchmarks/NOTES.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
