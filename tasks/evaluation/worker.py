@@ -52,8 +52,8 @@ def evaluate(job: dict[str, Any]) -> None:
             row[f"{who}_ended"] = len(answer) < config["max_new_tokens"] or row[who] != text.strip()
     for row in rows:
         row["prompt"] = tokenizer.decode(row.pop("prompt_ids"))
-    scores = score(rows, config)
     output = Path(job["output"])
+    scores = score(rows, config, output)
     pq.write_table(pa.Table.from_pylist(rows, prediction_schema(config["metrics"])), output / PREDICTIONS)
     pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), output / SCORES)
     (output / "evaluation.json").write_text(
@@ -118,12 +118,16 @@ def health(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def score(rows: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Score both answers of every row (written into the rows) and compare them."""
+def score(rows: list[dict[str, Any]], config: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Score both answers of every row (written into the rows) and compare them.
+
+    Args:
+        folder: for temporary files; one that is removed when this process is killed.
+    """
     from tasks.evaluation.compare import paired_interval
     from tasks.evaluation.metrics import scores as scores_of
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for who in ("base", "tuned"):
             for name, values in scores_of(rows, who, config["metrics"], scratch).items():
                 for row, value in zip(rows, values, strict=True):

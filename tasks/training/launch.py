@@ -5,6 +5,7 @@ last checkpoint. On one machine the processes meet through a file of this user, 
 several nodes each has such a launcher: the first one is the flow's child, the others are `join.py`.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -65,9 +66,11 @@ def start(job: dict[str, Any] | None, processes: int, where: Nodes) -> dict[int,
         NodesApart: the nodes did not meet.
         SystemExit: this process was asked to stop, and has stopped the others.
     """
-    with tempfile.TemporaryDirectory(prefix="qlora-flow-") as folder:
+    with contextlib.ExitStack() as stack:
         if where.count == 1:
             assert job is not None
+            # among the checkpoints, which go when training has finished, so that no kill leaves it behind
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".meeting-", dir=job["checkpoints"]))
             meeting, sizes, network = str(Path(folder, "store")), [processes], _LOOPBACK
         else:
             _store, job, sizes = meet(job, processes, where)  # the first node's answers the others as long as it lives

@@ -1,5 +1,6 @@
 """Scores are what the rows say, and the held-out rows are read as training read them."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ def config(*metrics: str) -> dict[str, Any]:
     return {"confidence": 0.95, "seed": 0, "metrics": list(metrics)}
 
 
-def test_the_best_reference_counts() -> None:
+def test_the_best_reference_counts(tmp_path: Path) -> None:
     answers = rows("nothing alike", "the cat sat", ["a dog ran off", "the cat sat"])
-    scores = {s["metric"]: s for s in score(answers, config(*METRICS))}
+    scores = {s["metric"]: s for s in score(answers, config(*METRICS), tmp_path)}
     assert list(scores) == list(METRICS)
     for name in set(METRICS) - {"chrf"}:
         assert (scores[name]["base"], scores[name]["tuned"]) == (0, 1)
@@ -35,21 +36,29 @@ def test_the_best_reference_counts() -> None:
     assert answers[0]["tuned_rouge2"] == 1
 
 
-def test_rouge_l_by_hand() -> None:
+def test_rouge_l_by_hand(tmp_path: Path) -> None:
     # longest common subsequence "police the gunman": 3 of 4 words on both sides
     answers = rows("police ended the gunman", "police ended the gunman", ["police killed the gunman"])
-    assert score(answers, config("rougeL"))[0]["base"] == pytest.approx(0.75)
+    assert score(answers, config("rougeL"), tmp_path)[0]["base"] == pytest.approx(0.75)
 
 
-def test_metrics_are_computed_in_the_order_asked_and_no_others() -> None:
+def test_metrics_are_computed_in_the_order_asked_and_no_others(tmp_path: Path) -> None:
     answers = rows("a", "a", ["a"])
-    assert [s["metric"] for s in score(answers, config("token_f1", "rouge1"))] == ["token_f1", "rouge1"]
+    assert [s["metric"] for s in score(answers, config("token_f1", "rouge1"), tmp_path)] == ["token_f1", "rouge1"]
     assert "base_rougeL" not in answers[0] and "base_exact_match" not in answers[0]
 
 
-def test_health_is_a_mean_over_rows() -> None:
+def test_a_killed_evaluation_leaves_temporary_files_in_its_own_folder_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "the machine's"))  # missing, so nothing can be made in it
+    score(rows("a", "a", ["a"]), config("rouge1"), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_health_is_a_mean_over_rows(tmp_path: Path) -> None:
     answers = rows("", "one two three four five six", ["one two three"])
-    score(answers, config("rouge1"))
+    score(answers, config("rouge1"), tmp_path)
     assert health(answers) == {
         "empty": {"base": 1, "tuned": 0},
         "never_ending": {"base": 1, "tuned": pytest.approx(1 / 3)},
