@@ -315,7 +315,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := [part for part in arguments.parts if part not in PARTS]:
         parser.error(f"no part is named {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    from tasks.quiet import silence
+    from tasks.process.quiet import silence
 
     silence()
     if arguments.scratch:

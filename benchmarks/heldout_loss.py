@@ -42,8 +42,8 @@ def ours(base: Path, rows: list, seed: int, output: Path) -> list[float]:
     from datasets import Dataset
 
     from tasks.config import TrainingConfig
-    from tasks.training import base as bases
-    from tasks.training.device import device
+    from tasks.model import base as bases
+    from tasks.model.device import device
     from tasks.training.trainer import PackedTrainer
 
     config = TrainingConfig(**SETTINGS, seed=seed)
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500, help="rows of each file")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    from tasks.quiet import silence
+    from tasks.process.quiet import silence
 
     silence()
     from transformers import AutoTokenizer

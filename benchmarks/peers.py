@@ -157,7 +157,7 @@ def timed(trainer: Any) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
-    from tasks.training import flops
+    from tasks.model import flops
 
     counted: dict[str, Any] = {"tokens": 0}
     step = trainer.training_step

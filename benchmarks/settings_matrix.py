@@ -137,7 +137,7 @@ def train(base_folder: Path, case: Case) -> dict[str, Any]:
     from datasets import Dataset
 
     from tasks.config import TrainingConfig
-    from tasks.training import base
+    from tasks.model import base
     from tasks.training.trainer import PackedTrainer
 
     generator = random.Random(1)
@@ -188,7 +188,7 @@ def verdict(case: Case, got: dict[str, Any], want: dict[str, Any]) -> str:
 
 def one_case(case: Case, bases: Path) -> None:
     """Train a case and its reference in this process and print both."""
-    from tasks.quiet import silence
+    from tasks.process.quiet import silence
 
     silence()
     case = {name: tuple(value) if isinstance(value, list) else value for name, value in case.items()}

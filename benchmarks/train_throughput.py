@@ -135,7 +135,7 @@ def run_ours(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
 
     from tasks.config import TrainingConfig
-    from tasks.training import base, flops
+    from tasks.model import base, flops
     from tasks.training.trainer import PackedTrainer
 
     config = TrainingConfig(**LORA, **OURS[mode])
@@ -215,7 +215,7 @@ def one_mode(mode: str, arguments: argparse.Namespace) -> None:
 
 def matmul_tflops() -> float:
     """The card's measured bfloat16 rate, in a process that gives the memory back."""
-    code = "import torch; from tasks.training.flops import measured_rate; print(measured_rate(torch.device('cuda', 0)))"
+    code = "import torch; from tasks.model.flops import measured_rate; print(measured_rate(torch.device('cuda', 0)))"
     root = Path(__file__).parents[1]
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout) / 1e12
 
@@ -236,7 +236,7 @@ def main() -> None:
         parser.error(f"no mode is named {', '.join(unknown)}; there are {', '.join(known)}")
     if arguments.here:
         peers.first_import(arguments.modes[0])
-    from tasks.quiet import silence
+    from tasks.process.quiet import silence
 
     silence()
     if arguments.here:

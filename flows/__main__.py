@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.config import GROUPS
 from tasks.errors import UserError
-from tasks.failures import full_disk, passes_by_itself
+from tasks.process.failures import full_disk, passes_by_itself
 from tasks.text import visible, visible_lines
 
 REFRESHABLE = ("download", "format", "tokenize", "train", "evaluate")  # a published version is never changed

@@ -11,8 +11,8 @@ from tasks.errors import UserError
 from tasks.evaluation.identity import own_metric
 from tasks.formatting.chat import check_chat_template
 from tasks.formatting.columns import check_columns, columns_read
+from tasks.model.targets import check_targets
 from tasks.publishing.identity import registry_folder
-from tasks.training.targets import check_targets
 
 
 def check(groups: dict[str, Any]) -> None:

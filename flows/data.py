@@ -6,9 +6,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from tasks.config import TrainingConfig
-from tasks.fill import packing
 from tasks.store.artifact import ArtifactRef
 from tasks.tokenization import preview, statistics
+from tasks.tokenization.fill import packing
 
 
 def show_data(tokens: ArtifactRef, training: TrainingConfig, key: str) -> None:

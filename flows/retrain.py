@@ -24,10 +24,10 @@ from tasks.config import (
 )
 from tasks.download.identity import moving
 from tasks.download.task import ask_hub, compare_rows, download
-from tasks.evaluation.report import write_report
 from tasks.evaluation.task import check_scorable, evaluate
 from tasks.formatting.task import format_prompts
 from tasks.publishing.task import publish, registry_folder
+from tasks.report.report import write_report
 from tasks.store.artifact import in_use, intact
 from tasks.store.budget import check_losses, check_sides
 from tasks.store.caching import VerifiedJSONSerializer

@@ -18,8 +18,8 @@ import time
 import urllib.request
 from typing import Any
 
-from tasks.child import IMPORT_NOTHING_HERE, follow_parent
 from tasks.errors import UserError
+from tasks.process.child import IMPORT_NOTHING_HERE, follow_parent
 
 HOST = "127.0.0.1"
 START_SECONDS = 180

@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
 from tasks.config import ExecutionConfig
-from tasks.failures import passes_by_itself
+from tasks.process.failures import passes_by_itself
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -102,7 +102,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def verdict(scores: Sequence[dict[str, Any]]) -> str:
     """What the interval of the headline metric says, in a sentence; empty without scores."""
-    from tasks.evaluation.page.scores import finding, headline_of
+    from tasks.report.scores import finding, headline_of
 
     if not scores:
         return ""

@@ -96,7 +96,7 @@ def test_the_rows_themselves_keep_what_they_held(stages: dict[str, ArtifactRef])
 
 
 def test_a_childs_output_is_one_log_line_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.child import ChildFailed, run_child
+    from tasks.process.child import ChildFailed, run_child
 
     (tmp_path / "hostile_child.py").write_text("print('a\\x1b[2J\\x85\\u2028b'); raise SystemExit(5)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

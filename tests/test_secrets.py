@@ -11,7 +11,7 @@ from flows.logs import Readable
 from tasks.config import DataConfig
 from tasks.download.places import trouble
 from tasks.errors import UserError
-from tasks.failures import passes_by_itself
+from tasks.process.failures import passes_by_itself
 from tasks.store.remote import Remote
 from tasks.text import masked, public_url, visible
 

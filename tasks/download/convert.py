@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tasks.child import main
-from tasks.quiet import silence
+from tasks.process.child import main
+from tasks.process.quiet import silence
 
 
 def convert(job: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from tasks.errors import UserError
-from tasks.failures import causes, is_network_error
+from tasks.process.failures import causes, is_network_error
 from tasks.text import hide_secrets, public_url, visible
 
 REFUSALS = {

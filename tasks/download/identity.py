@@ -69,7 +69,7 @@ def rows_identity(data: DataConfig) -> Identity:
         stage="download",
         inputs=inputs,
         config=data.model_dump(exclude={"path", "max_lost_share", "files"}) | {"test_path": bool(data.test_path)},
-        code=(*(f"tasks.download.{name}" for name in ROOM), "tasks.limits", "tasks.store.ledger"),
+        code=(*(f"tasks.download.{name}" for name in ROOM), "tasks.process.limits", "tasks.store.ledger"),
         libraries=("pyarrow", *(["datasets"] if data.hub_id else [])),
     )
 

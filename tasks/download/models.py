@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.child import run_child
 from tasks.config import ModelConfig
 from tasks.download.hub import refusals
 from tasks.errors import UserError
+from tasks.process.child import run_child
 from tasks.store.artifact import produce, store_root
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 from tasks.config import DataConfig
 from tasks.errors import UserError
-from tasks.failures import PASSING_STATUS, causes, http_status, is_network_error
+from tasks.process.failures import PASSING_STATUS, causes, http_status, is_network_error
 from tasks.store.checked import content_digest
 from tasks.text import hide_secrets, public_url, visible
 

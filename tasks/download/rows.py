@@ -13,7 +13,7 @@ from tasks.download.formats import AT_ONCE, MOST_MEMORY
 from tasks.download.schema import ENCODE, ID, ROWS, SPLIT
 from tasks.download.sources import source_parts
 from tasks.errors import UserError
-from tasks.limits import memory_limit
+from tasks.process.limits import memory_limit
 from tasks.store.ledger import Ledger
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
-from tasks.child import run_child
 from tasks.config import METRICS, EvaluationConfig, ExecutionConfig
 from tasks.evaluation.identity import identity, own_metric
 from tasks.model import quantization
+from tasks.process.child import run_child
 from tasks.store.artifact import ArtifactRef, intact, produce
 from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef

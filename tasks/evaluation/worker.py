@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.child import main
 from tasks.errors import UserError
 from tasks.evaluation.metrics import check_references, try_own
 from tasks.evaluation.schema import HEALTH, PREDICTIONS, SCORE_SCHEMA, SCORES, prediction_schema
-from tasks.quiet import silence
+from tasks.process.child import main
+from tasks.process.quiet import silence
 from tasks.tokenization.schema import NOT_LEARNT
 
 

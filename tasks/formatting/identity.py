@@ -14,6 +14,6 @@ def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -
         stage="format",
         inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),
         config=config.model_dump(exclude=unread),
-        code=("tasks.formatting", "tasks.spread", "tasks.limits", "tasks.store.ledger"),
+        code=("tasks.formatting", "tasks.process.pool", "tasks.process.limits", "tasks.store.ledger"),
         libraries=("jinja2", "pyarrow", "rensa", *(["transformers"] if chat else [])),
     )

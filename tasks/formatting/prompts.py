@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from tasks.config import FormattingConfig
 from tasks.formatting.repeats import Repeats
 from tasks.formatting.schema import PROMPT_SCHEMA, PROMPTS, SIGNS
-from tasks.spread import Result, spread
+from tasks.process.pool import Result, spread
 from tasks.store.ledger import Ledger
 
 ROW_GROUP = 2048

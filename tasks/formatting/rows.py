@@ -18,7 +18,7 @@ from tasks.formatting.formatted import Format, Formatted, plain
 from tasks.formatting.repeats import common_part, signs
 from tasks.formatting.schema import PROMPT_SCHEMA, SIGNS
 from tasks.formatting.templates import Runaway, compile_template, render_limits
-from tasks.spread import Result, serve
+from tasks.process.pool import Result, serve
 
 SIDES = ("test", "train")  # held-out rows first, so that training rows can be compared with them
 SIGNED_SCHEMA = PROMPT_SCHEMA.append(pa.field(SIGNS, pa.binary()))

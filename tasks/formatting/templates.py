@@ -14,7 +14,7 @@ import jinja2.sandbox
 
 from tasks.errors import UserError
 from tasks.formatting.formatted import plain
-from tasks.limits import memory_limit
+from tasks.process.limits import memory_limit
 
 LONGEST_TEXT = 200_000_000
 """Characters of one rendered row: far above any text, so that a runaway loop costs its row and not the machine."""

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tasks.config import TokenizationConfig
-from tasks.spread import spread
+from tasks.process.pool import spread
 from tasks.store.ledger import Ledger
 from tasks.tokenization.preview import write_preview
 from tasks.tokenization.schema import LEARNT, TOKEN_SCHEMA, TOKENS

@@ -12,6 +12,6 @@ def identity(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConf
         inputs={"prompts": prompts.digest, "tokenizer": model.tokenizer_digest},
         config=config.model_dump(exclude={"max_length"})
         | {"limit": min(config.max_length, model.max_length), "special_tokens": prompts.info["special_tokens"]},
-        code=("tasks.tokenization", "tasks.spread", "tasks.excerpt", "tasks.store.ledger"),
+        code=("tasks.tokenization", "tasks.process.pool", "tasks.text", "tasks.store.ledger"),
         libraries=("tokenizers", "pyarrow"),
     )

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.excerpt import Part, shortened
-from tasks.text import code, fenced, visible
+from tasks.text import Part, code, excerpt, fenced, visible
 from tasks.tokenization.files import PREVIEW
 
 Decode = Callable[[list[int]], str]
@@ -36,7 +35,7 @@ def write_preview(folder: Path, lengths: Any, rows: Any, decode: Decode) -> None
             "id": row["id"],
             "tokens": len(row["input_ids"]),
             "learnt": sum(_learnt(row)),
-            "parts": [part for kind, text in decoded(decode, row) for part in shortened(text, kind)],
+            "parts": [part for kind, text in decoded(decode, row) for part in excerpt(text, kind)],
         }
         for number, row in _rows_at(folder, picks)
     ]

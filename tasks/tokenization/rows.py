@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config import TokenizationConfig
-from tasks.spread import Result, serve
+from tasks.process.pool import Result, serve
 from tasks.tokenization.schema import LEARNT, NOT_LEARNT, TOKEN_SCHEMA
 from tasks.tokenization.truncation import fit
 from tasks.tokenization.vocabulary import Vocabulary

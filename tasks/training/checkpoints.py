@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import TrainerCallback
 
+from tasks.model.device import Instant
 from tasks.store.identity import digest_of, file_digest
-from tasks.training.device import Instant
 
 MINUTES = 5.0  # between two checkpoints
 now = time.monotonic

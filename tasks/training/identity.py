@@ -8,7 +8,7 @@ from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
 _MADE_BY: dict[str, Any] = {
-    "code": ("tasks.training", "tasks.model", "tasks.fill"),
+    "code": ("tasks.training", "tasks.model", "tasks.tokenization.fill"),
     "libraries": ("torch", "transformers", "accelerate", "peft", "trl", "bitsandbytes"),
 }
 

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.config import TrainingConfig
+from tasks.model.activation_checkpointing import decoder_layers
 from tasks.model.lora import groups
 from tasks.training.packing import collate, flatten, pack
-from tasks.training.recompute import decoder_layers
 
 _USED_SHARE = 0.85  # of the memory; the rest is for fragments
 _WORKING_BYTES = 3 << 29  # a chunk of logits, one dequantized weight, gradients on their way

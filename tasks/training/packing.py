@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tasks.fill import best_fit
+from tasks.tokenization.fill import best_fit
 
 IGNORED = -100
 

@@ -7,15 +7,15 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
-from tasks.child import run_child
 from tasks.config import ExecutionConfig, TrainingConfig
 from tasks.errors import UserError
+from tasks.process.child import run_child
 from tasks.store.artifact import ArtifactRef, produce, store_root, work_folder
 from tasks.store.caching import cached
 from tasks.store.manifest import latest
 from tasks.store.model import BaseModelRef
+from tasks.training.distributed.nodes import gpus, nodes
 from tasks.training.identity import identity
-from tasks.training.nodes import gpus, nodes
 
 _SLOWER = 0.85
 _FEWEST_STEPS = 10  # fewer say nothing about speed

@@ -22,18 +22,18 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from tasks.config import TrainingConfig
+from tasks.model.device import Instant, random_state, set_random_state
+from tasks.model.fused_loss import train_on_packs
 from tasks.model.lora import refresh
-from tasks.training import checkpoints, plan
+from tasks.model.sharding import is_sharded
+from tasks.training import checkpoints, compute_plan
 from tasks.training.arguments import arguments, no_tokenizer
-from tasks.training.device import Instant, random_state, set_random_state
-from tasks.training.head import train_on_packs
+from tasks.training.compute_plan import uncompiled_on_failure
+from tasks.training.distributed.collectives import Peers, meeting
 from tasks.training.log import StepLog
+from tasks.training.out_of_memory import halved, leave, left
 from tasks.training.packing import Row, StepRows, collate, divide, flatten, turns
-from tasks.training.peers import Peers, meeting
-from tasks.training.plan import uncompiled_on_failure
-from tasks.training.settle import Unsettled
-from tasks.training.sharding import is_sharded
-from tasks.training.shortage import halved, leave, left
+from tasks.training.step_metrics import Unsettled
 from tasks.training.validation import Enough, Validation
 
 _LOG_FILE = "step_log.parquet"
@@ -103,7 +103,7 @@ class PackedTrainer(SFTTrainer):
         self.began = Instant(self.args.device)
         self._random_state = random_state()
         train_on_packs(cast(PreTrainedModel, model.get_base_model()), config.neftune_alpha)
-        self.way = plan.choose(model, rows, config, self.args, self.peers, say)
+        self.way = compute_plan.choose(model, rows, config, self.args, self.peers, say)
         self.way.prepare(model)
         self.remove_callback(PrinterCallback)
         self.step_end = checkpoints.StepEnd(self)

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from tasks.config import TrainingConfig
 from tasks.model.lora import refresh
+from tasks.training.distributed.collectives import Peers
 from tasks.training.log import Step
 from tasks.training.packing import Row, collate, divide, flatten
-from tasks.training.peers import Peers
-from tasks.training.settle import TrainingFailed
+from tasks.training.step_metrics import TrainingFailed
 
 Turns = Callable[[list[list[Row]]], Iterable[tuple[list[Row], float]]]
 

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks.child import STOPPED_EXIT, main
 from tasks.errors import UserError
-from tasks.quiet import silence
+from tasks.process.child import STOPPED_EXIT, main
+from tasks.process.quiet import silence
 
 
 def alone(job: dict[str, Any]) -> None:
@@ -45,10 +45,11 @@ def train(job: dict[str, Any]) -> None:
     import torch
 
     from tasks.config import TrainingConfig
-    from tasks.training import base, log
+    from tasks.model import base
+    from tasks.model.device import device
+    from tasks.training import log
     from tasks.training.data import read_divided, read_rows
-    from tasks.training.device import device
-    from tasks.training.peers import Peers
+    from tasks.training.distributed.collectives import Peers
     from tasks.training.trainer import Interrupted, PackedTrainer
 
     config = TrainingConfig.model_validate(job["config"])
@@ -92,8 +93,9 @@ def _nothing(line: str) -> None:
 
 def write(trainer: Any, output: Path, source: str, held_back: list[str]) -> None:
     """What the finished run leaves; `held_back`: ids of the rows it did not train on."""
+    from tasks.model import dequantization, flops
     from tasks.store.ledger import Ledger
-    from tasks.training import dequantization, flops, log
+    from tasks.training import log
     from tasks.training.data import HELD_BACK
 
     trainer.model.save_pretrained(output / "adapter", safe_serialization=True)

@@ -15,7 +15,7 @@ from huggingface_hub import constants, errors, snapshot_download
 from tasks.download import places
 from tasks.errors import UserError
 from tasks.evaluation.metrics.rouge.rouge import Rouge
-from tasks.failures import http_status
+from tasks.process.failures import http_status
 
 
 def test_data_of_a_dataset_is_an_arrow_table_in_the_order_of_its_rows() -> None:

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from tasks.model import attention
-from tasks.training.last_layer import on_learnt_positions
-from tasks.training.recompute import decoder_layers
+from tasks.model.activation_checkpointing import decoder_layers
+from tasks.model.last_layer import on_learnt_positions
 from tests.contracts.conftest import TINY, random_weights
 
 LIKE_LLAMA = [

@@ -18,7 +18,7 @@ from tasks.download.identity import pin
 from tasks.download.models import fetch_model
 from tasks.download.sources import hub_splits, read_hub
 from tasks.errors import UserError
-from tasks.failures import passes_by_itself
+from tasks.process.failures import passes_by_itself
 from tests.tiny import make_rows, write_jsonl
 
 MODEL = ModelConfig(base="owner/model")

@@ -19,7 +19,7 @@ from tasks.download.identity import check_unchanged, moving, pin, rows_identity
 from tasks.download.places import trouble
 from tasks.download.rows import write_rows
 from tasks.errors import UserError
-from tasks.failures import passes_by_itself
+from tasks.process.failures import passes_by_itself
 from tests.tiny import make_rows, write_jsonl
 
 MODEL = ModelConfig()

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; see tasks/quiet.py
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; see tasks/process/quiet.py
 
 import pytest
 import torch

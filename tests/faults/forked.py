@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
-from tasks import child
+from tasks.process import child
 
 INJECT = Path(__file__).with_name("inject") / "sitecustomize.py"
 _PR_SET_NAME = 15
@@ -44,7 +44,7 @@ def preload() -> None:
         "flows.table",
         "tasks.evaluation.generate",
         "tasks.evaluation.metrics",
-        "tasks.training.base",
+        "tasks.model.base",
         "tasks.training.trainer",
     ):
         importlib.import_module(name)

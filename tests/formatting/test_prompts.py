@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from tasks import spread
 from tasks.config import FormattingConfig
 from tasks.errors import UserError
 from tasks.formatting import templates
 from tasks.formatting.prompts import write_prompts
+from tasks.process import pool
 from tests.tiny import make_model
 
 ROW = {"dialogue": "Ada: Hi.", "summary": "Ada greets."}
@@ -369,7 +369,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path, monkeypatch: py
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=10)
     written = []
     for cores in (1, 3):
-        monkeypatch.setattr(spread, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(pool, "cores", lambda cores=cores: cores)
         folder = tmp_path / str(cores)
         folder.mkdir()
         info = write_prompts(tmp_path / "rows.parquet", Path(), FormattingConfig(), folder)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tasks.failures import passes_by_itself
+from tasks.process.failures import passes_by_itself
 from tasks.store.artifact import ArtifactRef, DamagedArtifact, in_use, locked, produce, work_folder
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.identity import Identity

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from tasks.errors import UserError
-from tasks.failures import passes_by_itself
+from tasks.process.failures import passes_by_itself
 from tasks.store.artifact import discard, produce
 from tasks.store.identity import Identity
 from tasks.store.remote import Remote

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import spread
 from tasks.config import TokenizationConfig
 from tasks.errors import UserError
 from tasks.formatting.schema import PROMPT_SCHEMA
+from tasks.process import pool
 from tasks.store.artifact import produce
 from tasks.store.budget import check_losses, check_sides
 from tasks.store.identity import Identity
@@ -192,7 +192,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path, model: Path, mo
     pq.write_table(pa.Table.from_pylist(rows, PROMPT_SCHEMA), tmp_path / "prompts.parquet", row_group_size=8)
     written = []
     for cores in (1, 3):
-        monkeypatch.setattr(spread, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(pool, "cores", lambda cores=cores: cores)
         folder = tmp_path / str(cores)
         folder.mkdir()
         info = write_tokens(tmp_path / "prompts.parquet", "add", model, 200, TokenizationConfig(), folder)

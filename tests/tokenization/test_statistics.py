@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.config import TokenizationConfig
-from tasks.fill import filled
 from tasks.formatting.schema import PROMPT_SCHEMA
 from tasks.tokenization.encode import write_tokens
+from tasks.tokenization.fill import filled
 from tasks.tokenization.preview import lines as preview_lines
 from tasks.tokenization.preview import markdown, read_preview
 from tasks.tokenization.statistics import lines, read_statistics

@@ -69,7 +69,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def job(bases: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """`job("name", processes, **settings)`; see `launched.make_job`."""
-    from launched import make_job
+    from tests.training.launched import make_job
 
     folder = tmp_path_factory.mktemp("jobs")
     return lambda name, *arguments, **settings: make_job(bases("llama"), folder / name, *arguments, **settings)
@@ -80,7 +80,7 @@ def build(bases: Any, tmp_path: Path) -> Callable[..., Any]:
     """`build("name", batch_size=4)`: a trainer on 22 rows whose checkpoints live in a folder of that name."""
 
     from tasks.config import TrainingConfig
-    from tasks.training import base
+    from tasks.model import base
     from tasks.training.data import read_rows
     from tasks.training.trainer import PackedTrainer
 

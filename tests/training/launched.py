@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_rows, write_tokens
 from safetensors.torch import load_file
 
-from tasks.child import STOPPED_EXIT, run_child
 from tasks.config import TrainingConfig
+from tasks.process.child import STOPPED_EXIT, run_child
 from tasks.training import checkpoints
+from tests.training.conftest import make_rows, write_tokens
 
 SETTINGS = {"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "max_steps": 100, "compute_dtype": "float32"}
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def assert_equal_within_rounding(job, other):
 def assert_goes_on(job, whole):
     """Another attempt resumes and ends with the bits of the undisturbed run."""
     said: list[str] = []
-    run_child("tasks.training.launch", job, said.append)
+    run_child("tasks.training.distributed.launch", job, said.append)
     assert any("resuming from the checkpoint of step" in line for line in said), said
     want = adapter(whole)
     assert all(torch.equal(weight, want[name]) for name, weight in adapter(job).items())
@@ -71,7 +71,7 @@ def stop(job, who="launcher"):
     """SIGTERM for the launcher or one of its processes once a checkpoint exists; all must end after the same step."""
     file = Path(job["output"]).with_name("job.json")
     file.write_text(json.dumps(job))
-    command = [sys.executable, "-m", "tasks.training.launch", str(file), str(os.getpid())]
+    command = [sys.executable, "-m", "tasks.training.distributed.launch", str(file), str(os.getpid())]
     launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(Path(job["checkpoints"]))
     addresses = [address for process in (launcher.pid, *processes()) for address in listening(process)]
@@ -92,7 +92,7 @@ def processes() -> list[int]:
         with contextlib.suppress(OSError):
             launcher = parent(folder.name)
             ours = parent(launcher) == str(os.getpid())  # not another test run's
-            if ours and b"tasks.training.launch" in Path("/proc", launcher, "cmdline").read_bytes():
+            if ours and b"tasks.training.distributed.launch" in Path("/proc", launcher, "cmdline").read_bytes():
                 found.append(int(folder.name))
     return found
 

@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-from tasks.child import main
-from tasks.training import launch
+from tasks.process.child import main
+from tasks.training.distributed import launch
 
 work = launch.process
 MICRO_BATCHES = 2  # of a step in each process

@@ -4,8 +4,8 @@ import os
 import time
 from typing import Any
 
-from tasks.child import main
-from tasks.training import launch
+from tasks.process.child import main
+from tasks.training.distributed import launch
 from tests.training.messages import refuse_objects
 
 work = launch.process

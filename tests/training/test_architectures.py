@@ -3,15 +3,15 @@
 import copy
 
 import torch
-from conftest import make_rows
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tasks.errors import UserError
 from tasks.model import attention
-from tasks.training.head import train_on_packs
+from tasks.model.fused_loss import train_on_packs
 from tasks.training.packing import collate, flatten
 from tests.architectures import tiny
+from tests.training.conftest import make_rows
 
 
 @torch.no_grad()

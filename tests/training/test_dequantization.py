@@ -5,16 +5,17 @@ import types
 
 import pytest
 import torch
-from conftest import make_rows, write_tokens
 
 from tasks.config import TrainingConfig
-from tasks.training import base, dequantization, memory, worker
+from tasks.model import base, dequantization
+from tasks.model.activation_checkpointing import decoder_layers, recompute
+from tasks.model.dequantization import expansions, share
+from tasks.model.fused_loss import train_on_packs
+from tasks.training import memory, worker
 from tasks.training.data import read_rows
-from tasks.training.dequantization import expansions, share
-from tasks.training.head import train_on_packs
 from tasks.training.packing import collate, flatten
-from tasks.training.recompute import decoder_layers, recompute
 from tasks.training.trainer import PackedTrainer
+from tests.training.conftest import make_rows, write_tokens
 
 CPU = torch.device("cpu")
 

@@ -4,17 +4,16 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import make_rows
 from peft import get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.model import attention
+from tasks.model import attention, base
+from tasks.model.fused_loss import train_on_packs
 from tasks.model.lora import FusedLinear, FusedLinear4bit, groups, refresh
-from tasks.training import base
-from tasks.training.head import train_on_packs
 from tasks.training.packing import collate, flatten
+from tests.training.conftest import make_rows
 
 CPU = torch.device("cpu")
 SHAPE = dict(vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)

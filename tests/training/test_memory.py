@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
 from tasks.config import TrainingConfig
-from tasks.training import base, memory
-from tasks.training.head import train_on_packs
+from tasks.model import base
+from tasks.model.activation_checkpointing import decoder_layers, recompute
+from tasks.model.fused_loss import train_on_packs
+from tasks.training import memory
 from tasks.training.packing import collate, flatten
-from tasks.training.recompute import decoder_layers, recompute
 
 CPU = torch.device("cpu")
 TOKENS = 200

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import ROOT, adapter, wait_for
 
-from tasks.child import ChildFailed, run_child
 from tasks.errors import UserError
-from tasks.training.nodes import nodes
+from tasks.process.child import ChildFailed, run_child
+from tasks.training.distributed.nodes import nodes
+from tests.training.launched import ROOT, adapter, wait_for
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def environment(monkeypatch):
 def second(environment):
     """The second node's command, running."""
     joining = subprocess.Popen(
-        [sys.executable, "-m", "tasks.training.join"],
+        [sys.executable, "-m", "tasks.training.distributed.join"],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -64,10 +64,10 @@ def test_two_nodes_train_what_two_processes_do_also_after_one_was_lost(job, monk
     loser = threading.Thread(target=lose)
     loser.start()
     with pytest.raises(ChildFailed, match="another process of the run is gone") as failure:
-        run_child("tasks.training.launch", lost, print)
+        run_child("tasks.training.distributed.launch", lost, print)
     loser.join()
     assert failure.value.passing
-    run_child("tasks.training.launch", lost, said.append)
+    run_child("tasks.training.distributed.launch", lost, said.append)
     assert any("resuming from the checkpoint of step" in line for line in said), said
     second.send_signal(signal.SIGTERM)
     output, _ = second.communicate()  # torch waits for the first node, which is gone
@@ -75,7 +75,7 @@ def test_two_nodes_train_what_two_processes_do_also_after_one_was_lost(job, monk
 
     monkeypatch.delenv("QLORA_FLOW_NODES")
     two = job("two", 2)
-    run_child("tasks.training.launch", two, print)
+    run_child("tasks.training.distributed.launch", two, print)
     want = adapter(two)
     assert all(torch.equal(weight, want[name]) for name, weight in adapter(lost).items())
 
@@ -84,7 +84,7 @@ def test_a_node_that_lacks_a_file_says_so(job, second):
     wrong = job("wrong", 1)
     Path(wrong["tokens"]).unlink()
     with pytest.raises(UserError, match=r"does not see .*tokens.parquet: all nodes need the store"):
-        run_child("tasks.training.launch", wrong, print)
+        run_child("tasks.training.distributed.launch", wrong, print)
 
 
 @pytest.mark.parametrize(

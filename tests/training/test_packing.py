@@ -5,12 +5,12 @@ import time
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_rows
 from transformers import AutoModelForCausalLM
 
 from tasks.model import attention
-from tasks.training.head import train_on_packs
+from tasks.model.fused_loss import train_on_packs
 from tasks.training.packing import Row, collate, divide, flatten, pack
+from tests.training.conftest import ARCHITECTURES, make_rows
 
 CPU = torch.device("cpu")
 

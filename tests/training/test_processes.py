@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import adapter, assert_equal_within_rounding, assert_goes_on, kill_one, processes, stop
 
-from tasks.child import ChildFailed, run_child
 from tasks.errors import UserError
+from tasks.process.child import ChildFailed, run_child
+from tests.training.launched import adapter, assert_equal_within_rounding, assert_goes_on, kill_one, processes, stop
 
 
 @pytest.fixture(scope="module")
 def two(job):
     """The undisturbed run of two processes, and what it said."""
     done, said = job("two", 2), []
-    run_child("tasks.training.launch", done, said.append)
+    run_child("tasks.training.distributed.launch", done, said.append)
     return done, said
 
 
@@ -32,7 +32,7 @@ def test_they_end_as_one_and_the_next_attempt_goes_on(job, two):
     killer = threading.Thread(target=kill_one, args=(Path(broken["checkpoints"]),))
     killer.start()
     with pytest.raises(ChildFailed, match="was ended by signal 9") as failure:
-        run_child("tasks.training.launch", broken, print)
+        run_child("tasks.training.distributed.launch", broken, print)
     killer.join()
     assert failure.value.passing and not processes()
     assert_goes_on(broken, two[0])
@@ -50,7 +50,7 @@ def test_all_halve_when_one_runs_out_of_memory(job):
     settings = {"batch_size": 8, "micro_batch_tokens": 48, "max_steps": 8, "rows": 24}
     calm, short = job("calm", 2, **settings), job("short", 2, **settings)
     said: list[str] = []
-    run_child("tasks.training.launch", calm, print)
+    run_child("tasks.training.distributed.launch", calm, print)
     run_child("tests.training.one_short", short, said.append)
     assert any(line.startswith("out of memory in step 3: trying it again") for line in said), said
     halved = [line for line in said if "tokens at once" in line and line.startswith("process ")]
@@ -70,4 +70,4 @@ def test_all_save_when_the_clock_of_one_says_so(job, two):
 
 def test_a_mistake_is_one_sentence(job):
     with pytest.raises(UserError, match="no linear layer is named query"):
-        run_child("tasks.training.launch", job("wrong", 2, target_modules=["query"]), print)
+        run_child("tasks.training.distributed.launch", job("wrong", 2, target_modules=["query"]), print)

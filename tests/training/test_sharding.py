@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import assert_equal_within_rounding, assert_goes_on, steps, stop
 from pydantic import ValidationError
 from transformers import LlamaConfig
 
-from tasks.child import ChildFailed, run_child
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.training import base, memory, sharding
-from tasks.training.peers import Peers
+from tasks.model import base, sharding
+from tasks.process.child import ChildFailed, run_child
+from tasks.training import memory
+from tasks.training.distributed.collectives import Peers
+from tests.training.launched import assert_equal_within_rounding, assert_goes_on, steps, stop
 
 VALIDATED = {"validation_share": 0.2, "validation_steps": 25}
 DIVIDED = {"sharding": "always", "micro_batch_tokens": 32, **VALIDATED}

@@ -11,15 +11,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_rows, write_tokens
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
+from tasks.model.activation_checkpointing import decoder_layers
 from tasks.training import checkpoints, worker
 from tasks.training.data import read_rows
-from tasks.training.recompute import decoder_layers
-from tasks.training.settle import TrainingFailed, Unsettled
+from tasks.training.step_metrics import TrainingFailed, Unsettled
 from tasks.training.trainer import Interrupted
+from tests.training.conftest import make_rows, write_tokens
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

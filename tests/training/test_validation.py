@@ -7,18 +7,19 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_rows, write_tokens
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tasks.child import run_child
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
+from tasks.model import base
 from tasks.model.lora import refresh
-from tasks.training import base, checkpoints
+from tasks.process.child import run_child
+from tasks.training import checkpoints
 from tasks.training.data import read_divided
 from tasks.training.trainer import Interrupted, PackedTrainer
+from tests.training.conftest import make_rows, write_tokens
 
 CPU = torch.device("cpu")
 BACK = make_rows(7, seed=5)

@@ -7,16 +7,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks import spread
-from tasks.child import ChildFailed
 from tasks.errors import UserError
-from tests.test_child import ROOT, gone
+from tasks.process import pool
+from tasks.process.child import ChildFailed
+from tests.process.test_child import ROOT, gone
 
 HEAD = """
 import os, signal, time
 import pyarrow as pa
 from tasks.errors import UserError
-from tasks.spread import Result, serve
+from tasks.process.pool import Result, serve
 def work(job, units):
     for unit in units:
 {body}
@@ -29,7 +29,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    monkeypatch.setattr(spread, "cores", lambda: 3)
+    monkeypatch.setattr(pool, "cores", lambda: 3)
 
     def make(body: str) -> str:
         text = HEAD.format(body=textwrap.indent(body, "        "))
@@ -40,7 +40,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_results_come_in_order_from_several_processes(module) -> None:
-    found = list(spread.spread(module("time.sleep(0.1 * (unit % 3 == 0))"), {"rows": 50_000}, 14, print))
+    found = list(pool.spread(module("time.sleep(0.1 * (unit % 3 == 0))"), {"rows": 50_000}, 14, print))
     assert [result.rows["unit"][0].as_py() for result in found] == list(range(14))
     assert len({result.notes["process"] for result in found}) == 3
 
@@ -58,7 +58,7 @@ def test_what_ends_one_process_ends_the_work(module, body: str, error: type[Exce
     seen = []
     with (
         pytest.raises(error, match=message),
-        contextlib.closing(spread.spread(module(body), {"rows": 1}, 14, print)) as results,
+        contextlib.closing(pool.spread(module(body), {"rows": 1}, 14, print)) as results,
     ):
         seen.extend(results)
     assert 1 <= len(seen) <= 7
@@ -66,7 +66,7 @@ def test_what_ends_one_process_ends_the_work(module, body: str, error: type[Exce
 
 
 def test_who_stops_reading_ends_the_processes(module) -> None:
-    with contextlib.closing(spread.spread(module("pass"), {"rows": 1_000_000}, 14, print)) as results:
+    with contextlib.closing(pool.spread(module("pass"), {"rows": 1_000_000}, 14, print)) as results:
         processes = {next(results).notes["process"] for _ in range(3)}
         assert all(psutil.pid_exists(process) for process in processes)
     assert all(gone(process) for process in processes)

@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from tasks.model.activation_checkpointing import decoder_layers
 from tasks.model.lora import Group, groups
-from tasks.training.recompute import decoder_layers
 
 _LAYERS_IN_FLIGHT = 3  # gathered at once: the one that computes, the next one, and the buffer it arrives in
 

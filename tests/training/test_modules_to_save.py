@@ -2,18 +2,19 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_rows, write_tokens
 from peft import PeftModel
-from test_lora import gradients, reference
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
+from tasks.model import base, flops
 from tasks.model.lora import refresh
-from tasks.training import base, checkpoints, flops, worker
+from tasks.training import checkpoints, worker
 from tasks.training.data import read_rows
 from tasks.training.packing import collate, flatten
 from tasks.training.trainer import Interrupted, PackedTrainer
+from tests.training.conftest import ARCHITECTURES, make_rows, write_tokens
+from tests.training.test_lora import gradients, reference
 
 CPU = torch.device("cpu")
 BOTH = ["lm_head", "embed_tokens"]

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from tasks.child import Child, ChildFailed, main, started
+from tasks.process.child import Child, ChildFailed, main, started
 
 UNITS_A_PROCESS = 4
 """Fewer are done sooner than a process starts."""

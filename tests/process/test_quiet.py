@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.quiet import compile_cache
+from tasks.process.quiet import compile_cache
 
 
 def test_compiled_code_is_kept_in_a_folder_of_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

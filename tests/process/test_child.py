@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.child import ChildFailed, run_child
 from tasks.errors import UserError
+from tasks.process.child import ChildFailed, run_child
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         text = textwrap.indent(textwrap.dedent(body), "    ")
         (tmp_path / "work_of_a_test.py").write_text(
             "import os, signal, subprocess, sys, time\n"
-            "from tasks.child import main\nfrom tasks.errors import UserError\n"
+            "from tasks.process.child import main\nfrom tasks.errors import UserError\n"
             f"def work(job):\n{text}\nmain(work)\n"
         )
         return "work_of_a_test"
@@ -110,7 +110,9 @@ def test_an_interrupted_wait_ends_the_child_and_its_children(child) -> None:
 
 def test_a_killed_parent_takes_the_child_with_it(child, tmp_path: Path) -> None:
     module = child("print(os.getpid(), flush=True); time.sleep(3600)")
-    code = f"from tasks.child import run_child; run_child('{module}', {{}}, lambda line: print(line, flush=True))"
+    code = (
+        f"from tasks.process.child import run_child; run_child('{module}', {{}}, lambda line: print(line, flush=True))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     id = int(parent.stdout.readline())

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from tasks.training.recompute import decoder_layers
+from tasks.model.activation_checkpointing import decoder_layers
 
 
 def on_learnt_positions(model: PreTrainedModel) -> bool:

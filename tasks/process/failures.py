@@ -5,8 +5,8 @@ import socket
 import ssl
 from collections.abc import Iterator
 
-from tasks.child import ChildFailed
 from tasks.errors import UserError
+from tasks.process.child import ChildFailed
 
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 PASSING_ERRNO = {

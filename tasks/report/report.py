@@ -10,18 +10,18 @@ from pathlib import Path
 
 import jinja2
 
-from tasks.evaluation import charts
-from tasks.evaluation.page.answers import answers
-from tasks.evaluation.page.data import data, preview
-from tasks.evaluation.page.scores import score_table
-from tasks.evaluation.page.training import training
-from tasks.evaluation.page.words import FILTERS
+from tasks.report import charts
+from tasks.report.answers import answers
+from tasks.report.data import data, preview
+from tasks.report.scores import score_table
+from tasks.report.training import training
+from tasks.report.words import FILTERS
 from tasks.store.artifact import ArtifactRef, store_root
 from tasks.store.identity import digest_of, file_digest, source_digest
 from tasks.store.manifest import Manifest
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-SOURCES = ("tasks.evaluation.report", "tasks.evaluation.charts", "tasks.evaluation.page", "tasks.excerpt", "tasks.fill")
+SOURCES = ("tasks.report", "tasks.text", "tasks.tokenization.fill")
 
 
 def write_report(stages: dict[str, ArtifactRef]) -> Path:

@@ -12,12 +12,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tasks.config import TrainingConfig
+from tasks.model.activation_checkpointing import decoder_layers, recompute
+from tasks.model.flops import per_token
 from tasks.model.lora import groups
+from tasks.model.sharding import in_flight_bytes, is_sharded
 from tasks.training import memory
-from tasks.training.flops import per_token
-from tasks.training.peers import Peers
-from tasks.training.recompute import decoder_layers, recompute
-from tasks.training.sharding import in_flight_bytes, is_sharded
+from tasks.training.distributed.collectives import Peers
 
 Result = TypeVar("Result")
 

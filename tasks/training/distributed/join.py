@@ -1,6 +1,6 @@
 """What the other machines of a run on several nodes do: take part in the training that the first one's flow starts.
 
-    QLORA_FLOW_NODES=2 QLORA_FLOW_RENDEZVOUS=node0:29400 QLORA_FLOW_NODE=1 python -P -m tasks.training.join
+    QLORA_FLOW_NODES=2 QLORA_FLOW_RENDEZVOUS=node0:29400 QLORA_FLOW_NODE=1 python -P -m tasks.training.distributed.join
 
 It waits for a training, takes part in it with all its GPUs, and waits for the next, which may be another attempt at the
 same. It never ends by itself: the first node may find every result in its cache and train nothing. Let the job that
@@ -13,8 +13,8 @@ import sys
 import time
 
 from tasks.errors import UserError
-from tasks.training.launch import start
-from tasks.training.nodes import Nodes, NodesApart, gpus, nodes
+from tasks.training.distributed.launch import start
+from tasks.training.distributed.nodes import Nodes, NodesApart, gpus, nodes
 
 
 def join(where: Nodes) -> None:

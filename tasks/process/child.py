@@ -188,7 +188,7 @@ def main(work: Callable[[dict[str, Any]], None]) -> None:
         sentence.write_text(str(error))
         sys.exit(USER_ERROR_EXIT)
     except Exception as error:
-        from tasks.failures import full_disk, passes_by_itself
+        from tasks.process.failures import full_disk, passes_by_itself
 
         if said := full_disk(error):
             sentence.write_text(said)

@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.model import attention, quantization
+from tasks.model import attention, modules_to_save, quantization
+from tasks.model.activation_checkpointing import decoder_layers
 from tasks.model.lora import fuse
-from tasks.training import memory, whole
-from tasks.training.peers import Peers
-from tasks.training.recompute import decoder_layers
-from tasks.training.sharding import shard
+from tasks.model.sharding import shard
+from tasks.training import memory
+from tasks.training.distributed.collectives import Peers
 
 
 def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bool = False) -> PeftModel:
@@ -58,7 +58,7 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
     if config.quantization == "4bit":
         check_quantized(model)
     never_repack(model)
-    whole.prepare(model, dtype)
+    modules_to_save.prepare(model, dtype)
     fuse(model, dtype)
     if sharded:
         shard(model, device)
@@ -92,7 +92,7 @@ def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
             f"training.target_modules: no linear layer is named {', '.join(unknown)}; this base has "
             f"{', '.join(sorted(linear))} (or all-linear)"
         )
-    whole.check(base, config.modules_to_save)
+    modules_to_save.check(base, config.modules_to_save)
     set_seed(config.seed)
     return get_peft_model(
         base,

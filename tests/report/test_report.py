@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import METRICS
-from tasks.evaluation import charts
-from tasks.evaluation.page.scores import score_table
-from tasks.evaluation.page.words import duration, signed
-from tasks.evaluation.report import write_report
 from tasks.evaluation.schema import HEALTH, SCORE_SCHEMA, prediction_schema
+from tasks.report import charts
+from tasks.report.report import write_report
+from tasks.report.scores import score_table
+from tasks.report.words import duration, signed
 from tasks.store.artifact import ArtifactRef, write_folder
 from tasks.store.identity import Identity
 from tasks.store.ledger import Ledger
@@ -330,7 +330,7 @@ def test_page_takes_neither_torch_nor_pandas(store: Path) -> None:
     code = (
         "import json, sys\n"
         "from tasks.store.artifact import ArtifactRef\n"
-        "from tasks.evaluation.report import write_report\n"
+        "from tasks.report.report import write_report\n"
         "assert 'pyarrow' not in sys.modules\n"
         "write_report({k: ArtifactRef(**v) for k, v in json.loads(sys.argv[1]).items()})\n"
         "assert not {'torch', 'pandas', 'matplotlib', 'transformers'} & set(sys.modules)"

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluation import charts
-from tasks.evaluation.page.tables import read
-from tasks.fill import packing
+from tasks.report import charts
+from tasks.report.tables import read
 from tasks.store.artifact import ArtifactRef
 from tasks.tokenization.files import PREVIEW, STATISTICS
+from tasks.tokenization.fill import packing
 
 LEDGER_ROWS = 8
 VERDICTS = ("lost", "left out", "changed")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tasks.training.device import Instant
+from tasks.model.device import Instant
 
 
 class TrainingFailed(RuntimeError):

@@ -19,9 +19,9 @@ import urllib3
 from fsspec.exceptions import FSTimeoutError
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from tasks.child import ChildFailed
 from tasks.errors import UserError
-from tasks.failures import full_disk, passes_by_itself
+from tasks.process.child import ChildFailed
+from tasks.process.failures import full_disk, passes_by_itself
 from tests.faults.bench import may_mount, mount, unmount
 
 

@@ -16,10 +16,10 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from tasks.child import PASSING_EXIT, STOPPED_EXIT, USER_ERROR_EXIT, follow_parent, main
 from tasks.errors import UserError
-from tasks.quiet import silence
-from tasks.training.nodes import Nodes, NodesApart, meet, nodes
+from tasks.process.child import PASSING_EXIT, STOPPED_EXIT, USER_ERROR_EXIT, follow_parent, main
+from tasks.process.quiet import silence
+from tasks.training.distributed.nodes import Nodes, NodesApart, meet, nodes
 
 _MISTAKE = "mistake"  # a file among the checkpoints
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
@@ -136,8 +136,8 @@ def _begin(work: Any, environment: dict[str, str], launcher: int, job: dict[str,
 def process(job: dict[str, Any]) -> None:
     """One of the processes. It leaves a user's mistake in a file, and ends at once: others may wait for it."""
     silence()
-    from tasks.training.peers import PeerLost, together
-    from tasks.training.shortage import ShortOfMemory
+    from tasks.training.distributed.collectives import PeerLost, together
+    from tasks.training.out_of_memory import ShortOfMemory
     from tasks.training.worker import train
 
     try:

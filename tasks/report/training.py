@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluation import charts
-from tasks.evaluation.page.tables import read
-from tasks.evaluation.page.words import duration, number
+from tasks.report import charts
+from tasks.report.tables import read
+from tasks.report.words import duration, number
 from tasks.store.manifest import Manifest
 
 COLUMNS = ("step", "loss", "validation_loss", "grad_norm", "learning_rate", "tokens", "seconds", "tokens_per_second")

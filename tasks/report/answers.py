@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import METRICS
-from tasks.evaluation import charts
-from tasks.evaluation.page.tables import read, rows_at
-from tasks.excerpt import shortened
+from tasks.report import charts
+from tasks.report.tables import read, rows_at
+from tasks.text import excerpt
 
 
 def answers(folder: Path, metric: str) -> dict[str, Any]:
@@ -42,9 +42,9 @@ def answer_row(row: Mapping[str, Any], label: str, metric: str) -> dict[str, Any
         "id": row["id"],
         "base_score": row[f"base_{metric}"],
         "tuned_score": row[f"tuned_{metric}"],
-        "prompt": shortened(row["prompt"], times=4),
-        "references": [shortened(text) for text in row["references"][:5]],
+        "prompt": excerpt(row["prompt"], times=4),
+        "references": [excerpt(text) for text in row["references"][:5]],
         "more_references": max(0, len(row["references"]) - 5),
-        "base": shortened(row["base"]),
-        "tuned": shortened(row["tuned"]),
+        "base": excerpt(row["base"]),
+        "tuned": excerpt(row["tuned"]),
     }

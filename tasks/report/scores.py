@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import METRICS
-from tasks.evaluation import charts
-from tasks.evaluation.page.tables import read
+from tasks.report import charts
+from tasks.report.tables import read
 from tasks.store.manifest import Manifest
 
 HEADLINE = "rougeL"

@@ -3,7 +3,7 @@
 QLORA_FLOW_NODES        how many; 1 when it is not set
 QLORA_FLOW_RENDEZVOUS   where they meet, host:port; the host is the machine that runs the flow. Nobody else may reach
                         them over the network (docs/gpus.md)
-QLORA_FLOW_NODE         number of this machine: 0 (not set) runs the flow, the others run `tasks.training.join`
+QLORA_FLOW_NODE         number of this machine: 0 (not set) runs the flow, the others run `join.py`
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.quiet import silence
+from tasks.process.quiet import silence
 from tasks.training.identity import version
 
 _JOIN_SECONDS = 600  # that nodes wait for each other

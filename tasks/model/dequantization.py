@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
+from tasks.model.activation_checkpointing import decoder_layers
+from tasks.model.device import Instant
 from tasks.model.lora import FusedLinear4bit, Group, groups
-from tasks.training.device import Instant
-from tasks.training.recompute import decoder_layers
-from tasks.training.sharding import is_sharded
+from tasks.model.sharding import is_sharded
 
 _REPEATS = 3
 

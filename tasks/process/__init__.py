@@ -1,0 +1,1 @@
+"""Processes of a run: children, pools of them, their limits, and kinds of failure."""
