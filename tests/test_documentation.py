@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.__main__ import _overrides, _parser, main
+from flows.__main__ import _parser, main
+from flows.commands.arguments import overrides
 from flows.config_file import load
 from tests.documented import DEPLOYMENT, PAGES, ROOT, blocks, commands, spans
 from tests.tiny import make_rows, write_jsonl
@@ -87,7 +88,7 @@ def test_commands_within_the_text_exist(page: str) -> None:
             options, unknown = _parser().parse_known_args(arguments)
             assert not unknown, span
             if "config" in options:
-                load(ROOT / "examples/dialogue-summary.yaml", _overrides(options))
+                load(ROOT / "examples/dialogue-summary.yaml", overrides(options))
         else:
             assert span in NOT_RUN_SPANS or span in NOT_RUN, f"{page}: {span}: run it here, or say why not"
 

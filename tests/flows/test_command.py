@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.__main__ import _overrides, _parser, main
+from flows.__main__ import _parser, main
+from flows.commands.arguments import overrides
 from flows.config_file import load
 from tasks.config import GROUPS
 from tasks.errors import UserError
@@ -117,7 +118,7 @@ def test_a_store_that_is_not_there_is_not_cleaned(store: Path, capsys: pytest.Ca
 
 def test_a_list_is_written_with_commas() -> None:
     options = _parser().parse_args(["run", "config.yaml", "--formatting.references", "a, b,"])
-    assert _overrides(options) == {"formatting": {"references": ["a", "b"]}}
+    assert overrides(options) == {"formatting": {"references": ["a", "b"]}}
 
 
 def test_flags_lie_over_the_file(tmp_path: Path) -> None:

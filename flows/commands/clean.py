@@ -1,0 +1,30 @@
+"""Remove old results that no published version was made from."""
+
+import argparse
+
+from tasks.errors import UserError
+from tasks.store.root import store_root
+from tasks.text import visible
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--keep-last", type=_count, default=3, metavar="N", help="of every stage [default 3]")
+    command.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
+
+
+def main(options: argparse.Namespace) -> int:
+    from flows.clean import clean
+
+    if not store_root().is_dir():
+        raise UserError(f"There is no store {store_root()}, so nothing was removed; --store takes its folder.")
+    removed, freed = clean(options.keep_last, options.dry_run)
+    would = "would be " if options.dry_run else ""
+    said = f"{len(removed)} results {would}removed, {freed / 2**20:,.1f} MiB {would}freed"
+    print(*map(visible, removed), said, sep="\n")
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("takes a whole number from 1")
+    return int(text)

@@ -1,0 +1,18 @@
+"""Say what a run would do and why, without running."""
+
+import argparse
+
+from flows.commands.arguments import add_configuration, configuration
+from flows.commands.environment import homes_in_store
+
+add_arguments = add_configuration
+
+
+def main(options: argparse.Namespace) -> int:
+    homes_in_store()
+    groups = configuration(options)
+    from flows.plan import plan
+    from flows.table import show_planned
+
+    show_planned(list(plan(groups)))
+    return 0

@@ -1,0 +1,80 @@
+"""Run the flow on this machine."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.commands.arguments import add_configuration, configuration
+from flows.commands.environment import homes_in_store, local_settings
+from tasks.errors import UserError
+from tasks.process.failures import full_disk
+from tasks.text import visible_lines
+
+REFRESHABLE = ("download", "format", "tokenize", "train", "evaluate")  # a published version is never changed
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--summary", type=Path, metavar="FILE.json", help="write what happened as JSON")
+    command.add_argument(
+        "--refresh",
+        action="append",
+        choices=REFRESHABLE,
+        metavar="STAGE",
+        help=f"run it again: {', '.join(REFRESHABLE)}",
+    )
+    command.add_argument("--verify", choices=("full",), help="read every cached file again, also untouched ones")
+    add_configuration(command)
+
+
+def main(options: argparse.Namespace) -> int:
+    if options.summary and options.summary.is_dir():
+        raise UserError(f"--summary: {options.summary} is a folder; it takes the name of a file.")
+    if options.summary and not options.summary.absolute().parent.is_dir():
+        raise UserError(f"--summary: the folder {options.summary.absolute().parent} does not exist.")
+    homes_in_store()
+    groups = configuration(options)
+    local_settings()
+    if options.verify:
+        os.environ["QLORA_FLOW_VERIFY"] = options.verify
+    from flows.logs import Readable
+    from flows.retrain import retrain
+    from flows.server import ensure_server
+    from flows.table import show
+
+    if options.refresh:
+        _refresh(groups, options.refresh)
+    # Prefect hands SIGTERM on to this handler; leaving by it ends what the run started, and says so by its status
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    Readable.command_tells = True
+    try:
+        ensure_server()
+        summary = retrain(**groups)
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished stages are kept: the same command goes on from there.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:  # Prefect has logged the stack; here is what to read first
+        said = full_disk(error) or f"{error}\nFinished stages are kept: the same command goes on from there."
+        print(f"\nThe run failed: {visible_lines(said)}", file=sys.stderr)
+        return 1
+    if options.summary:
+        options.summary.write_text(json.dumps(summary, indent=2) + "\n")
+    show(summary)
+    return 0
+
+
+def _refresh(groups: dict[str, Any], stages: list[str]) -> None:
+    from flows.clean import alone
+    from flows.plan import plan
+    from tasks.store.artifact import discard
+
+    with alone():
+        for planned in list(plan(groups)):
+            if planned.stage in stages and planned.reused and planned.last:
+                discard(planned.last.key)
