@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import flows.commands.clean
+import flows.commands.doctor
+import flows.commands.init
 import flows.commands.plan
 import flows.commands.run
 from flows.commands.environment import check_store
@@ -15,7 +17,13 @@ from tasks.errors import UserError
 from tasks.process.failures import passes_by_itself
 from tasks.text import visible
 
-COMMANDS = (flows.commands.run, flows.commands.plan, flows.commands.clean)
+COMMANDS = (
+    flows.commands.init,
+    flows.commands.run,
+    flows.commands.plan,
+    flows.commands.clean,
+    flows.commands.doctor,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

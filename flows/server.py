@@ -35,7 +35,7 @@ def ensure_server() -> None:
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
 
-    _reach_this_machine_directly()
+    reach_this_machine_directly()
     settings = get_current_settings()
     if settings.api.url or not settings.server.ephemeral.enabled:
         return
@@ -52,7 +52,7 @@ def ensure_server() -> None:
     refresh_global_settings_context()
 
 
-def _reach_this_machine_directly() -> None:
+def reach_this_machine_directly() -> None:
     """Ask no proxy for this machine's own servers, and keep what the user has named besides."""
     names = ("no_proxy", "NO_PROXY")
     given = [value for name in names for value in os.environ.get(name, "").split(",") if value]

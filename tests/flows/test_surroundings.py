@@ -126,5 +126,5 @@ def test_a_second_run_of_a_process_asks_for_the_same_direct_ways(monkeypatch: py
     monkeypatch.setenv("NO_PROXY", "inside,localhost")
     monkeypatch.setenv("no_proxy", "inside")
     for _ in range(2):
-        server._reach_this_machine_directly()
+        server.reach_this_machine_directly()
         assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "inside,localhost,127.0.0.1"
