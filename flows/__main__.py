@@ -14,7 +14,7 @@ import flows.commands.run
 from flows.commands.environment import check_store
 from tasks.config import GROUPS
 from tasks.errors import UserError
-from tasks.process.failures import passes_by_itself
+from tasks.process.failures import is_transient
 from tasks.text import visible
 
 COMMANDS = (
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except Exception as error:
-        if not (passes_by_itself(error) or isinstance(error, ConnectionError)):
+        if not (is_transient(error) or isinstance(error, ConnectionError)):
             raise
         print(f"The network does not answer, nothing ran: {visible(error)}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
 from tasks.config import ExecutionConfig
-from tasks.process.failures import passes_by_itself
+from tasks.process.failures import is_transient
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,4 +38,4 @@ def patient(stage: Task[P, R], execution: ExecutionConfig) -> Callable[P, R]:
 
 
 def _may_pass(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.data, BaseException) and passes_by_itself(state.data)
+    return isinstance(state.data, BaseException) and is_transient(state.data)

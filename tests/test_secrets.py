@@ -11,7 +11,7 @@ from flows.logs import Readable
 from tasks.config import DataConfig
 from tasks.download.places import trouble
 from tasks.errors import UserError
-from tasks.process.failures import passes_by_itself
+from tasks.process.failures import is_transient
 from tasks.store.remote import Remote
 from tasks.text import masked, public_url, visible
 
@@ -137,4 +137,4 @@ def test_a_refusing_hub_quotes_no_signature() -> None:
     with pytest.raises(HfHubHTTPError) as raised, refusals("model.base", "a/b"):
         raise refused(503)
     assert SECRET not in str(raised.value)
-    assert passes_by_itself(raised.value)
+    assert is_transient(raised.value)

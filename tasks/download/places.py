@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 from tasks.config import DataConfig
 from tasks.errors import UserError
-from tasks.process.failures import PASSING_STATUS, causes, http_status, is_network_error
+from tasks.process.failures import TRANSIENT_STATUS, causes, http_status, is_network_error
 from tasks.store.checked import content_digest
 from tasks.text import hide_secrets, public_url, visible
 
@@ -204,10 +204,10 @@ def _said(error: BaseException, where: str, field: str) -> Exception | None:
     names = {kind.__name__ for e in chain for kind in type(e).__mro__}
     if isinstance(error, PermissionError) or status in (401, 403) or any("Credentials" in name for name in names):
         return UserError(f"{field}: {public} may not be read with this machine's credentials.")
-    if status and status not in PASSING_STATUS and status != 404:
+    if status and status not in TRANSIENT_STATUS and status != 404:
         return UserError(f"{field}: the server refuses {public} with HTTP {status}.")
     # fsspec says "not found" of any failure, but names the network's own error as its cause
-    if status in PASSING_STATUS or any(is_network_error(e) or isinstance(e, TimeoutError) for e in chain):
+    if status in TRANSIENT_STATUS or any(is_network_error(e) or isinstance(e, TimeoutError) for e in chain):
         why = chain[-1] or type(chain[-1]).__name__
         return ConnectionError(visible(f"{field}: {public} cannot be read: {why}"))
     if isinstance(error, FileNotFoundError) or status == 404:

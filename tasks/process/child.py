@@ -24,7 +24,7 @@ from tasks.text import visible
 GRACE_SECONDS = 12.0
 USER_ERROR_EXIT = 3
 STOPPED_EXIT = 143  # a child that was asked to end, and saved what it had
-PASSING_EXIT = 75  # EX_TEMPFAIL: a disk or file system that may answer next time
+TRANSIENT_EXIT = 75  # EX_TEMPFAIL: a disk or file system that may answer next time
 IMPORT_NOTHING_HERE = {"PYTHONSAFEPATH": "1"}
 """Environment in which `python -m` does not look for modules in the working directory: a tasks.py there is the user's
 own. The processes that a child starts inherit it."""
@@ -35,12 +35,12 @@ class ChildFailed(RuntimeError):
     """The child ended with an error that is nobody's typing mistake; the message holds its last lines.
 
     Args:
-        passing: it was ended from outside or hung, so another attempt can go on from its checkpoints.
+        transient: it was ended from outside or hung, so another attempt can go on from its checkpoints.
     """
 
-    def __init__(self, message: str, passing: bool) -> None:
+    def __init__(self, message: str, transient: bool) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.transient = transient
 
 
 def run_child(module: str, job: dict[str, Any], log: Callable[[str], None], hang_minutes: float | None = None) -> None:
@@ -110,8 +110,8 @@ class Child:
             raise UserError(*os.pread(self.sentence, 1 << 20, 0).decode().split("\n"))
         self.said.join(timeout=5)  # its last lines
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        passing = code < 0 or code in (STOPPED_EXIT, PASSING_EXIT)
-        raise ChildFailed(f"{self.module} {how}:\n" + "\n".join(self.said.lines[-25:]), passing)
+        transient = code < 0 or code in (STOPPED_EXIT, TRANSIENT_EXIT)
+        raise ChildFailed(f"{self.module} {how}:\n" + "\n".join(self.said.lines[-25:]), transient)
 
 
 @contextlib.contextmanager
@@ -149,7 +149,7 @@ def _wait(process: subprocess.Popen[str], said: _Said, hang_minutes: float | Non
     while True:
         silence_left = said.latest + 60 * hang_minutes - time.monotonic()
         if silence_left <= 0:
-            raise ChildFailed(f"the child said nothing for {hang_minutes:g} minutes and was ended", passing=True)
+            raise ChildFailed(f"the child said nothing for {hang_minutes:g} minutes and was ended", transient=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(silence_left)
 
@@ -188,12 +188,12 @@ def main(work: Callable[[dict[str, Any]], None]) -> None:
         sentence.write_text(str(error))
         sys.exit(USER_ERROR_EXIT)
     except Exception as error:
-        from tasks.process.failures import full_disk, passes_by_itself
+        from tasks.process.failures import full_disk, is_transient
 
         if said := full_disk(error):
             sentence.write_text(said)
             sys.exit(USER_ERROR_EXIT)
-        if not (isinstance(error, OSError) and passes_by_itself(error)):
+        if not (isinstance(error, OSError) and is_transient(error)):
             raise
         print(f"{type(error).__name__}: {error}")
-        sys.exit(PASSING_EXIT)
+        sys.exit(TRANSIENT_EXIT)

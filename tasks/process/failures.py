@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from tasks.errors import UserError
 from tasks.process.child import ChildFailed
 
-PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
-PASSING_ERRNO = {
+TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+TRANSIENT_ERRNO = {
     errno.EAGAIN,
     errno.EBUSY,
     errno.EIO,
@@ -41,12 +41,12 @@ _NO_NETWORK_ERRORS = {"BrokenPipeError", "OfflineModeIsEnabled"}
 """ConnectionErrors that stay: standard output is closed; huggingface_hub was told not to use the network."""
 
 
-def passes_by_itself(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether another attempt can succeed without anybody changing anything."""
     chain = list(causes(error))
     if any(isinstance(e, UserError | ssl.SSLCertVerificationError) for e in chain):
         return False
-    return any(_passes(e) for e in chain)
+    return any(_is_transient(e) for e in chain)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -80,11 +80,11 @@ def is_network_error(error: BaseException) -> bool:
     )
 
 
-def _passes(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     if isinstance(error, ChildFailed):
-        return error.passing
+        return error.transient
     if (status := http_status(error)) is not None:
-        return status in PASSING_STATUS
-    if isinstance(error, OSError) and error.errno in PASSING_ERRNO:
+        return status in TRANSIENT_STATUS
+    if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO:
         return True
     return is_network_error(error)

@@ -97,7 +97,7 @@ class _Process:
             message = self._reader.read_next_batch_with_custom_metadata()
         except (StopIteration, pa.ArrowInvalid, OSError):
             self.child.finish()
-            raise ChildFailed(f"{self.child.module} ended before its work was done", passing=False) from None
+            raise ChildFailed(f"{self.child.module} ended before its work was done", transient=False) from None
         return Result(message.batch, json.loads(message.custom_metadata[b"notes"]))
 
 

@@ -14,6 +14,8 @@ from tasks.store.artifact import ArtifactRef, produce, store_root, work_folder
 from tasks.store.caching import cached
 from tasks.store.manifest import latest
 from tasks.store.model import BaseModelRef
+from tasks.training import worker
+from tasks.training.distributed import launch
 from tasks.training.distributed.nodes import gpus, nodes
 from tasks.training.identity import identity
 
@@ -46,7 +48,7 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
             raise UserError(f"training.processes {processes} is more than this machine has GPUs: {gpus()}")
         several = processes > 1 or nodes().count > 1
         job |= {"processes": processes} if several else {}
-        run_child(f"tasks.training.{'launch' if several else 'worker'}", job, log, execution.hang_minutes)
+        run_child((launch if several else worker).__name__, job, log, execution.hang_minutes)
         totals = json.loads((folder / "training.json").read_text()) | {"model": model.folder}
         last = latest((store_root() / "artifacts").glob("train-*"))
         if sentence := slower(totals, last.info if last else {}):

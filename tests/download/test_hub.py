@@ -18,7 +18,7 @@ from tasks.download.identity import pin
 from tasks.download.models import fetch_model
 from tasks.download.sources import hub_splits, read_hub
 from tasks.errors import UserError
-from tasks.process.failures import passes_by_itself
+from tasks.process.failures import is_transient
 from tests.tiny import make_rows, write_jsonl
 
 MODEL = ModelConfig(base="owner/model")
@@ -84,7 +84,7 @@ def test_a_busy_hub_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answers(503))
     with pytest.raises(HfHubHTTPError) as caught:
         fetch_model(MODEL, print)
-    assert passes_by_itself(caught.value)
+    assert is_transient(caught.value)
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -158,4 +158,4 @@ def test_a_network_that_is_down_is_said_with_host_and_name_and_tried_again(
         ConnectionError, match=rf"{asked} cannot be asked for at https://.*: Connection refused"
     ) as caught:
         pin(data, model)
-    assert passes_by_itself(caught.value)
+    assert is_transient(caught.value)

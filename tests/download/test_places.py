@@ -19,7 +19,7 @@ from tasks.download.identity import check_unchanged, moving, pin, rows_identity
 from tasks.download.places import trouble
 from tasks.download.rows import write_rows
 from tasks.errors import UserError
-from tasks.process.failures import passes_by_itself
+from tasks.process.failures import is_transient
 from tests.tiny import make_rows, write_jsonl
 
 MODEL = ModelConfig()
@@ -228,7 +228,7 @@ def test_a_busy_or_absent_server_is_tried_again(web: str) -> None:
     for path in (f"{web}/rows.jsonl", "http://127.0.0.1:9/rows.jsonl"):
         with pytest.raises(ConnectionError, match=r"data\.path: http") as caught:
             pin(DataConfig(path=path), MODEL)
-        assert passes_by_itself(caught.value)
+        assert is_transient(caught.value)
 
 
 class NoCredentialsError(Exception):
@@ -246,7 +246,7 @@ def test_what_other_file_systems_raise_is_understood() -> None:
     passing = "s3://bucket/a cannot be read: no endpoint"
     with pytest.raises(ConnectionError, match=passing) as caught, trouble("s3://bucket/a", "data.path"):
         raise EndpointConnectionError("no endpoint")
-    assert passes_by_itself(caught.value)
+    assert is_transient(caught.value)
     with pytest.raises(RuntimeError, match="a fault of ours"), trouble("s3://bucket/a", "data.path"):
         raise RuntimeError("a fault of ours")
 
@@ -257,7 +257,7 @@ def test_a_server_that_goes_away_while_it_is_read_is_tried_again(tmp_path: Path,
     Shelf.status = 503
     with pytest.raises(ConnectionError) as caught:
         write_rows(data, tmp_path)
-    assert passes_by_itself(caught.value)
+    assert is_transient(caught.value)
 
 
 def test_a_local_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_nothing_is_read_from_standard_input(child) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "message", "passing"),
+    ("body", "message", "transient"),
     [
         ("raise RuntimeError('broken')", "exit code 1", False),
         ("os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL", True),
@@ -75,10 +75,10 @@ def test_nothing_is_read_from_standard_input(child) -> None:
         ("import errno; raise OSError(errno.EIO, 'disk')", "exit code 75", True),
     ],
 )
-def test_the_way_it_ended_says_whether_to_try_again(child, body: str, message: str, passing: bool) -> None:
+def test_the_way_it_ended_says_whether_to_try_again(child, body: str, message: str, transient: bool) -> None:
     with pytest.raises(ChildFailed, match=message) as caught:
         run_child(child(body), {}, lambda line: None)
-    assert caught.value.passing is passing
+    assert caught.value.transient is transient
 
 
 def test_a_silent_child_is_ended(child) -> None:
@@ -86,7 +86,7 @@ def test_a_silent_child_is_ended(child) -> None:
     before = psutil.Process().children()  # a test server, say
     with pytest.raises(ChildFailed, match="said nothing") as caught:
         run_child(child("print(os.getpid()); time.sleep(3600)"), {}, said.append, hang_minutes=2 / 60)
-    assert caught.value.passing
+    assert caught.value.transient
     assert all(gone(int(line)) for line in said) and set(psutil.Process().children()) <= set(before)
 
 

@@ -21,7 +21,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tasks.errors import UserError
 from tasks.process.child import ChildFailed
-from tasks.process.failures import full_disk, passes_by_itself
+from tasks.process.failures import full_disk, is_transient
 from tests.faults.bench import may_mount, mount, unmount
 
 
@@ -80,8 +80,8 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (OSError(errno.ENOSPC, "full"), False),
         (TimeoutError("a stage ran longer than it may"), False),
         (FileNotFoundError(errno.ENOENT, "gone"), False),
-        (ChildFailed("killed", passing=True), True),
-        (ChildFailed("broken", passing=False), False),
+        (ChildFailed("killed", transient=True), True),
+        (ChildFailed("broken", transient=False), False),
         (UserError("wrong"), False),
         (ValueError("wrong"), False),
         (caused(RuntimeError("wrapped"), HubError(503)), True),
@@ -89,8 +89,8 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ],
     ids=repr,
 )
-def test_a_failure_is_tried_again_when_it_passes_by_itself(error: Exception, again: bool) -> None:
-    assert passes_by_itself(error) is again
+def test_transient_failures_are_retried(error: Exception, again: bool) -> None:
+    assert is_transient(error) is again
 
 
 WRITERS = {
@@ -111,7 +111,7 @@ def test_a_full_disk_is_named_whoever_writes(tmp_path, writer):
     finally:
         unmount(tmp_path)
     assert full_disk(failure.value).startswith("A disk is full (")
-    assert not passes_by_itself(failure.value)
+    assert not is_transient(failure.value)
 
 
 def test_other_errors_of_a_disk_are_not_called_a_full_one():

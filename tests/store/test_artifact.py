@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tasks.process.failures import passes_by_itself
+from tasks.process.failures import is_transient
 from tasks.store.artifact import ArtifactRef, DamagedArtifact, in_use, locked, produce, work_folder
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.identity import Identity
@@ -276,7 +276,7 @@ def test_a_disk_that_does_not_answer_damages_nothing(store: Path, monkeypatch: p
 
     with pytest.raises(OSError, match="Stale") as error:
         produce(later, reads, inputs=[source])
-    assert passes_by_itself(error.value)
+    assert is_transient(error.value)
     for method, own in before.items():
         monkeypatch.setattr(Path, method, own)
     assert work_folder(later).exists()

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from tasks.errors import UserError
-from tasks.process.failures import passes_by_itself
+from tasks.process.failures import is_transient
 from tasks.store.artifact import discard, produce
 from tasks.store.identity import Identity
 from tasks.store.remote import Remote
@@ -90,7 +90,7 @@ def test_what_could_not_be_brought_there_is_brought_by_the_next_attempt(
         patch.setattr(type(fs), "put_file", lambda *_, **__: 1 / 0)  # every client has errors of its own
         with pytest.raises(ConnectionError, match="does not answer") as away:
             produce(WHO, write)
-    assert passes_by_itself(away.value)
+    assert is_transient(away.value)
     ref = produce(WHO, never)
     machine("b")
     assert produce(WHO, never) == ref

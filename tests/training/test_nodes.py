@@ -66,7 +66,7 @@ def test_two_nodes_train_what_two_processes_do_also_after_one_was_lost(job, monk
     with pytest.raises(ChildFailed, match="another process of the run is gone") as failure:
         run_child("tasks.training.distributed.launch", lost, print)
     loser.join()
-    assert failure.value.passing
+    assert failure.value.transient
     run_child("tasks.training.distributed.launch", lost, said.append)
     assert any("resuming from the checkpoint of step" in line for line in said), said
     second.send_signal(signal.SIGTERM)

@@ -5,9 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from prefect.logging import disable_run_logger
 
+from tasks.config import ExecutionConfig, TrainingConfig
 from tasks.errors import UserError
 from tasks.process.child import ChildFailed, run_child
+from tasks.store.artifact import produce
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+from tasks.tokenization.schema import TOKENS
+from tasks.training.task import train
+from tests.training.conftest import make_rows, write_tokens
 from tests.training.launched import adapter, assert_equal_within_rounding, assert_goes_on, kill_one, processes, stop
 
 
@@ -34,7 +42,7 @@ def test_they_end_as_one_and_the_next_attempt_goes_on(job, two):
     with pytest.raises(ChildFailed, match="was ended by signal 9") as failure:
         run_child("tasks.training.distributed.launch", broken, print)
     killer.join()
-    assert failure.value.passing and not processes()
+    assert failure.value.transient and not processes()
     assert_goes_on(broken, two[0])
 
 
@@ -71,3 +79,15 @@ def test_all_save_when_the_clock_of_one_says_so(job, two):
 def test_a_mistake_is_one_sentence(job):
     with pytest.raises(UserError, match="no linear layer is named query"):
         run_child("tasks.training.distributed.launch", job("wrong", 2, target_modules=["query"]), print)
+
+
+def test_the_stage_starts_the_launcher_for_several_processes(tiny_model, store):
+    def write(folder):
+        write_tokens(folder / TOKENS, make_rows(9))
+        return {"rows": 9}
+
+    tokens = produce(Identity(stage="tokenize"), write)
+    config = TrainingConfig(lora_r=4, batch_size=4, max_steps=2, processes=2)
+    with disable_run_logger():
+        trained = train.fn(tokens, BaseModelRef.of(tiny_model, "tiny", ""), config, ExecutionConfig())
+    assert trained.info["steps"] == 2

@@ -56,7 +56,7 @@ def test_out_of_memory_ends_the_attempt_and_the_next_one_takes_fewer_tokens(job,
     short = {**job("short", 2, **DIVIDED, speed="lean"), "short_in_step": 4}
     with pytest.raises(ChildFailed, match="process 1, step 4: out of memory; the next") as failure:
         run_child("tests.training.divided", short, print)
-    assert failure.value.passing
+    assert failure.value.transient
     said: list[str] = []
     run_child("tests.training.divided", short, said.append)
     assert any("resuming from the checkpoint of step 2" in line for line in said), said

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.process.child import PASSING_EXIT, STOPPED_EXIT, USER_ERROR_EXIT, follow_parent, main
+from tasks.process.child import STOPPED_EXIT, TRANSIENT_EXIT, USER_ERROR_EXIT, follow_parent, main
 from tasks.process.quiet import silence
 from tasks.training.distributed.nodes import Nodes, NodesApart, meet, nodes
 
@@ -43,13 +43,13 @@ def launch(job: dict[str, Any]) -> None:
             raise UserError(mistake.read_text())
     except NodesApart as error:
         print(error)
-        sys.exit(PASSING_EXIT)
+        sys.exit(TRANSIENT_EXIT)
     finally:
         mistake.unlink(missing_ok=True)
     for number, code in ends.items():
         if code < 0:
             print(f"process {number} was ended by signal {-code}")
-            sys.exit(PASSING_EXIT)
+            sys.exit(TRANSIENT_EXIT)
     if ends:
         sys.exit(max(ends.values()))
 
@@ -148,11 +148,11 @@ def process(job: dict[str, Any]) -> None:
         os._exit(USER_ERROR_EXIT)
     except ShortOfMemory as error:
         print(error, flush=True)
-        os._exit(PASSING_EXIT)
+        os._exit(TRANSIENT_EXIT)
     except PeerLost as error:
         time.sleep(_LAST_WORDS_SECONDS)
         print(error, flush=True)
-        os._exit(PASSING_EXIT)
+        os._exit(TRANSIENT_EXIT)
 
 
 if __name__ == "__main__":
