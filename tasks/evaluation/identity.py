@@ -12,6 +12,9 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, digest_of, files_digest
 from tasks.store.model import BaseModelRef
 
+VERSION = 1
+"""Raised when the same inputs can give another result (docs/caching.md)."""
+
 
 def identity(
     adapter: ArtifactRef, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: EvaluationConfig
@@ -26,16 +29,7 @@ def identity(
             **{name: own_metric(name) for name in config.metrics if name not in METRICS},
         },
         config=config.model_dump() | {"ending": prompts.info["ending"]},
-        code=(
-            "tasks.evaluation.worker",
-            "tasks.evaluation.generate",
-            "tasks.evaluation.engine",
-            "tasks.evaluation.cached",
-            "tasks.evaluation.compare",
-            "tasks.evaluation.metrics",
-            "tasks.evaluation.schema",
-            "tasks.model",
-        ),
+        version=VERSION,
         libraries=(
             "torch",
             "transformers",

@@ -5,6 +5,9 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
+VERSION = 1
+"""Raised when the same inputs can give another result (docs/caching.md)."""
+
 
 def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -> Identity:
     """Only a chat template makes the prompts depend on the model."""
@@ -14,6 +17,6 @@ def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -
         stage="format",
         inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),
         config=config.model_dump(exclude=unread),
-        code=("tasks.formatting", "tasks.process.pool", "tasks.process.limits", "tasks.store.ledger"),
+        version=VERSION,
         libraries=("jinja2", "pyarrow", "rensa", *(["transformers"] if chat else [])),
     )

@@ -7,6 +7,9 @@ from tasks.store.artifact import ArtifactRef, store_root
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
+VERSION = 1
+"""Raised when the same inputs can give another result (docs/caching.md)."""
+
 
 def identity(
     adapter: ArtifactRef, scores: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: PublishingConfig
@@ -19,7 +22,7 @@ def identity(
         | {"source": model.source, "revision": model.revision}
         # which the model card tells
         | {f"formatting.{name}": value for name, value in prompts.manifest.identity.config.items()},
-        code=("tasks.publishing", "tasks.text"),
+        version=VERSION,
     )
 
 

@@ -254,7 +254,7 @@ def work_folder(identity: Identity) -> Path:
 def _manifest(identity: Identity, folder: Path, info: dict[str, Any], seconds: float) -> Manifest:
     files = describe_files(folder)
     manifest = Manifest(
-        format=2,
+        format=3,
         key=identity.key,
         identity=identity.parts(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

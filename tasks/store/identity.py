@@ -1,26 +1,35 @@
 """What decides the result of a stage. Two equal identities give the same key on every machine and day."""
 
-import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 
 class Parts(BaseModel):
-    """An identity with code and libraries resolved to digests and versions: what the key is made of."""
+    """An identity with the versions of its libraries: what the key is made of.
+
+    Args:
+        version: of the stage; 0 in manifests of formats 1 and 2, whose `code` has digests of source files instead.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     stage: str
     inputs: dict[str, str]
     config: dict[str, Any]
-    code: dict[str, str]
+    version: int = Field(0, ge=0)
+    code: dict[str, str] = {}
     libraries: dict[str, str]
+
+    @model_serializer(mode="wrap")
+    def _one_of_two(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = written(self)
+        del content["code" if self.version else "version"]
+        return content
 
     @property
     def key(self) -> str:
@@ -35,7 +44,7 @@ class Identity(BaseModel):
         stage: name of the stage.
         inputs: name → content digest of everything it reads.
         config: name → value of every field it reads, and no other.
-        code: packages or modules whose source files decide the result.
+        version: of the stage's code: a number that is raised when the same inputs can give another result.
         libraries: distributions whose version shapes the result.
     """
 
@@ -44,7 +53,7 @@ class Identity(BaseModel):
     stage: str
     inputs: dict[str, str] = {}
     config: dict[str, Any] = {}
-    code: tuple[str, ...] = ()
+    version: int = Field(1, ge=1)
     libraries: tuple[str, ...] = ()
 
     def parts(self) -> Parts:
@@ -52,7 +61,7 @@ class Identity(BaseModel):
             stage=self.stage,
             inputs=self.inputs,
             config=self.config,
-            code={name: source_digest(name) for name in self.code},
+            version=self.version,
             libraries={name: importlib.metadata.version(name) for name in self.libraries},
         )
 
@@ -66,16 +75,6 @@ def digest_of(value: Any) -> str:
     """sha256 of the canonical JSON of a value (sorted names, no NaN)."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@functools.cache
-def source_digest(name: str) -> str:
-    """Digest of a module's file, or of every file below a package, found without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(name)
-    origin = Path(spec.origin)
-    return files_digest(origin.parent if origin.name == "__init__.py" else origin)
 
 
 def files_digest(path: Path) -> str:

@@ -51,7 +51,8 @@ class Manifest(BaseModel):
     """What a finished folder says about itself.
 
     Args:
-        format: 2; 1 is the one before, without a checksum, which published versions may still have.
+        format: 3. Published versions may have an earlier one: 2 has digests of source files in its identity instead of
+            the stage's version, and 1 has no checksum besides.
         key: `<stage>-<32 hex digits>`, made from `identity`.
         identity: what decided the content.
         created: UTC.
@@ -64,7 +65,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal[1, 2] = 1
+    format: Literal[1, 2, 3] = 1
     key: str
     identity: Parts
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")

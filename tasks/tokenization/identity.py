@@ -5,6 +5,9 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
+VERSION = 1
+"""Raised when the same inputs can give another result (docs/caching.md)."""
+
 
 def identity(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConfig) -> Identity:
     return Identity(
@@ -12,6 +15,6 @@ def identity(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConf
         inputs={"prompts": prompts.digest, "tokenizer": model.tokenizer_digest},
         config=config.model_dump(exclude={"max_length"})
         | {"limit": min(config.max_length, model.max_length), "special_tokens": prompts.info["special_tokens"]},
-        code=("tasks.tokenization", "tasks.process.pool", "tasks.text", "tasks.store.ledger"),
+        version=VERSION,
         libraries=("tokenizers", "pyarrow"),
     )

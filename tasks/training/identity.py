@@ -1,14 +1,17 @@
 """What decides an adapter."""
 
+from pathlib import Path
 from typing import Any
 
 from tasks.config import TrainingConfig
 from tasks.store.artifact import ArtifactRef
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, file_digest
 from tasks.store.model import BaseModelRef
 
+VERSION = 1
+"""Raised when the same inputs can give another adapter (docs/caching.md)."""
 _MADE_BY: dict[str, Any] = {
-    "code": ("tasks.training", "tasks.model", "tasks.tokenization.fill"),
+    "version": VERSION,
     "libraries": ("torch", "transformers", "accelerate", "peft", "trl", "bitsandbytes"),
 }
 
@@ -23,5 +26,7 @@ def identity(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -
 
 
 def version() -> str:
-    """Digest of the code and libraries alone; equal on machines that can train together."""
-    return Identity(stage="train", **_MADE_BY).key
+    """Digest of all source files and the libraries; equal on machines that can train together."""
+    tasks = Path(__file__).parents[1]
+    sources = {file.relative_to(tasks).as_posix(): file_digest(file) for file in tasks.rglob("*.py")}
+    return Identity(stage="train", inputs=sources, **_MADE_BY).key

@@ -1,0 +1,211 @@
+"""A digest for each stage over the code that decides its result: a reminder to raise the stage's version.
+
+`make confirm` (python -m tests.stage_versions) records the digests in stage_versions.txt. tests/test_stage_versions.py
+fails while the code and the recorded digests differ.
+
+The code of a stage is what can be reached from its entry points: top-level definitions of flows/ and tasks/, followed
+name by name through all imports. No list of modules is kept. Left out of a digest: docstrings, comments, annotations of
+functions, log and print statements, text of raised errors, descriptions of fields, and where a definition stands.
+"""
+
+import ast
+import functools
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.download.identity import DIFFERENCE_VERSION, ROWS_VERSION
+from tasks.download.models import MODEL_VERSION
+from tasks.evaluation.identity import VERSION as EVALUATE_VERSION
+from tasks.formatting.identity import VERSION as FORMAT_VERSION
+from tasks.publishing.identity import VERSION as PUBLISH_VERSION
+from tasks.report.report import VERSION as REPORT_VERSION
+from tasks.tokenization.identity import VERSION as TOKENIZE_VERSION
+from tasks.training.identity import VERSION as TRAIN_VERSION
+
+ROOT = Path(__file__).parents[1]
+RECORD = Path(__file__).with_suffix(".txt")
+STAGES = {
+    "difference": (DIFFERENCE_VERSION, ["tasks.download.difference"]),
+    "download": (ROWS_VERSION, ["tasks.download.rows"]),
+    "evaluate": (EVALUATE_VERSION, ["tasks.evaluation.worker"]),
+    "format": (FORMAT_VERSION, ["tasks.formatting.prompts"]),
+    "model": (MODEL_VERSION, ["tasks.download.models"]),
+    "publish": (PUBLISH_VERSION, ["tasks.publishing.task"]),
+    "report": (REPORT_VERSION, ["tasks.report.report"]),
+    "tokenize": (TOKENIZE_VERSION, ["tasks.tokenization.encode"]),
+    "train": (TRAIN_VERSION, ["tasks.training.worker", "tasks.training.distributed.launch"]),
+}
+"""Stage → its version, and the modules that write its result: in its own process or started by name as a child."""
+LOGS = {"log", "say", "print", "info", "warning"}
+LOOSE = "statements that bind no name"
+
+
+class Module:
+    """The top-level definitions of a source file by name, and what it imports."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.definitions: dict[str, list[ast.stmt]] = {}
+        self.loose: list[ast.stmt] = []  # statements that bind no name: they run whenever the module is imported
+        self.imports: dict[str, str] = {}
+        for statement in ast.parse(_file(name).read_text()).body:
+            self.imports |= _imports(statement)
+            for bound in (names := _bound(statement)):
+                self.definitions.setdefault(bound, []).append(statement)
+            if not names and not isinstance(statement, ast.Import | ast.ImportFrom):
+                self.loose.append(statement)
+
+
+def digest(entries: list[str]) -> str:
+    """16 hex digits over everything that can be reached from some modules."""
+    texts = {_text(module, statement) for module, statement in reachable(entries)}
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
+
+
+def reachable(entries: list[str]) -> list[tuple[Module, ast.stmt]]:
+    """Every top-level statement that the code of some modules uses, with its module."""
+    found: dict[ast.stmt, Module] = {}
+    wanted, seen = [(entry, "") for entry in entries], set()
+    while wanted:
+        if (place := wanted.pop()) in seen:
+            continue
+        seen.add(place)
+        module, name = _module(place[0]), place[1]
+        if _file(package := module.name.rpartition(".")[0]):
+            wanted.append((package, LOOSE))
+        if name in module.imports and name not in module.definitions:
+            wanted += _split(module.imports[name])
+        for bound, statements in [(name, module.loose), *module.definitions.items()]:  # loose ones in any case
+            if name in ("", bound):
+                for statement in statements:
+                    found[statement] = module
+                    wanted += _used(module, statement)
+    return [(module, statement) for statement, module in found.items()]
+
+
+def recorded() -> dict[str, str]:
+    """Stage → `version digest`, as confirmed last."""
+    return dict(line.split(" ", 1) for line in RECORD.read_text().splitlines()) if RECORD.exists() else {}
+
+
+def current() -> dict[str, str]:
+    """The same as the code is now."""
+    return {stage: f"{version} {digest(entries)}" for stage, (version, entries) in STAGES.items()}
+
+
+def _used(module: Module, statement: ast.stmt) -> Iterator[tuple[str, str]]:
+    """(module, name) of each definition of this project that a statement names; an empty name is a whole module."""
+    imports = {**module.imports, **_imports(statement)}
+    nodes = list(ast.walk(statement))
+    owners = {node.value for node in nodes if isinstance(node, ast.Attribute)}  # `similar` in `similar.sketch`
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imports:
+            yield from _split(f"{imports[node.value.id]}.{node.attr}")
+        if isinstance(node, ast.Name) and node.id in imports:
+            if node not in owners or not _file(imports[node.id]):
+                yield from _split(imports[node.id])
+        elif isinstance(node, ast.Name) and node.id in module.definitions:
+            yield module.name, node.id
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("tasks."):
+            yield from _split(node.value)  # a module that is started as a child process
+
+
+def _split(qualified: str) -> Iterator[tuple[str, str]]:
+    """`tasks.text.visible` → (tasks.text, visible); nothing for what is not of this project."""
+    if qualified.partition(".")[0] in ("flows", "tasks"):
+        module, _, name = qualified.rpartition(".")
+        if _file(qualified):
+            yield qualified, ""
+        elif _file(module):
+            yield module, name
+
+
+@functools.cache
+def _module(name: str) -> Module:
+    return Module(name)
+
+
+@functools.cache
+def _file(name: str) -> Path | None:
+    place = ROOT / name.replace(".", "/")
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+def _imports(statement: ast.stmt) -> dict[str, str]:
+    """Local name → qualified name, of every import within a statement."""
+    found: dict[str, str] = {}
+    for node in ast.walk(statement):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                found |= {alias.asname: alias.name} if alias.asname else {top: top}
+    return found
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    if not isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        return set()
+    return {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+
+
+def _text(module: Module, statement: ast.stmt) -> str:
+    """A statement as text that is the same in every Python version, with what its outside names stand for."""
+    imports = {**module.imports, **_imports(statement)}
+    names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    outside = sorted(f"{name}={imports[name]}" for name in names & imports.keys() if not [*_split(imports[name])])
+    return f"{_dump(statement)} {' '.join(outside)}"
+
+
+def _dump(value: object, in_function: bool = False, in_error: bool = False) -> str:
+    if isinstance(value, list):
+        return "[" + " ".join(text for item in value if (text := _dump(item, in_function, in_error))) + "]"
+    if not isinstance(value, ast.AST):
+        return repr(value)
+    if isinstance(value, ast.Import | ast.ImportFrom) or (isinstance(value, ast.Expr) and _says_only(value.value)):
+        return ""
+    if in_error and (
+        isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Constant) and isinstance(value.value, str))
+    ):
+        return "text"
+    function = isinstance(value, ast.FunctionDef | ast.AsyncFunctionDef)
+    left_out = {"ctx", "type_comment", "kind", "type_params"}
+    if function or isinstance(value, ast.arg) or (in_function and isinstance(value, ast.AnnAssign)):
+        left_out |= {"returns", "annotation"}
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "Field":
+        value.keywords = [keyword for keyword in value.keywords if keyword.arg != "description"]
+    in_function = in_function or function
+    in_error = in_error or isinstance(value, ast.Raise)
+    fields = (
+        f"{name}={text}"
+        for name, field in ast.iter_fields(value)
+        if name not in left_out
+        and field is not None
+        and (text := _dump(field, in_function, in_error)) not in ("", "[]")
+    )
+    return f"({type(value).__name__} {' '.join(fields)})"
+
+
+def _says_only(expression: ast.expr) -> bool:
+    """Whether a statement is a docstring, or tells something and does no more."""
+    if isinstance(expression, ast.Constant):
+        return True
+    function = expression.func if isinstance(expression, ast.Call) else None
+    name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+    return name in LOGS
+
+
+def main() -> None:
+    lines = [f"{stage} {value}\n" for stage, value in sorted(current().items())]
+    RECORD.write_text("".join(lines))
+    sys.stdout.write("".join(lines))
+
+
+if __name__ == "__main__":
+    main()
