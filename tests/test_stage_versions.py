@@ -97,5 +97,5 @@ def test_what_workers_load_by_name_is_among_the_code_of_their_stage() -> None:
 
     assert {"tasks.formatting.rows", "tasks.process.pool", "tasks.store.ledger"} <= modules("format")
     assert "tasks.download.convert" in modules("model")
-    assert {"tasks.model.lora", "tasks.training.packing", "tasks.tokenization.schema"} <= modules("train")
+    assert {"tasks.model.lora", "tasks.training.packing", "tasks.tokenization.fill"} <= modules("train")
     assert "tasks.evaluation.metrics.chrf.chrf" in modules("evaluate")

@@ -77,6 +77,8 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Manifest":
+        if (self.format == 3) != bool(self.identity.version) or (self.format == 1 and self.checksum):
+            raise ValueError("its format is another one than it says")
         if self.key != self.identity.key:
             raise ValueError("its key is not that of its identity")
         if self.digest != files_digest(self.files):

@@ -13,7 +13,7 @@ from tasks.errors import UserError
 from tasks.publishing.registry import NOTED, add_version, registries
 from tasks.store import lines
 from tasks.store.artifact import produce
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, Parts
 from tasks.store.manifest import LARGEST, MANIFEST, DamagedArtifact, Manifest, latest, read_manifest
 
 WHO = Identity(stage="test", config={"share": 0.1, "names": ["ä"]}, inputs={"rows": "0" * 64})
@@ -40,6 +40,18 @@ def edited(edit: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
 
 def as_before(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name not in ("format", "checksum")}
+
+
+def of_format(number: int, raw: bytes) -> bytes:
+    """A manifest as earlier versions wrote it, with digests of source files and, in format 1, without a checksum."""
+    manifest = json.loads(raw)
+    identity = {**manifest["identity"], "version": 0, "code": {"tasks.publishing": "0" * 64}}
+    manifest |= {"format": number, "identity": identity, "key": Parts(**identity).key}
+    if number == 1:
+        del manifest["checksum"], manifest["format"]
+        del identity["version"]
+        return json.dumps(manifest).encode()
+    return Manifest.model_construct(**{**manifest, "identity": Parts(**identity)}).encoded()
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -113,11 +125,13 @@ def published(registry: Path, *origins: str) -> Path:
     return add_version(identity, registry / "demo", lambda folder, name: {"version": name}).path
 
 
-def test_versions_of_an_earlier_format_can_be_read_and_keep_their_origins(store: Path) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_versions_of_an_earlier_format_can_be_read_and_keep_their_origins(store: Path, number: int) -> None:
     origin = produce(WHO, write)
     version = published(store / "registry", origin.digest)
     raw = (version / MANIFEST).read_bytes()
-    (version / MANIFEST).write_bytes(edited(as_before)(raw))
+    (version / MANIFEST).write_bytes(of_format(number, raw))
+    assert b'"code"' in (version / MANIFEST).read_bytes()
     later = produce(Identity(stage="test"), write)
     assert (found := latest([version])) and found.identity == read_manifest(version).identity
     assert clean(keep_last=1)[0] == []
