@@ -1,12 +1,11 @@
 """What a run leaves behind for people and programs: one JSON-able summary."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.changes import sentence
-from tasks.config import METRICS
+from tasks.evaluation import tables
 from tasks.store.artifact import ArtifactRef, store_root, written_here
 from tasks.store.manifest import Manifest, read_manifest
 from tasks.text import code
@@ -48,7 +47,8 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
         },
         "training": {name: manifests["train"].info[name] for name in TRAINING if name in manifests["train"].info},
         "seconds": time.monotonic() - began,
-        "verdict": verdict(published["scores"]),
+        "verdict": tables.verdict(published["scores"]),
+        "confidence": manifests["evaluate"].info["confidence"],
         "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published["scores"]},
         "health": published["health"],
         "published": {
@@ -70,20 +70,9 @@ def markdown(summary: dict[str, Any]) -> str:
         "",
         summary["verdict"],
         "",
-        "| metric | base | tuned | difference | interval |",
-        "|---|---:|---:|---:|---:|",
-        *(
-            f"| {code(name) if ':' in name else name} | {s['base']:.4f} | {s['tuned']:.4f} | {s['difference']:+.4f} "
-            f"| {s['low']:+.4f} to {s['high']:+.4f} |"
-            for name, s in summary["scores"].items()
-        ),
+        tables.markdown(tables.score_table(*scored(summary))),
         "",
-        "| answers | base | tuned |",
-        "|---|---:|---:|",
-        *(
-            f"| {name.replace('_', ' ')} | {h['base']:.3f} | {h['tuned']:.3f} |"
-            for name, h in summary["health"].items()
-        ),
+        tables.markdown(tables.health_table(summary["health"])),
         "",
         "Shares of the answers; length is relative to the reference.",
         "",
@@ -100,22 +89,9 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def verdict(scores: Sequence[dict[str, Any]]) -> str:
-    """What the interval of the headline metric says, in a sentence; empty without scores."""
-    from tasks.report.scores import finding, headline_of
-
-    if not scores:
-        return ""
-    score = headline_of(scores)
-    said = {
-        "better": "Better than the base",
-        "worse": "Worse than the base",
-        "undecided": "No better or worse than the base beyond noise",
-        "single": "Undecided, since one held-out row allows no interval",
-    }[finding(score)]
-    interval = "" if score["rows"] < 2 else f", interval {score['low']:+.3f} to {score['high']:+.3f}"
-    title = METRICS.get(score["metric"], score["metric"])
-    return f"{said}: {title} {score['difference']:+.3f} on {score['rows']:,} held-out rows{interval}."
+def scored(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """What `tables.score_table` takes."""
+    return [{"metric": name, **score} for name, score in summary["scores"].items()], f"{100 * summary['confidence']:g}"
 
 
 def trained(training: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from flows.changes import sentence
 from flows.plan import Planned
-from flows.summary import trained
+from flows.summary import scored, trained
+from tasks.evaluation import tables
 from tasks.text import visible
 
 
@@ -20,17 +21,8 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
         column.justify = "right"
     for name, stage in summary["stages"].items():
         stages.add_row(name, stage["outcome"], f"{stage['seconds']:.1f}", f"{stage['rows']:,}" if stage["rows"] else "")
-    scores = Table("metric", "base", "tuned", "difference", "interval", title="held-out rows", title_justify="left")
-    for column in scores.columns[1:]:
-        column.justify = "right"
-    for name, s in summary["scores"].items():
-        interval = f"{s['low']:+.3f} to {s['high']:+.3f}"
-        scores.add_row(name, f"{s['base']:.3f}", f"{s['tuned']:.3f}", f"{s['difference']:+.3f}", interval)
-    answers = Table("answers", "base", "tuned", title="shares; length: over the reference's", title_justify="left")
-    for column in answers.columns[1:]:
-        column.justify = "right"
-    for name, h in summary["health"].items():
-        answers.add_row(name.replace("_", " "), f"{h['base']:.3f}", f"{h['tuned']:.3f}")
+    scores = _numbers(tables.score_table(*scored(summary)), "held-out rows")
+    answers = _numbers(tables.health_table(summary["health"]), "shares; length: over the reference's")
     console.print(stages, scores, answers)
     console.print(summary["verdict"], style="bold", soft_wrap=True, highlight=False)
     console.print(trained(summary["training"]), soft_wrap=True, highlight=False)
@@ -44,6 +36,15 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
         f"adapter  {published['path']}  ({published['name']} {published['version']})",
     ):
         console.print(Text(visible(line)), soft_wrap=True)
+
+
+def _numbers(lines: list[list[str]], title: str) -> Table:
+    table = Table(*lines[0], title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
 
 
 def show_planned(stages: list[Planned], console: Console | None = None) -> None:

@@ -7,7 +7,7 @@ run is triggered; rules across fields are validators and are refused when the co
 import difflib
 import os
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -67,16 +67,39 @@ Name = Annotated[
 ]
 
 
+class Metric(NamedTuple):
+    """How a metric is shown, and which of two values is the better one."""
+
+    title: str
+    lower_is_better: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.title} (lower is better)" if self.lower_is_better else self.title
+
+    def gain(self, difference: float) -> float:
+        """A difference of two values as a gain, which is better when it is larger."""
+        return -difference if self.lower_is_better else difference
+
+
 METRICS = {
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
-    "exact_match": "exact match",
-    "token_f1": "token F1",
-    "chrf": "chrF",
+    "loss": Metric("held-out loss", lower_is_better=True),
+    "rouge1": Metric("ROUGE-1"),
+    "rouge2": Metric("ROUGE-2"),
+    "rougeL": Metric("ROUGE-L"),
+    "rougeLsum": Metric("ROUGE-Lsum"),
+    "exact_match": Metric("exact match"),
+    "token_f1": Metric("token F1"),
+    "chrf": Metric("chrF"),
 }
-"""Metrics that come with the project, with their titles."""
+"""Metrics that come with the project."""
+
+
+def metric(name: str) -> Metric:
+    """One that comes with the project, or a function of the user's own."""
+    return METRICS.get(name, Metric(name))
+
+
 PERMITTED = [name.strip() for name in os.environ.get("QLORA_FLOW_METRICS", "").split(",") if name.strip()]
 """Functions that a run may also score with when its fields come from a Prefect server."""
 TRUSTED = {"own metrics": True}
@@ -101,7 +124,9 @@ def _a_metric(name: str, info: ValidationInfo) -> str:
 
 
 # The server's form offers the choices alone, and the server refuses anything else.
-Metric = Annotated[str, AfterValidator(_a_metric), WithJsonSchema({"type": "string", "enum": [*METRICS, *PERMITTED]})]
+MetricName = Annotated[
+    str, AfterValidator(_a_metric), WithJsonSchema({"type": "string", "enum": [*METRICS, *PERMITTED]})
+]
 
 
 class DataConfig(Group):
@@ -377,9 +402,9 @@ class EvaluationConfig(Group):
         ge=0,
         le=1_048_576,
     )
-    metrics: list[Metric] = Field(
+    metrics: list[MetricName] = Field(
         [*METRICS],
-        description=f"What scores the answers: {', '.join(METRICS)}; in a file or flag also package.module:function of "
+        description=f"What scores the models: {', '.join(METRICS)}; in a file or flag also package.module:function of "
         "an installed package (docs/evaluation.md).",
         min_length=1,
         json_schema_extra={"uniqueItems": True},

@@ -72,7 +72,7 @@ def answer(
     Raises:
         UserError: the memory does not suffice for one row.
     """
-    progress = _Progress(len(prompts), report)
+    progress = Progress(len(prompts), "answers", report)
     try:
         engine = Engine(model)
     except Unsupported as reason:
@@ -83,20 +83,24 @@ def answer(
     return [until(ids, stop) for ids in answers]
 
 
-class _Progress:
-    """Says now and then how many answers there are, how fast they come and how long the rest will take."""
+class Progress:
+    """Says now and then how many rows are done, how fast they come and how long the rest will take.
 
-    def __init__(self, total: int, report: Callable[[str], None]) -> None:
-        self.total, self.report = total, report
+    Args:
+        what: the rows' name in the plural.
+    """
+
+    def __init__(self, total: int, what: str, report: Callable[[str], None]) -> None:
+        self.total, self.what, self.report = total, what, report
         self.began = self.last = time.monotonic()
 
     def __call__(self, share: float, done: int) -> None:
-        """`share` of the work is done, and `done` of the answers."""
+        """`share` of the work is done, and `done` of the rows."""
         now = time.monotonic()
         if now - self.last > REPORT_SECONDS or done == self.total:
             spent = now - self.began
             rate, left = self.total * share / spent, spent * (1 - share) / share
-            self.report(f"{done:,}/{self.total:,} answers · {rate:.1f} a second · {left:.0f} s left")
+            self.report(f"{done:,}/{self.total:,} {self.what} · {rate:.1f} a second · {left:.0f} s left")
             self.last = now
 
 

@@ -1,11 +1,17 @@
-"""What evaluation hands on."""
+"""What evaluation takes and what it hands on."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from tasks.config import EvaluationConfig
 
 PREDICTIONS = "predictions.parquet"
 SCORES = "scores.parquet"
+FACTS = "evaluation.json"
 HEALTH = {
     "empty": "empty",
     "never_ending": "never-ending",
@@ -16,16 +22,17 @@ HEALTH = {
 """Figures of the answers beside their scores, with their titles: shares of the answers, and the mean of a ratio."""
 
 
-def prediction_schema(metrics: Sequence[str]) -> pa.Schema:
-    """Columns of `predictions.parquet` where these metrics score the answers."""
+def prediction_schema(metrics: Sequence[str], models: Sequence[str] = ("base", "tuned")) -> pa.Schema:
+    """Columns of `predictions.parquet` where these metrics score the answers of these models."""
     return pa.schema(
         [
             ("id", pa.string()),
+            ("group", pa.string()),  # rows with one value belong together; null: it belongs to none
             ("prompt", pa.string()),  # as the model read it, decoded
             ("references", pa.list_(pa.string())),
-            ("base", pa.string()),
-            ("tuned", pa.string()),
-            *((f"{who}_{name}", pa.float64()) for who in ("base", "tuned") for name in (*metrics, *HEALTH)),
+            ("target_tokens", pa.int32()),  # that the held-out loss is the mean over
+            *((who, pa.string()) for who in models),
+            *((f"{who}_{name}", pa.float64()) for who in models for name in (*metrics, *HEALTH)),
         ]
     )
 
@@ -34,10 +41,58 @@ SCORE_SCHEMA = pa.schema(
     [
         ("metric", pa.string()),
         ("rows", pa.int64()),
+        ("groups", pa.int64()),  # a row without a group counts as one
         ("base", pa.float64()),
         ("tuned", pa.float64()),
         ("difference", pa.float64()),  # tuned minus base, mean over rows
-        ("low", pa.float64()),  # paired bootstrap interval of the difference
+        ("low", pa.float64()),  # paired bootstrap interval of the difference over groups; null: one group
         ("high", pa.float64()),
     ]
 )
+
+
+class EvaluationJob(BaseModel):
+    """What the child process does. Validate with the context `TRUSTED`, which permits metrics of the user's own.
+
+    Args:
+        tokens, prompts: Parquet files of the earlier stages.
+        ending: text where an answer is cut.
+        eos: the tokenizer's end-of-sequence token.
+        model, adapter: folders.
+        training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
+        output: folder to write to.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: Path
+    prompts: Path
+    ending: str
+    eos: int
+    model: Path
+    adapter: Path
+    training: dict[str, Any]
+    config: EvaluationConfig
+    output: Path
+
+
+class EvaluationFacts(BaseModel):
+    """What the manifest notes.
+
+    Args:
+        rows: held-out rows scored.
+        scores: rows of `scores.parquet`.
+        health: figure of HEALTH → model → mean over rows.
+        generation_seconds: of each model, for losses and answers.
+        confidence: level of the intervals.
+        stop: token ids that end an answer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    scores: list[dict[str, Any]]
+    health: dict[str, dict[str, float]]
+    generation_seconds: dict[str, float]
+    confidence: float
+    stop: list[int]

@@ -1,6 +1,5 @@
 """Stage 5: base and tuned answer the held-out rows, side by side."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ def evaluate(
     execution: ExecutionConfig,
 ) -> ArtifactRef:
     """Held-out rows → predictions.parquet and scores.parquet."""
+    from tasks.evaluation.schema import FACTS, EvaluationFacts, EvaluationJob
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
 
@@ -33,19 +33,19 @@ def evaluate(
 
     def write(folder: Path) -> dict[str, Any]:
         training = adapter.manifest.identity.config
-        job = {
-            "tokens": str(tokens.path / TOKENS),
-            "prompts": str(prompts.path / PROMPTS),
-            "ending": prompts.info["ending"],
-            "eos": tokens.info["eos"],
-            "model": model.folder,
-            "adapter": str(adapter.path / "adapter"),
-            "training": {name: training[name] for name in quantization.FIELDS},
-            "config": config.model_dump(),
-            "output": str(folder),
-        }
-        run_child("tasks.evaluation.worker", job, log, execution.hang_minutes)
-        return json.loads((folder / "evaluation.json").read_text())
+        job = EvaluationJob(
+            tokens=tokens.path / TOKENS,
+            prompts=prompts.path / PROMPTS,
+            ending=prompts.info["ending"],
+            eos=tokens.info["eos"],
+            model=Path(model.folder),
+            adapter=adapter.path / "adapter",
+            training={name: training[name] for name in quantization.FIELDS},
+            config=config,
+            output=folder,
+        )
+        run_child("tasks.evaluation.worker", job.model_dump(mode="json"), log, execution.hang_minutes)
+        return EvaluationFacts.model_validate_json((folder / FACTS).read_bytes()).model_dump()
 
     inputs = (adapter, tokens, prompts, model)
     return produce(identity(*inputs, config), write, log, inputs)

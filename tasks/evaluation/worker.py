@@ -1,9 +1,7 @@
-"""A child process that answers the held-out rows twice and scores both."""
+"""A child process in which every model predicts and answers the held-out rows, and all are scored."""
 
 import functools
 import hashlib
-import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -12,66 +10,96 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.config import TRUSTED
 from tasks.errors import UserError
 from tasks.evaluation.metrics import check_references, try_own
-from tasks.evaluation.schema import HEALTH, PREDICTIONS, SCORE_SCHEMA, SCORES, prediction_schema
+from tasks.evaluation.schema import (
+    FACTS,
+    PREDICTIONS,
+    SCORE_SCHEMA,
+    SCORES,
+    EvaluationFacts,
+    EvaluationJob,
+    prediction_schema,
+)
+from tasks.evaluation.scores import health, score
 from tasks.process.child import main
 from tasks.process.quiet import silence
 from tasks.tokenization.schema import NOT_LEARNT
 
 
-def evaluate(job: dict[str, Any]) -> None:
-    """Job: tokens, prompts (files), ending, eos, model, adapter, output (folders), training, config (fields)."""
+def evaluate(work: dict[str, Any]) -> None:
+    """Do an `EvaluationJob`."""
     silence()
     from tasks.evaluation import generate
 
-    config = job["config"]
-    rows = held_out(Path(job["tokens"]), Path(job["prompts"]), config["max_rows"])
-    check_references(rows, config["metrics"])
-    try_own(rows[0], config["metrics"])
+    job = EvaluationJob.model_validate(work, context=TRUSTED)
+    config = job.config
+    rows = held_out(job.tokens, job.prompts, config.max_rows)
+    check_references(rows, config.metrics)
+    try_own(rows[0], config.metrics)
     began = time.monotonic()
-    model = generate.load(Path(job["model"]), Path(job["adapter"]), job["training"])
-    tokenizer = generate.tokenizer_of(Path(job["model"]))
+    model = generate.load(job.model, job.adapter, job.training)
+    tokenizer = generate.tokenizer_of(job.model)
     print(f"base and adapter loaded in {time.monotonic() - began:.0f} s; {len(rows):,} held-out rows")
-    stop = generate.stop_ids(Path(job["model"]), job["eos"])
-    prompts = [row["prompt_ids"] or stop[:1] for row in rows]  # without one, an answer begins where the last one ended
-    options = (stop, config["max_new_tokens"], config["batch_tokens"])
+    stop = generate.stop_ids(job.model, job.eos)
     seconds = {}
     for who in ("base", "tuned"):
         began = time.monotonic()
-        report = functools.partial(print, f"{who}:")
         if who == "base":
             with model.disable_adapter():
-                ids = generate.answer(model, prompts, *options, report)
+                _ask(model, who, rows, job, stop)
         else:
-            ids = generate.answer(model, prompts, *options, report)
+            _ask(model, who, rows, job, stop)
         seconds[who] = round(time.monotonic() - began, 2)
-        for row, answer in zip(rows, ids, strict=True):
-            text = tokenizer.decode(answer, skip_special_tokens=True)
-            row[who] = until_ending(text, job["ending"])
-            row[f"{who}_ended"] = len(answer) < config["max_new_tokens"] or row[who] != text.strip()
+        for row in rows:
+            ids = row[who]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            row[who] = until_ending(text, job.ending)
+            row[f"{who}_ended"] = len(ids) < config.max_new_tokens or row[who] != text.strip()
     for row in rows:
-        row["prompt"] = tokenizer.decode(row.pop("prompt_ids"))
-    output = Path(job["output"])
-    scores = score(rows, config, output)
-    pq.write_table(pa.Table.from_pylist(rows, prediction_schema(config["metrics"])), output / PREDICTIONS)
-    pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), output / SCORES)
-    (output / "evaluation.json").write_text(
-        json.dumps(
-            {
-                "rows": len(rows),
-                "scores": scores,
-                "health": health(rows),
-                "generation_seconds": seconds,
-                "confidence": config["confidence"],
-                "stop": stop,
-            }
-        )
+        row["prompt"] = tokenizer.decode(row["prompt_ids"])
+    scores = score(rows, config, job.output)
+    pq.write_table(pa.Table.from_pylist(rows, prediction_schema(config.metrics)), job.output / PREDICTIONS)
+    pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), job.output / SCORES)
+    facts = EvaluationFacts(
+        rows=len(rows),
+        scores=scores,
+        health=health(rows),
+        generation_seconds=seconds,
+        confidence=config.confidence,
+        stop=stop,
     )
+    (job.output / FACTS).write_text(facts.model_dump_json())
+
+
+def _ask(model: Any, who: str, rows: list[dict[str, Any]], job: EvaluationJob, stop: list[int]) -> None:
+    """Put a model's loss and the token ids of its answer into every row."""
+    from torch import tensor
+
+    from tasks.evaluation import generate
+    from tasks.evaluation.loss import losses
+    from tasks.training.packing import Row
+
+    report, config = functools.partial(print, f"{who}:"), job.config
+    if "loss" in config.metrics:
+        # what has nothing before it is predicted from the token that ended the row before
+        before = [stop[:1] if row["labels"][0] != NOT_LEARNT else [] for row in rows]
+        whole = [
+            Row(tensor(first + row["input_ids"]), tensor([NOT_LEARNT] * len(first) + row["labels"]))
+            for first, row in zip(before, rows, strict=True)
+        ]
+        found = losses(model, whole, report, generate.Progress(len(rows), "losses", report))
+        for row, value in zip(rows, found, strict=True):
+            row[f"{who}_loss"] = value
+    prompts = [row["prompt_ids"] or stop[:1] for row in rows]
+    ids = generate.answer(model, prompts, stop, config.max_new_tokens, config.batch_tokens, report)
+    for row, answer in zip(rows, ids, strict=True):
+        row[who] = answer
 
 
 def held_out(tokens: Path, prompts: Path, max_rows: int) -> list[dict[str, Any]]:
-    """The held-out rows with their prompt as token ids; with max_rows the same ones in every run.
+    """The held-out rows with tokens, prompt as token ids, and references; with max_rows the same ones in every run.
 
     Raises:
         UserError: no held-out row is left.
@@ -89,7 +117,8 @@ def held_out(tokens: Path, prompts: Path, max_rows: int) -> list[dict[str, Any]]
         rows = sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:max_rows]
     return [
         {
-            "id": row["id"],
+            **row,
+            "target_tokens": sum(label != NOT_LEARNT for label in row["labels"]),
             "prompt_ids": row["input_ids"][: prompt_length(row["labels"])],
             "references": references[row["id"]],
         }
@@ -108,46 +137,6 @@ def prompt_length(labels: list[int]) -> int:
 def until_ending(answer: str, ending: str) -> str:
     mark = ending.strip()
     return (answer.split(mark)[0] if mark else answer).strip()
-
-
-def health(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Figure → base and tuned → mean over rows, of rows that `score` has seen."""
-    return {
-        name: {who: sum(row[f"{who}_{name}"] for row in rows) / len(rows) for who in ("base", "tuned")}
-        for name in HEALTH
-    }
-
-
-def score(rows: list[dict[str, Any]], config: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Score both answers of every row (written into the rows) and compare them.
-
-    Args:
-        folder: for temporary files; one that is removed when this process is killed.
-    """
-    from tasks.evaluation.compare import paired_interval
-    from tasks.evaluation.metrics import scores as scores_of
-
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for who in ("base", "tuned"):
-            for name, values in scores_of(rows, who, config["metrics"], scratch).items():
-                for row, value in zip(rows, values, strict=True):
-                    row[f"{who}_{name}"] = value
-    scores = []
-    for name in config["metrics"]:
-        base, tuned = ([row[f"{who}_{name}"] for row in rows] for who in ("base", "tuned"))
-        difference, low, high = paired_interval(base, tuned, config["confidence"], config["seed"])
-        scores.append(
-            {
-                "metric": name,
-                "rows": len(rows),
-                "base": sum(base) / len(rows),
-                "tuned": sum(tuned) / len(rows),
-                "difference": difference,
-                "low": low,
-                "high": high,
-            }
-        )
-    return scores
 
 
 if __name__ == "__main__":

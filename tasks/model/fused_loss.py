@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from tasks.model import last_layer
 
-_LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of one chunk's float32 logits: near the cache, or a small share
+LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of one chunk's float32 logits: near the cache, or a small share
 
 
 def train_on_packs(model: PreTrainedModel, noise: float = 0.0) -> None:
@@ -27,7 +27,7 @@ def train_on_packs(model: PreTrainedModel, noise: float = 0.0) -> None:
     """
     config = model.config.get_text_config()
     backbone, gathered = model.base_model, last_layer.on_learnt_positions(model)
-    scale, softcap = _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+    scale, softcap = logit_scale(config), getattr(config, "final_logit_softcapping", None)
 
     def forward(
         self: PreTrainedModel,
@@ -65,7 +65,7 @@ def _noisy(embedded: torch.Tensor, lengths: torch.Tensor, alpha: float) -> torch
     return embedded + noise.to(embedded.dtype)
 
 
-def _logit_scale(config: Any) -> float:
+def logit_scale(config: Any) -> float:
     """What an architecture multiplies its logits by (Cohere, Granite)."""
     if (value := getattr(config, "logit_scale", None)) is not None:
         return float(value)
@@ -92,7 +92,7 @@ class _HeadLoss(torch.autograd.Function):
         weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        rows = max(1, _LOGIT_BYTES[hidden.device.type] // (4 * weight.shape[0]))
+        rows = max(1, LOGIT_BYTES[hidden.device.type] // (4 * weight.shape[0]))
         for x, target, out in zip(hidden.split(rows), targets.split(rows), gradient.split(rows), strict=True):
             logits = torch.nn.functional.linear(x, weight, bias).float()
             if scale != 1.0:

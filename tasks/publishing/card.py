@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 import jinja2.nodes
 
+from tasks.evaluation.tables import health_table, markdown, score_table
 from tasks.store.model import BaseModelRef
 from tasks.text import code, fenced
 
@@ -30,21 +31,12 @@ They are not the Hub's weights of the same model: on those the adapter gives oth
 {% endif %}
 ## Result on {{ evaluation.rows }} held-out rows
 
-| metric | base | tuned | difference | {{ percent }} % interval |
-|---|---:|---:|---:|---:|
-{% for s in evaluation.scores -%}
-| {{ s.metric | code if ":" in s.metric else s.metric }} \
-| {{ "%.4f" | format(s.base) }} | {{ "%.4f" | format(s.tuned) }} \
-| {{ "%+.4f" | format(s.difference) }} \
-| {{ "%+.4f" | format(s.low) }} to {{ "%+.4f" | format(s.high) }} |
-{% endfor %}
-| answers | base | tuned |
-|---|---:|---:|
-{% for name, h in evaluation.health.items() -%}
-| {{ name | replace("_", " ") }} | {{ "%.3f" | format(h.base) }} | {{ "%.3f" | format(h.tuned) }} |
-{% endfor %}
+{{ score_table }}
+
+{{ health_table }}
+
 Shares of the answers; length is relative to the reference.
-Greedy answers of at most {{ evaluation_config.max_new_tokens }} tokens; paired bootstrap over rows.
+Greedy answers of at most {{ evaluation_config.max_new_tokens }} tokens; paired bootstrap over rows, or groups of rows.
 
 ## Use
 
@@ -223,6 +215,8 @@ def model_card(base: BaseModelRef, formatting: dict[str, Any], **parts: Any) -> 
         "formatting": formatting,
         "chat": chat,
         "row": {} if chat else dict.fromkeys(_columns(formatting["prompt"]), "..."),
+        "score_table": markdown(score_table(parts["evaluation"]["scores"], parts["percent"])),
+        "health_table": markdown(health_table(parts["evaluation"]["health"])),
     }
     snippet = _ENVIRONMENT.from_string(SNIPPET).render(parts)
     return _ENVIRONMENT.from_string(CARD).render(parts, snippet=snippet)

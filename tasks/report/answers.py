@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.config import METRICS
+from tasks.config import metric as metric_of
 from tasks.report import charts
 from tasks.report.tables import read, rows_at
 from tasks.text import excerpt
@@ -17,7 +17,8 @@ def answers(folder: Path, metric: str) -> dict[str, Any]:
     file = folder / PREDICTIONS
     table = read(file, [f"base_{metric}", f"tuned_{metric}"])
     base, tuned = (column.to_pylist() for column in table.columns)
-    ranked = sorted(((b - a), n) for n, (b, a) in enumerate(zip(base, tuned, strict=True)))  # largest gain first
+    gains = [metric_of(metric).gain(after - before) for before, after in zip(base, tuned, strict=True)]
+    ranked = sorted((-gain, n) for n, gain in enumerate(gains))
     change = [-loss for loss, _ in ranked]
     last = len(ranked) - 1
     picks = {last // 2: "median change"}
@@ -27,11 +28,11 @@ def answers(folder: Path, metric: str) -> dict[str, Any]:
         picks = {0: "the only row"}
     rows = rows_at(file, {ranked[pick][1] for pick in picks})
     return {
-        "chart": charts.sorted_bars("Difference by row", "held-out rows, lowest difference to highest", change),
+        "chart": charts.sorted_bars("Gain by row", "held-out rows, lowest gain to highest", change),
         "better": sum(c > 0 for c in change),
         "worse": sum(c < 0 for c in change),
         "equal": sum(c == 0 for c in change),
-        "title": METRICS.get(metric, metric),
+        "title": metric_of(metric).title,
         "rows": [answer_row(rows[ranked[pick][1]], label, metric) for pick, label in sorted(picks.items())],
     }
 

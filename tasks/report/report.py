@@ -21,7 +21,7 @@ from tasks.store.identity import digest_of, file_digest
 from tasks.store.manifest import Manifest
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-VERSION = 1
+VERSION = 2
 """Raised when the code writes another page of the same outputs (docs/caching.md)."""
 
 

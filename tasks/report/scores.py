@@ -1,15 +1,15 @@
 """How base and tuned model score, and what that says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.config import METRICS
+from tasks.config import METRICS, metric
+from tasks.evaluation.tables import finding
 from tasks.report import charts
 from tasks.report.tables import read
 from tasks.store.manifest import Manifest
 
-HEADLINE = "rougeL"
 FEW_ROWS = 20
 """Held-out rows below which the page warns that the interval itself is unsure."""
 BAR = 220
@@ -21,15 +21,15 @@ def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
     from tasks.evaluation.schema import HEALTH, SCORES
 
     rows = read(folder / SCORES).to_pylist()
-    shipped = [row for row in rows if row["metric"] in METRICS]
-    own = [[row] for row in rows if row["metric"] not in METRICS]  # each may have any range
+    shares = [row for row in rows if row["metric"] in METRICS and row["metric"] != "loss"]
+    others = [[row] for row in rows if row not in shares]  # each may have any range
     ticks: list[tuple[float, str]] = []
-    for group in filter(None, [shipped, *own]):
-        drawn = charts.intervals([(r["low"], r["difference"], r["high"]) for r in group], BAR)
-        ticks = drawn.ticks if group is shipped else ticks
+    for group in filter(None, [shares, *others]):
+        drawn = charts.intervals([_bounds(row) for row in group], BAR)
+        ticks = drawn.ticks if group is shares else ticks
         for row, bar in zip(group, drawn.bars, strict=True):
-            row |= {"title": METRICS.get(row["metric"], row["metric"]), "bar": bar, "zero": drawn.zero}
-    headline = headline_of(rows)
+            row |= {"title": metric(row["metric"]).label, "bar": bar, "zero": drawn.zero}
+    headline = rows[0]
     confidence = manifest.info.get("confidence", manifest.identity.config.get("confidence"))
     return {
         "rows": rows,
@@ -43,13 +43,7 @@ def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def headline_of(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The metric that the verdict is about: ROUGE-L, or the first where that is not among them."""
-    return next((score for score in scores if score["metric"] == HEADLINE), scores[0])
-
-
-def finding(score: Mapping[str, Any]) -> str:
-    """`better`, `worse`, `undecided`, or `single` where one row allows no interval."""
-    if score["rows"] < 2:
-        return "single"
-    return "better" if score["low"] > 0 else "worse" if score["high"] < 0 else "undecided"
+def _bounds(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Low, difference and high; a dot alone where there is no interval."""
+    mean = row["difference"]
+    return (mean, mean, mean) if row["low"] is None else (row["low"], mean, row["high"])

@@ -1,7 +1,7 @@
 """Numbers, times and values as a reader of the page wants them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,11 @@ def signed(value: float) -> str:
     """+0.139 or −0.020; more decimals where three would show a difference as none."""
     decimals = next((d for d in (3, 4, 5, 6) if round(value, d)), 3)
     return f"{value:+.{decimals}f}".replace("-", "−") if round(value, decimals) else "0.000"
+
+
+def bounds(row: Mapping[str, Any]) -> str:
+    """The interval of a row of scores."""
+    return "none" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}"
 
 
 def duration(seconds: float) -> str:
@@ -44,5 +49,13 @@ def setting(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-FILTERS = {"n": number, "score": score, "signed": signed, "duration": duration, "date": date, "setting": setting}
+FILTERS = {
+    "n": number,
+    "score": score,
+    "signed": signed,
+    "bounds": bounds,
+    "duration": duration,
+    "date": date,
+    "setting": setting,
+}
 """Names by which the template calls them."""

@@ -91,6 +91,9 @@ def test_english_scores_are_those_of_rouge_score(rouge: Rouge, answer: str, refe
     assert {name: ours[name][0] for name in NAMES} == {name: theirs[name].fmeasure for name in NAMES}
 
 
+OF_ANSWERS = [name for name in METRICS if name != "loss"]
+
+
 @pytest.fixture(scope="session")
 def rouge(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return Rouge(cache_dir=str(tmp_path_factory.mktemp("rouge")), keep_in_memory=True)
@@ -98,7 +101,7 @@ def rouge(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def scored(tmp_path: Path, answer: str, *references: str, prompt: str = "", ended: bool = True) -> dict[str, float]:
     row = {"id": "r0", "prompt": prompt, "references": list(references), "base": answer, "base_ended": ended}
-    return {name: value for name, (value,) in scores([row], "base", list(METRICS), str(tmp_path)).items()}
+    return {name: value for name, (value,) in scores([row], "base", OF_ANSWERS, str(tmp_path)).items()}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -107,7 +110,7 @@ def test_every_metric_in_every_script(tmp_path: Path, script: str) -> None:
     same, wrong, half = (
         scored(tmp_path, a, b) for a, b in ((text, text), (text, other), (text[: len(text) // 2], text))
     )
-    for name in METRICS:
+    for name in OF_ANSWERS:
         assert same[name] == 1 and wrong[name] < 0.5, name
         assert half[name] < 1 and (half[name] > 0 or name in ("rouge2", "exact_match")), name
 

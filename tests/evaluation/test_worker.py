@@ -4,32 +4,36 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.config import METRICS
+from tasks.config import METRICS, EvaluationConfig
 from tasks.errors import UserError
-from tasks.evaluation.compare import paired_interval
-from tasks.evaluation.worker import health, held_out, prompt_length, score, until_ending
+from tasks.evaluation.compare import paired_intervals
+from tasks.evaluation.scores import health, score
+from tasks.evaluation.worker import held_out, prompt_length, until_ending
 from tasks.formatting.schema import PROMPT_SCHEMA
 from tasks.tokenization.schema import TOKEN_SCHEMA
 
 
 def rows(base: str, tuned: str, references: list[str], prompt: str = "") -> list[dict[str, Any]]:
-    row = {"base": base, "tuned": tuned, "references": references, "prompt": prompt}
+    row = {"base": base, "tuned": tuned, "references": references, "prompt": prompt, "group": None}
+    row |= {"base_loss": 3.0, "tuned_loss": 2.5}
     return [{"id": f"r{n}", **row, "base_ended": False, "tuned_ended": n > 0} for n in range(3)]
 
 
-def config(*metrics: str) -> dict[str, Any]:
-    return {"confidence": 0.95, "seed": 0, "metrics": list(metrics)}
+def config(*metrics: str) -> EvaluationConfig:
+    return EvaluationConfig(metrics=list(metrics))
 
 
 def test_the_best_reference_counts(tmp_path: Path) -> None:
     answers = rows("nothing alike", "the cat sat", ["a dog ran off", "the cat sat"])
     scores = {s["metric"]: s for s in score(answers, config(*METRICS), tmp_path)}
     assert list(scores) == list(METRICS)
-    for name in set(METRICS) - {"chrf"}:
+    assert (scores["loss"]["base"], scores["loss"]["difference"], scores["loss"]["high"]) == (3, -0.5, -0.5)
+    for name in set(METRICS) - {"chrf", "loss"}:
         assert (scores[name]["base"], scores[name]["tuned"]) == (0, 1)
         assert scores[name]["difference"] == scores[name]["low"] == 1
     assert scores["chrf"]["tuned"] == 1
@@ -68,17 +72,37 @@ def test_health_is_a_mean_over_rows(tmp_path: Path) -> None:
     }
 
 
-def test_one_row_says_nothing_about_others() -> None:
-    assert paired_interval([0.1], [0.3], 0.95, seed=0) == (pytest.approx(0.2), -1.0, 1.0)
+def intervals(differences: list[float], groups: list[str | None] | None = None) -> Any:
+    made = np.array(differences)[:, None]
+    return paired_intervals(made, groups or [None] * len(made), 0.95, seed=0)[0]
+
+
+def test_one_group_says_nothing_about_others() -> None:
+    assert intervals([0.2]) == (pytest.approx(0.2), None, None)
+    assert intervals([0.2, 0.4], ["a", "a"]) == (pytest.approx(0.3), None, None)
 
 
 def test_the_interval_covers_no_difference_when_there_is_none() -> None:
-    base = [0.1, 0.5, 0.3, 0.2] * 10
-    tuned = [0.2, 0.4, 0.2, 0.3] * 10
-    difference, low, high = paired_interval(base, tuned, 0.95, seed=0)
+    difference, low, high = intervals([0.1, -0.1, -0.1, 0.1] * 10)
     assert difference == pytest.approx(0)
     assert low < 0 < high
-    assert paired_interval(base, [v + 0.1 for v in base], 0.95, seed=0)[1] == pytest.approx(0.1)
+    assert intervals([0.1] * 40)[1] == pytest.approx(0.1)
+
+
+def test_rows_of_one_group_are_drawn_together() -> None:
+    """Ten rows that say the same are one observation: the interval is as wide as that of the groups' means."""
+    means = np.random.default_rng(1).normal(0.1, 1, 40).tolist()
+    names = [f"g{n}" for n in range(40)]
+    alone = intervals(means)
+    repeated = intervals([mean for mean in means for _ in range(10)], [name for name in names for _ in range(10)])
+    assert repeated == pytest.approx(alone)
+    apart = intervals([mean for mean in means for _ in range(10)])
+    assert apart[2] - apart[1] < 0.5 * (repeated[2] - repeated[1])
+
+
+def test_groups_count_by_their_rows() -> None:
+    mean, low, high = intervals([1.0] * 98 + [0.0, 0.0], ["large"] * 98 + [None, ""])
+    assert mean == pytest.approx(0.98) and low == 0 and high == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from flows.summary import summarize, verdict
+from flows.summary import summarize
+from tasks.evaluation.tables import verdict
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity
 
@@ -26,15 +27,22 @@ def made(stage: str, seconds: float, **info: Any) -> ArtifactRef:
         (0.01, 0.2, 60, "Better than the base: ROUGE-L +0.100 on 60 held-out rows, interval +0.010 to +0.200."),
         (-0.1, 0.2, 60, "No better or worse than the base beyond noise: ROUGE-L +0.100 on 60"),
         (-0.2, -0.1, 60, "Worse than the base: "),
-        (0.1, 0.1, 1, "Undecided, since one held-out row allows no interval: "),
+        (None, None, 1, "Undecided, since a single held-out row or group allows no interval: "),
     ],
 )
-def test_the_interval_decides_the_verdict(low: float, high: float, rows: int, said: str) -> None:
+def test_the_interval_decides_the_verdict(low: float | None, high: float | None, rows: int, said: str) -> None:
     score = {"rows": rows, "base": 0.1, "tuned": 0.2, "difference": 0.1, "low": low, "high": high}
     other = {**score, "metric": "rouge1", "low": 1.0, "high": 1.0}
-    assert verdict([other, {**score, "metric": "rougeL"}]).startswith(said)
-    mine = said.replace("ROUGE-L", "mine:score")
-    assert verdict([{**score, "metric": "mine:score"}, other]).startswith(mine)  # the first, where there is no ROUGE-L
+    for metric, title in (("rougeL", "ROUGE-L"), ("mine:score", "mine:score")):
+        assert verdict([{**score, "metric": metric}, other]).startswith(said.replace("ROUGE-L", title))
+
+
+def test_less_loss_is_better() -> None:
+    score = {"metric": "loss", "rows": 60, "base": 1.7, "tuned": 1.6, "difference": -0.1, "low": -0.2, "high": -0.05}
+    assert verdict([score]) == (
+        "Better than the base: held-out loss -0.100 on 60 held-out rows, interval -0.200 to -0.050 (lower is better)."
+    )
+    assert verdict([{**score, "difference": 0.1, "low": 0.05, "high": 0.2}]).startswith("Worse than the base: ")
 
 
 @pytest.mark.usefixtures("store")
@@ -45,6 +53,7 @@ def test_converting_the_model_counts_as_download() -> None:
     stages = {
         "download": rows,
         "train": made("train", 0, model=str(model.path)),
+        "evaluate": made("evaluate", 0, confidence=0.95),
         "publish": made("publish", 0, scores=[], health={}, name="a", version="v0001"),
     }
     download = summarize(stages, began, Path("report.html"), {})["stages"]["download"]

@@ -123,7 +123,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
             for n, (before, after, pair) in enumerate(zip(run.base, run.tuned, run.scores, strict=True))
         ]
         pq.write_table(pa.Table.from_pylist(made, prediction_schema([*METRICS])), folder / "predictions.parquet")
-        mean, low, high = run.difference
+        mean, low, high = run.difference if len(made) > 1 else (run.difference[0], None, None)
         score = {"rows": len(made), "base": 0.213, "tuned": 0.213 + mean, "difference": mean, "low": low, "high": high}
         table = pa.Table.from_pylist([{"metric": name, **score} for name in METRICS], SCORE_SCHEMA)
         pq.write_table(table, folder / "scores.parquet")
@@ -159,8 +159,8 @@ def text_of(page: str) -> str:
 @pytest.mark.parametrize(
     ("difference", "verdict", "sentence"),
     [
-        ((0.139, 0.102, 0.178), "Better than the base. The interval excludes 0", "+0.102 to +0.178"),
-        ((-0.05, -0.09, -0.01), "Worse than the base. The interval excludes 0", "−0.090 to −0.010"),
+        ((-0.139, -0.178, -0.102), "Better than the base. The interval excludes 0", "−0.178 to −0.102"),
+        ((0.05, 0.01, 0.09), "Worse than the base. The interval excludes 0", "+0.010 to +0.090"),
         ((0.02, -0.01, 0.05), "Undecided. The interval includes 0", "−0.010 to +0.050"),
         ((0.02, 0.0, 0.05), "Undecided. The interval includes 0", "0.000 to +0.050"),
     ],
@@ -169,7 +169,7 @@ def test_verdict_says_what_the_interval_allows(
     store: Path, difference: tuple[float, float, float], verdict: str, sentence: str
 ) -> None:
     page = text_of(write_report(make_run(store, Run(difference=difference))).read_text())
-    assert f"ROUGE-L 0.213 → {0.213 + difference[0]:.3f} on 3 held-out rows" in page
+    assert f"Held-out loss (lower is better) 0.213 → {0.213 + difference[0]:.3f} on 3 held-out rows" in page
     assert f"95 % interval of the difference {sentence}." in page
     assert sum(word in page for word in ("Better than", "Worse than", "Undecided")) == 1
     assert verdict in page
@@ -177,8 +177,8 @@ def test_verdict_says_what_the_interval_allows(
 
 def test_every_metric_and_every_figure_of_the_answers_has_a_line(store: Path) -> None:
     page = text_of(write_report(make_run(store, Run())).read_text())
-    for title in METRICS.values():
-        assert f"{title} 0.213 0.352 +0.139" in page
+    for metric in METRICS.values():
+        assert f"{metric.label} 0.213 0.352 +0.139" in page
     assert "empty0.1250.000 never-ending0.1251.000" in page
     assert "length ÷ reference0.1254.000" in page
 
@@ -196,7 +196,7 @@ def test_a_metric_of_another_range_leaves_the_bars_of_the_others(store: Path) ->
 
 def test_one_held_out_row_gives_no_verdict(store: Path) -> None:
     page = text_of(write_report(make_run(store, Run(base=["a"], tuned=["b"], scores=[(0.1, 0.9)]))).read_text())
-    assert "A single row allows no interval" in page
+    assert "A single row, or a single group of rows, allows no interval" in page
     assert "The only row" in page
 
 
@@ -254,14 +254,14 @@ def test_what_is_known_of_the_tokens_is_shown(store: Path) -> None:
 
 def test_answers_are_picked_by_rule(store: Path) -> None:
     page = text_of(write_report(make_run(store, Run())).read_text())
-    assert "Most improved · row t0 · ROUGE-L 0.000 → 0.900, +0.900" in page
+    assert "Most worsened · row t0 · held-out loss 0.000 → 0.900, +0.900" in page
     assert "Median change · row t1" in page
-    assert "Most worsened · row t2 · ROUGE-L 0.800 → 0.100, −0.700" in page
-    assert "Tuned scored higher on 2 rows, lower on 1, the same on 0." in page
+    assert "Most improved · row t2 · held-out loss 0.800 → 0.100, −0.700" in page
+    assert "Tuned was better on 1 rows, worse on 2, the same on 0." in page
 
 
 def test_a_row_that_gained_is_not_called_worsened(store: Path) -> None:
-    page = text_of(write_report(make_run(store, Run(scores=[(0.1, 0.9), (0.1, 0.5), (0.1, 0.2)]))).read_text())
+    page = text_of(write_report(make_run(store, Run(scores=[(0.9, 0.1), (0.5, 0.1), (0.2, 0.1)]))).read_text())
     assert "Least improved · row t2" in page and "Most worsened" not in page
 
 

@@ -39,7 +39,8 @@ def scores(rows: Sequence[Mapping[str, Any]], who: str, metrics: Sequence[str], 
     """Metric → one score a row, for the answers of `base` or `tuned`; then the figures of `health`.
 
     Args:
-        rows: id, prompt, references, the answer under `who`, and under `<who>_ended` whether the model ended it.
+        rows: id, prompt, references, the answer under `who`, under `<who>_ended` whether the model ended it, and under
+            `<who>_loss` the loss, where that is asked for.
         scratch: a folder for what `evaluate` writes.
     Raises:
         UserError: a metric of the user's own fails.
@@ -51,7 +52,7 @@ def scores(rows: Sequence[Mapping[str, Any]], who: str, metrics: Sequence[str], 
     from tasks.evaluation.metrics.token_f1.token_f1 import TokenF1
 
     texts = {"predictions": [row[who] for row in rows], "references": [row["references"] for row in rows]}
-    found: dict[str, list[float]] = {}
+    found = {"loss": [row[f"{who}_loss"] for row in rows]} if "loss" in metrics else {}
     # not by `evaluate.load`, which imports a copy that lies in a folder that others may write to (HF_HOME)
     here: dict[str, Any] = {"cache_dir": scratch, "keep_in_memory": True}
     if rouge := [name for name in metrics if name.startswith("rouge")]:

@@ -1,0 +1,75 @@
+"""Scores in words and as tables, the same on the terminal, in the Prefect artifact and on the model card."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.config import metric
+from tasks.text import code
+
+
+def score_table(scores: Sequence[Mapping[str, Any]], percent: str) -> list[list[str]]:
+    """A line for each metric, under a line of titles.
+
+    Args:
+        scores: rows of `scores.parquet`.
+        percent: level of the intervals.
+    """
+    return [
+        ["metric", "base", "tuned", "difference", f"{percent} % interval"],
+        *(
+            [
+                metric(s["metric"]).label,
+                *(f"{s[who]:.4f}" for who in ("base", "tuned")),
+                f"{s['difference']:+.4f}",
+                interval(s["low"], s["high"]),
+            ]
+            for s in scores
+        ),
+    ]
+
+
+def health_table(health: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """A line for each figure of the answers, under a line of titles."""
+    models = list(next(iter(health.values()), {}))
+    return [
+        ["answers", *models],
+        *([name.replace("_", " "), *(f"{h[who]:.3f}" for who in models)] for name, h in health.items()),
+    ]
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown, numbers on the right; the name of a metric of the user's own as code."""
+    titles, *lines = table
+    own = [[code(line[0]) if ":" in line[0] else line[0], *line[1:]] for line in lines]
+    bars = ["---", *["---:"] * (len(titles) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, bars, *own))
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "none" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+
+
+def finding(score: Mapping[str, Any]) -> str:
+    """`better`, `worse`, `undecided`, or `single` where one group of rows allows no interval."""
+    if score["low"] is None:
+        return "single"
+    if score["low"] <= 0 <= score["high"]:
+        return "undecided"
+    return "better" if metric(score["metric"]).gain(score["low"]) > 0 else "worse"
+
+
+def verdict(scores: Sequence[Mapping[str, Any]]) -> str:
+    """What the interval of the first metric says, in a sentence; empty without scores."""
+    if not scores:
+        return ""
+    score = scores[0]
+    said = {
+        "better": "Better than the base",
+        "worse": "Worse than the base",
+        "undecided": "No better or worse than the base beyond noise",
+        "single": "Undecided, since a single held-out row or group allows no interval",
+    }[finding(score)]
+    bounds = "" if score["low"] is None else f", interval {score['low']:+.3f} to {score['high']:+.3f}"
+    how = " (lower is better)" if metric(score["metric"]).lower_is_better else ""
+    title = metric(score["metric"]).title
+    return f"{said}: {title} {score['difference']:+.3f} on {score['rows']:,} held-out rows{bounds}{how}."
