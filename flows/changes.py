@@ -1,12 +1,16 @@
 """What a retrain's rows have new, compared with those of the adapter's last version that was made from others."""
 
 import contextlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from flows.plan import plan
+from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
 from tasks.store.artifact import ArtifactRef, reference
-from tasks.store.manifest import DamagedArtifact, Manifest, readable
+from tasks.store.manifest import DamagedArtifact, Manifest, read_manifest, readable
+from tasks.store.model import BaseModelRef, Source
 from tasks.store.origins import by_digest, results
 
 INPUTS = {"publish": "adapter", "train": "tokens", "tokenize": "prompts", "format": "rows"}
@@ -41,6 +45,25 @@ def _rows_of(manifest: Manifest, manifests: dict[Path, Manifest], holding: dict[
         folder = folders[0]
         manifest = manifests[folder]
     return reference(folder, manifest) if folder else None
+
+
+def too_little_new(groups: dict[str, Any], before: ArtifactRef, base: BaseModelRef, changes: dict[str, Any]) -> str:
+    """Why a run is not worth it by its `schedule`; empty where it is.
+
+    Args:
+        groups: the flow's parameters.
+        before: the rows that the version named in `changes` was made from.
+    """
+    schedule, new = groups["schedule"], changes["added"] + changes["changed"]
+    newest = versions(registry_folder(groups["publishing"]))[-1]
+    if new >= schedule.min_new_rows or newest.name != changes["since"]:
+        return ""
+    made = datetime.strptime(read_manifest(newest).created, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    if schedule.max_age_days and datetime.now(UTC) - made >= timedelta(days=schedule.max_age_days):
+        return ""
+    if not all(stage.reused for stage in plan(groups, Source(rows=before, model=base))):
+        return ""  # something else than the rows has changed
+    return f"Skipped: {new:,} new rows since {newest.name}; schedule.min_new_rows is {schedule.min_new_rows:,}."
 
 
 def sentence(changes: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 
+from flows.flow_run import Progress
 from tasks.errors import UserError
 from tasks.store.manifest import DamagedArtifact
 from tasks.text import visible, visible_lines
@@ -24,14 +25,17 @@ class Readable(logging.Filter):
             record.exc_text = visible_lines(logging.Formatter().formatException(record.exc_info))
         lines = record.levelno > logging.INFO  # only errors have lines of their own
         record.msg, record.args = (visible_lines if lines else visible)(record.getMessage()), ()
-        if record.msg.startswith("Finished in state ") and f"{UserError.__name__}: " in record.msg:
+        if record.msg.startswith("Finished in state ") and (
+            self.command_tells or f"{UserError.__name__}: " in record.msg
+        ):
             record.msg = record.msg.partition("(")[0]  # its sentence has a line already
         return not (self.command_tells and isinstance(error, UserError))
 
 
 def readable_logs() -> None:
-    """Install the filter on the loggers of flow and task runs."""
+    """Install the filter, and the progress bars of the UI, on the loggers of flow and task runs."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(f, Readable) for f in logger.filters):
             logger.addFilter(Readable())
+            logger.addHandler(Progress())

@@ -18,6 +18,7 @@ from tasks.publishing.registry import versions
 from tasks.store.artifact import ArtifactRef, check_folder, reference, store_root
 from tasks.store.identity import Identity, Parts
 from tasks.store.manifest import DamagedArtifact, Manifest, latest, read_manifest
+from tasks.store.model import Source
 from tasks.store.origins import by_digest, readable, results
 from tasks.store.remote import Remote
 from tasks.tokenization.identity import identity as tokenize_identity
@@ -42,17 +43,18 @@ class Planned:
     last: Manifest | None
 
 
-def plan(groups: dict[str, Any]) -> Iterator[Planned]:
+def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planned]:
     """The six stages in order.
 
     Args:
         groups: the flow's parameters, as `flows.config_file.load` returns them.
+        begun: rows and base to go on from; the first stage is left out.
     Raises:
         UserError: the source does not exist.
     """
-    data, model = pin(groups["data"], groups["model"])
-    base: Any = present_model(model)  # None: then no later stage has its input
-    found: dict[str, ArtifactRef] = {}
+    data, model = (groups["data"], groups["model"]) if begun else pin(groups["data"], groups["model"])
+    base: Any = begun.model if begun else present_model(model)  # None: then no later stage has its input
+    found: dict[str, ArtifactRef] = {"download": begun.rows} if begun else {}
     registry = registry_folder(groups["publishing"])
     before = _lineage(registry)
     remote, fetched = Remote.configured(), False
@@ -72,7 +74,7 @@ def plan(groups: dict[str, Any]) -> Iterator[Planned]:
             lambda: publish_identity(found["train"], found["evaluate"], found["format"], base, groups["publishing"]),
         ),
     ]
-    for name, needs, identity in stages:
+    for name, needs, identity in stages[bool(begun) :]:
         folders = _folders(name, registry)
         last = before.get(name) or latest(folders)
         if needs and needs not in found:

@@ -1,17 +1,20 @@
 """One retrain, from rows to a published adapter: each line of the flow is a stage, and none is done twice."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
 
-from flows.changes import earlier_rows, sentence
+from flows.changes import earlier_rows, sentence, too_little_new
 from flows.data import show_data
+from flows.flow_run import describe, due_again, of_a_deployment
 from flows.logs import readable_logs
 from flows.stages import patient
-from flows.summary import artifact_key, markdown, summarize
+from flows.summary import artifact_key, markdown, skipped, summarize
 from tasks.config import (
     DataConfig,
     EvaluationConfig,
@@ -19,11 +22,13 @@ from tasks.config import (
     FormattingConfig,
     ModelConfig,
     PublishingConfig,
+    ScheduleConfig,
     TokenizationConfig,
     TrainingConfig,
 )
 from tasks.download.identity import moving
 from tasks.download.task import ask_hub, compare_rows, download
+from tasks.errors import UserError
 from tasks.evaluation.task import check_scorable, evaluate
 from tasks.formatting.task import format_prompts
 from tasks.publishing.task import publish, registry_folder
@@ -38,9 +43,7 @@ from tasks.training.task import train
 readable_logs()
 
 
-@flow(
-    name="retrain", flow_run_name="{publishing.name}", persist_result=False, result_serializer=VerifiedJSONSerializer()
-)
+@flow(name="retrain", persist_result=False, result_serializer=VerifiedJSONSerializer())
 def retrain(
     data: DataConfig,
     model: ModelConfig = ModelConfig(),
@@ -50,7 +53,8 @@ def retrain(
     evaluation: EvaluationConfig = EvaluationConfig(),
     publishing: PublishingConfig = PublishingConfig(),
     execution: ExecutionConfig = ExecutionConfig(),
-) -> dict[str, Any]:
+    schedule: ScheduleConfig = ScheduleConfig(),
+) -> Any:
     """Fine-tune a LoRA adapter on instruction data, compare it with its base, publish it.
 
     Args:
@@ -62,17 +66,40 @@ def retrain(
         evaluation: How base and tuned model are compared.
         publishing: Where the adapter goes.
         execution: Retries and timeouts; no result depends on them.
+        schedule: When there is too little new to train again.
+    Returns:
+        a state whose message says what came of the run and whose data is the summary, a dictionary. Who calls the flow
+        gets the summary.
     """
     began = time.monotonic()
-    if any(moving(data, model)):
-        data, model = patient(ask_hub, execution)(data, model)
+    if due_again():
+        why = "Skipped: this run is due again, and of runs that were missed only the last one catches up."
+        return Completed(message=why, data=skipped(why, began))
+    groups: dict[str, Any] = dict(
+        data=data,
+        model=model,
+        formatting=formatting,
+        tokenization=tokenization,
+        training=training,
+        evaluation=evaluation,
+        publishing=publishing,
+        execution=execution,
+        schedule=schedule,
+    )
+    tags = [publishing.name, Path(model.base).name]
+    describe(publishing.name, tags)
 
     def chain() -> dict[str, Any]:
-        source = patient(download, execution)(data, model)
+        source = patient(download, execution)(*now)
         changes: dict[str, Any] = {}
         if earlier := earlier_rows(registry_folder(publishing), source.rows):
             changes = {"since": earlier[0], **patient(compare_rows, execution)(earlier[1], source.rows).info}
             get_run_logger().info(sentence(changes))
+            if why := too_little_new(groups, earlier[1], source.model, changes):
+                return skipped(why, began, changes)
+        new = f" (+{changes['added']:,})" if changes else ""
+        title = f"{publishing.name} · {source.rows.rows:,} rows{new} · lr {training.learning_rate:g}"
+        describe(title, tags)
         prompts = patient(format_prompts, execution)(source.rows, source.model, formatting)
         tokens = patient(tokenize, execution)(prompts, source.model, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
@@ -95,7 +122,17 @@ def retrain(
 
     with in_use():
         try:
-            return chain()
-        except DamagedArtifact as error:
-            get_run_logger().warning(f"{error}. Once more: what is intact is reused, what is damaged is made anew.")
-            return chain()
+            if of_a_deployment():
+                from flows.checks import check  # imports pyarrow
+
+                check(groups)  # as the command `run` does
+            now = patient(ask_hub, execution)(data, model) if any(moving(data, model)) else (data, model)
+            try:
+                summary = chain()
+            except DamagedArtifact as error:
+                get_run_logger().warning(f"{error}. Once more: what is intact is reused, what is damaged is made anew.")
+                summary = chain()
+        except UserError as error:
+            return Failed(message=str(error), data=error)  # the sentence alone, without a stack
+    get_run_logger().info(summary["said"])
+    return Completed(message=summary["said"], data=summary)

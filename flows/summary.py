@@ -59,6 +59,29 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
         },
         "report": str(report),
         "changes": changes,
+        **outcome(published, ran(manifests["publish"])),
+    }
+
+
+def outcome(published: dict[str, Any], ran: bool) -> dict[str, str]:
+    """What came of a run: in a word for programs, and in a sentence."""
+    version = f"{published['name']} {published['version']}"
+    if ran:
+        return {"outcome": "published", "said": f"Published {version}"}
+    return {
+        "outcome": "unchanged",
+        "said": f"Nothing changed: rows, base, configuration and code are those of {version}",
+    }
+
+
+def skipped(why: str, began: float, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The summary of a run that its schedule made needless: no stage, no scores, nothing published."""
+    return {
+        "outcome": "skipped",
+        "said": why,
+        "stages": {},
+        "seconds": time.monotonic() - began,
+        "changes": changes or {},
     }
 
 
@@ -68,7 +91,7 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = [
         f"## {published['name']} {published['version']}",
         "",
-        summary["verdict"],
+        f"{summary['said']}. {summary['verdict']}",
         "",
         tables.markdown(tables.score_table(*scored(summary))),
         "",

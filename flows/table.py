@@ -16,6 +16,9 @@ from tasks.text import visible
 def show(summary: dict[str, Any], console: Console | None = None) -> None:
     """Print stages, scores, and where report and adapter are."""
     console = console or Console()
+    if summary["outcome"] == "skipped":
+        console.print(summary["said"], style="bold", soft_wrap=True, highlight=False)
+        return
     stages = Table("stage", "outcome", "seconds", "rows", title="stages", title_justify="left")
     for column in stages.columns[2:]:
         column.justify = "right"
@@ -24,7 +27,7 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
     scores = _numbers(tables.score_table(*scored(summary)), "held-out rows")
     answers = _numbers(tables.health_table(summary["health"]), "shares; length: over the reference's")
     console.print(stages, scores, answers)
-    console.print(summary["verdict"], style="bold", soft_wrap=True, highlight=False)
+    console.print(f"{summary['said']}. {summary['verdict']}", style="bold", soft_wrap=True, highlight=False)
     console.print(trained(summary["training"]), soft_wrap=True, highlight=False)
     if summary["changes"]:
         console.print(Text(sentence(summary["changes"])), soft_wrap=True)

@@ -468,6 +468,28 @@ class ExecutionConfig(Group):
     publish_timeout_minutes: float = Field(60, description="Longest time for publishing in minutes.", gt=0)
 
 
+class ScheduleConfig(Group):
+    """When a run is worth it. A run of unchanged rows, base, configuration and code reuses every stage in any case."""
+
+    min_new_rows: int = Field(
+        0,
+        description="Skip the run while fewer rows than this were added or changed since the adapter's last version, "
+        "and nothing else changed (0: never skip).",
+        ge=0,
+    )
+    max_age_days: float = Field(
+        0,
+        description="With fewer new rows, train all the same when the last version is this old, in days (0: never).",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _needs_a_threshold(self) -> Self:
+        if self.max_age_days and not self.min_new_rows:
+            raise ValueError("schedule.max_age_days needs schedule.min_new_rows, without which no run is skipped")
+        return self
+
+
 GROUPS: dict[str, type[Group]] = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -477,4 +499,5 @@ GROUPS: dict[str, type[Group]] = {
     "evaluation": EvaluationConfig,
     "publishing": PublishingConfig,
     "execution": ExecutionConfig,
+    "schedule": ScheduleConfig,
 }

@@ -102,12 +102,13 @@ class Served:
             time.sleep(1)  # its database was locked, which Prefect's own client waits for as well
         raise AssertionError(f"{path}: the server's database stays locked")
 
-    def start_run(self, parameters: dict[str, Any], **environment: str) -> str:
+    def start_run(self, parameters: dict[str, Any], name: str | None = None, **environment: str) -> str:
         """Start a run from the on-demand deployment; returns its id."""
         deployment = self.api("/deployments/name/retrain/on-demand")
         return self.api(
             f"/deployments/{deployment['id']}/create_flow_run",
-            {"parameters": parameters, "job_variables": {"env": self.store | environment}},
+            {"parameters": parameters, "job_variables": {"env": self.store | environment}}
+            | ({"name": name} if name else {}),
         )["id"]
 
     def trigger(self, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import urllib.error
 import urllib.request
@@ -41,7 +42,15 @@ def test_a_triggered_run_publishes_and_is_reused(deployed: Served, parameters: d
     artifacts = deployed.api("/artifacts/filter", {"artifacts": {"key": {"any_": ["retrain-adapter"]}}})
     assert "| train | ran |" in artifacts[0]["data"]
 
-    again = deployed.trigger(parameters)
+    assert (run["name"].partition(" · ")[0], run["name"].rpartition(" · ")[2]) == ("adapter", "lr 0.0002")
+    worker = deployed.processes[-1]
+    worker.send_signal(signal.SIGSTOP)  # as a machine that is off while two runs are due
+    missed = [deployed.start_run(parameters), deployed.start_run(parameters, name="my own")]
+    worker.send_signal(signal.SIGCONT)
+    first, again = (wait_for(lambda id=id: deployed.finished(id), "a missed run did not finish") for id in missed)
+    assert first["state"]["message"].startswith("Skipped: this run is due again")
+    assert again["state"]["message"].startswith("Nothing changed: ")
+    assert again["name"] == "my own"
 
     def states() -> list[str]:
         tasks = deployed.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [again["id"]]}}})
@@ -69,7 +78,7 @@ def test_a_wrong_field_is_refused_when_it_is_triggered(deployed: Served, group: 
 def test_a_mistake_in_the_data_is_one_sentence_in_the_ui(deployed: Served, parameters: dict[str, Any]) -> None:
     run = deployed.trigger(parameters | {"data": {"path": "/nowhere/rows.jsonl"}})
     assert run["state_type"] == "FAILED"
-    assert "/nowhere/rows.jsonl does not exist" in run["state"]["message"]
+    assert run["state"]["message"].startswith("data.path: /nowhere/rows.jsonl does not exist")
     logs = deployed.api("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
     assert not any("Traceback" in line["message"] for line in logs)
 

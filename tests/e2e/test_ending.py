@@ -52,6 +52,9 @@ def test_training_ends_with_the_run(
     if not limit:
         wait_for(lambda: list(store.glob(checkpoints)), "training did not begin")
         trainer = next(p for p in working_on(store) if "tasks.training.worker" in p.cmdline())
+        if end is cancelled:  # a bar in the UI has moved
+            bar = {"artifacts": {"key": {"any_": ["progress-train"]}, "flow_run_id": {"any_": [id]}}}
+            wait_for(lambda: any(a["data"] > 0 for a in deployed.api("/artifacts/filter", bar)), "no progress is seen")
         end(deployed, id, trainer.parent())
     run = wait_for(lambda: deployed.finished(id), "the server was not told")
     wait_for(lambda: not working_on(store), "a process lives on")
