@@ -4,6 +4,7 @@ One frozen model per stage. Cheap rules are written as bounds and choices, becau
 run is triggered; rules across fields are validators and are refused when the configuration is read.
 """
 
+import datetime
 import difflib
 import os
 import re
@@ -199,9 +200,10 @@ class ModelConfig(Group):
 class FormattingConfig(Group):
     """How a row becomes a prompt and the answer to learn."""
 
-    style: Literal["template", "chat"] = Field(
+    style: Literal["template", "chat", "text"] = Field(
         "template",
-        description="template: the Jinja2 texts below. chat: the model's own chat template over a column of messages.",
+        description="template: the Jinja2 texts below. chat: the model's own chat template over a column of messages. "
+        "text: a column of plain text, of which every token is learnt.",
     )
     prompt: str = Field(
         ARTICLE_PROMPT,
@@ -228,6 +230,29 @@ class FormattingConfig(Group):
         "value; also as JSON text.",
         min_length=1,
     )
+    answer_column: str = Field(
+        "",
+        description="Column with the answer to learn (style: chat), where `messages_column` has only what comes before "
+        "it, such as `chosen` of preference rows: text, a message, or a list of messages.",
+    )
+    text_column: str = Field("text", description="Column with the text (style: text).", min_length=1)
+    date: str = Field(
+        "2025-01-01",
+        description="What a chat template is told when it asks for today's date, as year-month-day.",
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$",
+    )
+    dropped: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="A row of which the chat template does not write every message, call, tool and thought, or that "
+        "has a flag of another trainer that cannot be obeyed. refuse: it is lost, with the reason. allow: it is learnt "
+        "without that, and listed in the ledger.",
+    )
+
+    @field_validator("date")
+    @classmethod
+    def _a_day(cls, date: str) -> str:
+        datetime.date.fromisoformat(date)
+        return date
 
 
 class TokenizationConfig(Group):

@@ -1,6 +1,7 @@
 """Text that a person will see, in a log, a terminal or a Markdown page: it stays text, and it holds no secrets."""
 
 import re
+import unicodedata
 
 LONGEST = 4000
 """Characters of one such text; a longer one ends with an ellipsis."""
@@ -80,6 +81,12 @@ def fenced(text: str, language: str = "text") -> str:
     while fence in text:
         fence += "`"
     return f"{fence}{language}\n{visible_lines(text)}\n{fence}"
+
+
+def answer_text(text: str, ending: str = "") -> str:
+    """What counts as the answer of a text, for references and generated answers alike: up to the ending, stripped."""
+    mark = ending.strip()
+    return unicodedata.normalize("NFC", text.split(mark)[0] if mark else text).strip()
 
 
 LONGEST_EXCERPT, MOST_LINES = 3000, 60

@@ -25,6 +25,7 @@ from tasks.evaluation.schema import (
 from tasks.evaluation.scores import health, score
 from tasks.process.child import main
 from tasks.process.quiet import silence
+from tasks.text import answer_text
 from tasks.tokenization.schema import NOT_LEARNT
 
 
@@ -55,8 +56,8 @@ def evaluate(work: dict[str, Any]) -> None:
         for row in rows:
             ids = row[who]
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            row[who] = until_ending(text, job.ending)
-            row[f"{who}_ended"] = len(ids) < config.max_new_tokens or row[who] != text.strip()
+            row[who] = answer_text(text, job.ending)
+            row[f"{who}_ended"] = len(ids) < config.max_new_tokens or row[who] != answer_text(text)
     for row in rows:
         row["prompt"] = tokenizer.decode(row["prompt_ids"])
     scores = score(rows, config, job.output)
@@ -132,11 +133,6 @@ def prompt_length(labels: list[int]) -> int:
     while last > 0 and labels[last - 1] != NOT_LEARNT:
         last -= 1
     return last
-
-
-def until_ending(answer: str, ending: str) -> str:
-    mark = ending.strip()
-    return (answer.split(mark)[0] if mark else answer).strip()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A conversation through the model's own chat template: every answer in it is learnt, and nothing else."""
 
+import contextlib
+import datetime
 import json
 import re
 from pathlib import Path
@@ -9,71 +11,20 @@ import jinja2
 
 from tasks.config import FormattingConfig
 from tasks.errors import UserError
-from tasks.formatting.formatted import Format, Formatted, plain
+from tasks.formatting.formatted import Format, Formatted
+from tasks.formatting.messages import Message, conversation
 from tasks.formatting.templates import LONGEST_TEXT, Rendering, Runaway
+from tasks.formatting.written import SILENT, TAG, Marks, Unwritten, unwritten
+from tasks.text import answer_text
 
-Message = dict[str, Any]
-TOOLS = "tools"
-"""Column with what the assistant may call; chat templates write it."""
 CONTROL = re.compile(r"<[|\uff5c].+[|\uff5c]>")
 """How control tokens look that are not marked as special, such as DeepSeek's."""
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+REWRITES = "the chat template writes it differently once other messages follow"
+MOST_SHAPES = 10_000
+"""Shapes of conversations that are remembered."""
 
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",  # what today's chat templates call it
-}
-"""Who speaks in ShareGPT's `from` → role. A name outside it would go into the prompt as a role of its own."""
-
-
-def _listed(value: Any, what: str) -> list[Any]:
-    """A list, or the JSON text of one, as tables have it."""
-    if isinstance(value, str) and value:
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{what} is text and no JSON: {error}") from error
-    if not isinstance(value or [], list):
-        raise ValueError(f"{what} is no list")
-    return plain(value or [])
-
-
-def _message(message: Any, number: int) -> Message:
-    """A message as chat templates take it; ShareGPT's `from` and `value` become role and content."""
-    if not isinstance(message, dict):
-        raise ValueError(f"message {number} is no object of role and content")
-    if "from" in message:
-        if message["from"] not in ROLES:
-            raise ValueError(f"a message is from {message['from']!r}, which is none of {', '.join(ROLES)}")
-        if "value" not in message:
-            raise ValueError(f"a message from {message['from']!r} has no value")
-        weight = {"weight": message["weight"]} if "weight" in message else {}
-        message = {"role": ROLES[message["from"]], "content": message["value"], **weight}
-    if "role" not in message:
-        raise ValueError(f"message {number} has no role")
-    if "content" not in message and not message.get("tool_calls"):
-        raise ValueError(f"message {number} has no content")
-    return {**message, "content": _text(message.get("content", ""), number)}
-
-
-def _text(content: Any, number: int) -> str:
-    """Content as text, or as OpenAI's list of parts that are text."""
-    parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts]
-    for wrong in (text for text in texts if not isinstance(text, str | int | float)):
-        kind = f" but {wrong['type']}" if isinstance(wrong, dict) and "type" in wrong else ""
-        raise ValueError(f"the content of message {number} is no text{kind}")
-    return "".join(map(str, texts))
-
-
-def _learnable(message: Message) -> bool:
-    """An answer that says something, and that OpenAI's `weight` does not except."""
-    said = message["content"].strip() or message.get("tool_calls")
-    return message["role"] == "assistant" and bool(said) and message.get("weight") != 0
+Span = tuple[int, int]
 
 
 def chat_format(folder: Path, config: FormattingConfig) -> Format:
@@ -84,33 +35,75 @@ def chat_format(folder: Path, config: FormattingConfig) -> Format:
     Raises:
         UserError: the model has no chat template.
     """
-    template = _Template(folder)
+    template = _Template(folder, datetime.datetime.fromisoformat(config.date))
 
     def format_row(row: dict[str, Any]) -> Formatted:
-        given = _listed(row[config.messages_column], "the conversation")
-        messages = [_message(message, number) for number, message in enumerate(given, 1)]
+        dropped: list[str] = []
+        messages, tools, learnt, cut = conversation(row, config, template.names, dropped)
         if not messages or messages[-1]["role"] != "assistant":
             raise ValueError("the conversation does not end with an assistant message")
-        if messages[-1].get("weight") == 0:
-            raise ValueError("the last answer has weight 0, and a conversation ends with an answer to learn")
-        tools = _listed(row.get(TOOLS), "the tools column")
-        template.refuse_tokens([*messages, {TOOLS: tools}])
-        whole = template.render(messages, tools)
-        start, end = template.place(messages, tools, whole)
-        answer = messages[-1]["content"]
-        if not answer.strip() and messages[-1].get("tool_calls"):
-            answer = template.without_tokens(whole[start:end])
-        answered = [n for n, message in enumerate(messages[:-1]) if _learnable(message)]
-        try:
-            learnt = [template.place(messages[: n + 1], tools, whole) for n in answered]
-        except Runaway:
-            raise
-        except (ValueError, jinja2.TemplateError):
-            why = "the chat template writes an earlier answer differently once other messages follow it"
-            return Formatted(whole[:start], whole[start:end], answer, only_last=why)
-        return Formatted(whole[:start], whole[start:end], answer, learnt)
+        template.refuse_tokens(messages, tools)
+        messages = template.fitted(messages)
+        whole, generated = template.written(messages, tools)
+        lost = template.unwritten(messages, tools)
+        dropped += [f"the chat template does not write {what}" for _, what in lost.dropped]
+        if dropped and config.dropped == "refuse":
+            more = f" (and {len(dropped) - 3} more)" if len(dropped) > 3 else ""
+            raise ValueError(f"{'; '.join(dropped[:3])}{more}. formatting.dropped: allow takes such rows")
+        for n, _ in lost.dropped:
+            if n >= 0 and not messages[n]["content"].strip():
+                learnt[n] = False  # nothing of it is there
+        start, end = generated[-1] if generated else template.place_last(messages, tools, whole)
+        spans, costs = [], []
+        for n in [n for n, wanted in enumerate(learnt[:-1]) if wanted]:
+            try:
+                if n in lost.forgotten:
+                    raise ValueError("the chat template leaves a part of it away once other messages follow")
+                which = sum(message["role"] == "assistant" for message in messages[:n])
+                spans.append(generated[which] if generated else template.place(messages, n, tools, whole))
+            except Runaway:
+                raise
+            except (ValueError, LookupError, jinja2.TemplateError) as error:
+                costs.append(f"message {n + 1}: {error}")
+        notes = [
+            ("not written", "; ".join(dropped)),
+            ("messages after the last answer to learn", f"{cut} left away" if cut else ""),
+            ("earlier answer not learnt", "; ".join(costs)),
+        ]
+        said = template.without_tokens(whole[start:end]) if learnt[-1] else ""
+        return Formatted(whole[:start], whole[start:end], said, spans, [note for note in notes if note[1]])
 
     return format_row
+
+
+def _marked(value: Any) -> Any:
+    """A message with other words, of the same shape."""
+    if isinstance(value, dict):
+        return {name: item if name in SILENT | {"type"} else _marked(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_marked(item) for item in value]
+    return "\ue0f1" if isinstance(value, str) and value.strip() else value
+
+
+def _alike(text: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = zip(text, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(text), len(other)))
+
+
+def _difference(text: str, other: str) -> Span:
+    """Where a text differs from another one."""
+    start = _alike(text, other)
+    return start, len(text) - _alike(text[start:][::-1], other[start:][::-1])
+
+
+def _with_texts(message: Message) -> Message:
+    """A message whose calls have their arguments as JSON text."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
 
 
 def check_chat_template(folder: Path) -> None:
@@ -125,42 +118,164 @@ def check_chat_template(folder: Path) -> None:
 
 
 class _Template:
-    """The tokenizer's chat template as text; it writes every special token itself."""
+    """The tokenizer's chat template as text; it writes every special token itself.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        date: what it is told when it asks for today.
+    """
+
+    def __init__(self, folder: Path, date: datetime.datetime) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         check_chat_template(folder)
+        found = self._tokenizer.chat_template
+        self._source = found if isinstance(found, str) else "\n".join(found.values())
+        self._given = {**self._tokenizer.special_tokens_map, "documents": None, "strftime_now": date.strftime}
         added = self._tokenizer.added_tokens_decoder.values()
-        self._special = [token.content for token in added if token.special or CONTROL.fullmatch(token.content)]
+        self._special = [token.content for token in added if token.special]
+        control = sorted({token.content for token in added if token.special or CONTROL.fullmatch(token.content)})
+        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+        tags = sorted({*TAG.findall(self._source)}, key=len, reverse=True)
+        self._tags = re.compile(f"({'|'.join(map(re.escape, tags))})") if tags else None
+        self._texts = False  # whether it takes a call's arguments as JSON text
+        self._shapes: dict[str, Unwritten] = {}
+
+    def names(self, role: str) -> bool:
+        """Whether the template has a branch for a role."""
+        return f"'{role}'" in self._source or f'"{role}"' in self._source
+
+    def fitted(self, messages: list[Message]) -> list[Message]:
+        """Ids of calls as Mistral's templates take them: nine letters and digits."""
+        if not re.search(r"length\s*!=\s*9\b", self._source):
+            return messages
+        made: list[str] = []
+        asked = iter(made)
+        fitted = []
+        for message in messages:
+            if calls := message.get("tool_calls"):
+                ids = [f"call{len(made) + k:05d}" for k in range(len(calls))]
+                made += ids
+                calls = [{**call, "id": id} for call, id in zip(calls, ids, strict=True)]
+                message = {**message, "tool_calls": calls}
+            elif message["role"] == "tool":
+                message = {**message, "tool_call_id": next(asked, "call00000")}
+            fitted.append(message)
+        return fitted
 
     def render(self, messages: list[Message], tools: list[Any], answer_next: bool = False) -> str:
+        return self._render(messages, tools, answer_next)[0]
+
+    def _render(self, messages: list[Message], tools: list[Any], answer_next: bool = False) -> tuple[str, list[Span]]:
+        """The text, and what stands between the template's marks of what is generated."""
+        from transformers.utils import chat_template_utils as utils
+
+        source = self._tokenizer.get_chat_template(None, tools=tools or None)
         with Rendering("the chat template"):
-            text = str(
-                self._tokenizer.apply_chat_template(
-                    messages, tools=tools or None, tokenize=False, add_generation_prompt=answer_next
+            compiled = utils._compile_jinja_template(source)
+            asked = messages
+            if self._texts:
+                asked = [_with_texts(message) if "tool_calls" in message else message for message in messages]
+            try:
+                text, spans = utils._render_with_assistant_indices(
+                    compiled, asked, tools or None, add_generation_prompt=answer_next, **self._given
                 )
-            )
+            except TypeError:
+                if self._texts or not any("tool_calls" in message for message in messages):
+                    raise
+                self._texts = True  # it adds them to a text
+                return self._render(messages, tools, answer_next)
             if len(text) > LONGEST_TEXT:
                 raise Runaway(f"the chat template makes more than {LONGEST_TEXT:,} characters of the row")
-            return text
+            return text, spans
+
+    def written(self, messages: list[Message], tools: list[Any]) -> tuple[str, list[Span]]:
+        """The conversation, and where each answer stands if the template itself marks that.
+
+        Raises:
+            ValueError: it marks more or fewer parts than there are assistant messages.
+        """
+        whole, spans = self._render(messages, tools)
+        if not GENERATION.search(self._source):
+            return whole, []
+        joined: list[Span] = []
+        for start, end in spans:
+            if joined and joined[-1][1] == start:
+                start = joined.pop()[0]
+            joined.append((start, end))
+        answers = sum(message["role"] == "assistant" for message in messages)
+        if len(joined) != answers:
+            raise ValueError(f"the chat template marks {len(joined)} parts as generated, of {answers} answers")
+        return whole, [(start, start + len(whole[start:end].rstrip())) for start, end in joined]
 
     def without_tokens(self, text: str) -> str:
         for token in self._special:
             text = text.replace(token, "")
-        return text
+        return answer_text(text)
 
-    def refuse_tokens(self, messages: list[Message]) -> None:
+    def refuse_tokens(self, messages: list[Message], tools: list[Any]) -> None:
         """Once rendered, a token's name in a message could not be told from the template's own tokens."""
-        for value in (str(value) for message in messages for value in message.values()):
-            if found := next((token for token in self._special if token in value), None):
-                raise ValueError(f"a message contains {found}, which is a token of the model and no text")
+        if found := self._control.search(str([messages, tools])):
+            raise ValueError(f"a message contains {found[0]}, which is a token of the model and no text")
 
-    def place(self, messages: list[Message], tools: list[Any], whole: str) -> tuple[int, int]:
-        """Where the last of some messages stands in the conversation they begin, in characters."""
-        before = self.render(messages[:-1], tools, answer_next=True)
-        after = self.render(messages, tools).rstrip()
-        if not (whole.startswith(before) and whole.startswith(after)):
+    def unwritten(self, messages: list[Message], tools: list[Any]) -> Unwritten:
+        """What the template leaves away of a conversation of this shape."""
+        marks = Marks(messages, tools, self._tags)
+        if marks.shape not in self._shapes:
+            if len(self._shapes) >= MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes[marks.shape] = unwritten(marks, self.render)
+        return self._shapes[marks.shape]
+
+    def place_last(self, messages: list[Message], tools: list[Any], whole: str) -> Span:
+        """Where the last answer stands, in characters: from where the template asks for it."""
+        try:
+            before = self.render(messages[:-1], tools, answer_next=True)
+        except (LookupError, jinja2.TemplateError):  # it asks for none there
+            return self._place_by_mark(messages, len(messages) - 1, tools, whole, None, whole)
+        if not whole.startswith(before):
             raise ValueError("the chat template renders the answer differently from where it asks for it")
-        return len(before), len(after)
+        return len(before), len(whole.rstrip())
+
+    def place(self, messages: list[Message], n: int, tools: list[Any], whole: str) -> Span:
+        """Where an earlier answer stands.
+
+        Raises:
+            ValueError: the template writes it differently once others follow.
+        """
+        before = after = None
+        with contextlib.suppress(LookupError, jinja2.TemplateError):  # it asks for none there
+            before = self.render(messages[:n], tools, answer_next=True)
+        with contextlib.suppress(LookupError, jinja2.TemplateError):
+            after = self.render(messages[: n + 1], tools)
+        if before is not None and after is not None and whole.startswith(before) and whole.startswith(after.rstrip()):
+            return len(before), len(after.rstrip())
+        return self._place_by_mark(messages, n, tools, whole, before, after)
+
+    def _place_by_mark(
+        self, messages: list[Message], n: int, tools: list[Any], whole: str, before: str | None, after: str | None
+    ) -> Span:
+        """Where an answer stands whose words the template writes, but not what it writes around them when it is last.
+
+        Args:
+            before: the text that asks for it; None: the template asks for none there.
+            after: the conversation up to its end, likewise.
+        """
+        marked = [*messages[:n], _marked(messages[n]), *messages[n + 1 :]]
+        first, last = _difference(whole, self.render(marked, tools))
+        start = first
+        if before is not None and whole.startswith(before) and len(before) <= first:
+            start = len(before)
+        else:
+            asking = self.render(messages, tools, answer_next=True)
+            header = asking[_alike(asking, whole) :]
+            if header and (found := whole.rfind(header, 0, first)) >= 0:
+                start = found + len(header)
+        nowhere = start == first and "tool_calls" in messages[n]
+        if nowhere or first >= last or self._control.search(whole, start, first):
+            raise ValueError(REWRITES)
+        closing = 0
+        if after is not None:
+            _, end = _difference(after, self.render(marked[: n + 1], tools))
+            closing = len(whole[last : last + _alike(after[end:], whole[last:])].rstrip())
+        return start, last + closing

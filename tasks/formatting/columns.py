@@ -11,8 +11,10 @@ def columns_read(config: FormattingConfig) -> set[str]:
     Raises:
         UserError: a template is not Jinja2.
     """
+    if config.style == "text":
+        return {config.text_column, *config.references}
     if config.style == "chat":
-        return {config.messages_column, *config.references}
+        return {config.messages_column, *config.references} | ({config.answer_column} - {""})
     names = names_read(config.prompt, "formatting.prompt") | names_read(config.completion, "formatting.completion")
     return names | {config.input_column, *config.references}
 
@@ -25,6 +27,9 @@ def check_columns(config: FormattingConfig, columns: set[str]) -> None:
     fields = [("references", name) for name in config.references]
     if config.style == "chat":
         fields.append(("messages_column", config.messages_column))
+        fields += [("answer_column", config.answer_column)] if config.answer_column else []
+    elif config.style == "text":
+        fields.append(("text_column", config.text_column))
     elif config.input_column not in ("", FormattingConfig.model_fields["input_column"].default):
         fields.append(("input_column", config.input_column))
     for field, name in fields:

@@ -12,9 +12,9 @@ class Formatted(NamedTuple):
 
     prompt: str
     completion: str  # the text to learn
-    answer: str  # the same as a reader sees it, without ending or control tokens
+    answer: str  # the same as evaluation sees it: without ending and special tokens
     learnt: Sequence[tuple[int, int]] = ()  # parts of the prompt that are learnt too, in characters
-    only_last: str = ""  # why earlier answers are not learnt, where that is so
+    notes: Sequence[tuple[str, str]] = ()  # what is not in these texts as the row has it: reason and detail
 
 
 def plain(value: Any) -> Any:

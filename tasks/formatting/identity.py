@@ -5,14 +5,16 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs can give another result (docs/caching.md)."""
+TEMPLATE, CHAT = {"prompt", "completion", "ending", "input_column"}, {"messages_column", "answer_column", "date"}
+UNREAD = {"template": {"text_column", *CHAT}, "chat": {"text_column", *TEMPLATE}, "text": {*TEMPLATE, *CHAT}}
 
 
 def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -> Identity:
     """Only a chat template makes the prompts depend on the model."""
     chat = config.style == "chat"
-    unread = {"messages_column"} if not chat else {"prompt", "completion", "ending", "input_column"}
+    unread = UNREAD[config.style]
     return Identity(
         stage="format",
         inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),

@@ -48,7 +48,7 @@ def write_prompts(
     return {
         "rows": count,
         "special_tokens": "rendered" if config.style == "chat" else "add",
-        "ending": "" if config.style == "chat" else config.ending,
+        "ending": config.ending if config.style == "template" else "",
         **repeats.totals(),
         **ledger.write(),
     }
@@ -57,7 +57,7 @@ def write_prompts(
 def _without_leaks(result: Result, ledger: Ledger, repeats: Repeats) -> pa.RecordBatch:
     """A unit's rows for the file, its lines in the ledger. A unit is of one side."""
     for verdict, *line in result.notes:
-        {"lost": ledger.lost, "changed": ledger.changed}[verdict](*line)
+        {"lost": ledger.lost, "changed": ledger.changed, "left out": ledger.left_out}[verdict](*line)
     splits, ids, signs = (result.rows[name].to_pylist() for name in ("split", "id", SIGNS))
     kept = repeats.kept(splits[0], ids, signs, ledger) if splits else []
     prompts = result.rows.drop_columns([SIGNS])

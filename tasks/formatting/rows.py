@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 from tasks.config import FormattingConfig
 from tasks.errors import UserError
 from tasks.formatting.chat import chat_format
-from tasks.formatting.columns import check_columns
+from tasks.formatting.columns import check_columns, columns_read
+from tasks.formatting.flags import NotLearnt, check_row
 from tasks.formatting.formatted import Format, Formatted, plain
 from tasks.formatting.repeats import common_part, signs
 from tasks.formatting.schema import PROMPT_SCHEMA, SIGNS
 from tasks.formatting.templates import Runaway, compile_template, render_limits
 from tasks.process.pool import Result, serve
+from tasks.text import answer_text
 
 SIDES = ("test", "train")  # held-out rows first, so that training rows can be compared with them
 SIGNED_SCHEMA = PROMPT_SCHEMA.append(pa.field(SIGNS, pa.binary()))
@@ -48,7 +50,10 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
     columns = set(source.schema_arrow.names) - {"_id"}
     group_column = (source.schema_arrow.metadata or {}).get(b"group_column", b"").decode()
     check_columns(config, columns)
-    format_row = chat_format(Path(job["model"]), config) if config.style == "chat" else _template(config, columns)
+    if config.style == "chat":
+        format_row = chat_format(Path(job["model"]), config)
+    else:
+        format_row = _template(config, columns) if config.style == "template" else _text(config)
     common = common_part(_sample(source, format_row))
     for unit in units:
         turn, group = divmod(unit, source.num_row_groups)
@@ -94,7 +99,16 @@ def _template(config: FormattingConfig, columns: set[str]) -> Format:
     def format_row(row: dict[str, Any]) -> Formatted:
         row = {name: plain(value) for name, value in row.items()}
         answer = completion(row)
-        return Formatted(prompt(row), answer + config.ending, answer)
+        return Formatted(prompt(row), answer + config.ending, answer_text(answer + config.ending, config.ending))
+
+    return format_row
+
+
+def _text(config: FormattingConfig) -> Format:
+    def format_row(row: dict[str, Any]) -> Formatted:
+        if not isinstance(text := row[config.text_column], str):
+            raise ValueError(f"the column {config.text_column} has no text")
+        return Formatted("", text, answer_text(text))
 
     return format_row
 
@@ -107,11 +121,18 @@ def _formatted(
     ledger: list[list[str]],
 ) -> Iterator[tuple[Any, ...]]:
     """Values in the order of PROMPT_SCHEMA."""
-    runaways = 0
+    runaways, read = 0, columns_read(config)
     for row in rows:
         id, split = row.pop("_id"), row["split"]
+        ignored: list[str] = []
         try:
-            prompt, completion, answer, learnt, only_last = format_row(row)
+            check_row(row, read, ignored)
+            if ignored and config.dropped == "refuse":
+                raise ValueError(f"{'; '.join(ignored)}. formatting.dropped: allow ignores it")
+            prompt, completion, answer, learnt, notes = format_row(row)
+        except NotLearnt as error:
+            ledger.append(["left out", id, split, "not to be learnt", str(error)])
+            continue
         except UNFIT as error:
             ledger.append(["lost", id, split, "cannot be formatted", str(error) or type(error).__name__])
             runaways += isinstance(error, Runaway)
@@ -120,11 +141,11 @@ def _formatted(
                     f"{error}, and so with {MOST_RUNAWAYS} rows before row {id}; give it shorter loops."
                 ) from error
             continue
-        if not answer.strip():
+        if not answer:
             ledger.append(["lost", id, split, "empty answer", "the completion has no text"])
             continue
-        if only_last:
-            ledger.append(["changed", id, split, "only the last answer is learnt", only_last])
+        if notes := [*(("flag ignored", flag) for flag in ignored), *notes]:
+            ledger.append(["changed", id, split, notes[0][0], "; ".join(detail for _, detail in notes)])
         text = row.get(config.input_column) if config.style == "template" else None
         start = prompt.find(text) if isinstance(text, str) and text and prompt.count(text) == 1 else -1
         yield (
@@ -133,7 +154,7 @@ def _formatted(
             _group(row.get(group_column)) if group_column else None,
             prompt,
             completion,
-            _references(row, config.references) or [answer.strip()],
+            _references(row, config.references) or [answer],
             [{"start": start, "end": end} for start, end in learnt],
             start if start >= 0 else None,
             start + len(text) if start >= 0 and text else None,

@@ -34,7 +34,7 @@ def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingCon
     )
     if info["changed"]:
         log(
-            f"{info['changed']:,} conversations: only the last answer is learnt, because the chat template writes "
-            "earlier ones differently once others follow"
+            f"{info['changed']:,} conversations are not learnt as the rows have them: an earlier answer that the chat "
+            "template rewrites, or words that it does not write; the ledger has each"
         )
     return prompts

@@ -13,8 +13,9 @@ from tasks.config import METRICS, EvaluationConfig
 from tasks.errors import UserError
 from tasks.evaluation.compare import paired_intervals
 from tasks.evaluation.scores import health, score
-from tasks.evaluation.worker import held_out, prompt_length, until_ending
+from tasks.evaluation.worker import held_out, prompt_length
 from tasks.formatting.schema import PROMPT_SCHEMA
+from tasks.text import answer_text
 from tasks.tokenization.schema import TOKEN_SCHEMA
 
 
@@ -117,7 +118,7 @@ def test_the_prompt_ends_before_the_last_answer(labels: list[int], length: int) 
     [(" a b\n\n### End", "\n\n### End", "a b"), ("a ### End b", "\n\n### End", "a"), (" a ", "", "a")],
 )
 def test_an_answer_is_cut_where_the_ending_begins(answer: str, ending: str, kept: str) -> None:
-    assert until_ending(answer, ending) == kept
+    assert answer_text(answer, ending) == kept
 
 
 def tables(folder: Path, split: str) -> tuple[Path, Path]:

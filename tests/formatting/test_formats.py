@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from tasks.formatting.prompts import write_prompts
 
 FORMATS = Path(__file__).parents[2] / "examples/formats"
 COUNT = 30
+CLOCK = {"name": "clock", "description": "Tells the time"}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "clock", "arguments": "{}"}}]}
+TEMPLATE = (Path(__file__).parent / "chat_templates/qwen-2.5.jinja").read_text().replace("<|im_end|>", "<|eot_id|>")
+
+
+def said(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
 
 
 def rows_of(name: str, n: int) -> dict[str, Any]:
@@ -24,6 +32,32 @@ def rows_of(name: str, n: int) -> dict[str, Any]:
         "prompt-completion": {"prompt": ask, "completion": answer},
         "messages": {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]},
         "sharegpt": {"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]},
+        "tools": {
+            "tools": [CLOCK],
+            "messages": [said("user", ask), CALL, said("tool", "noon"), said("assistant", answer)],
+        },
+        "sharegpt-tools": {
+            "system": "Be brief.",
+            "tools": json.dumps([CLOCK]),
+            "conversations": [
+                {"from": "human", "value": ask},
+                {"from": "function_call", "value": '{"name": "clock", "arguments": {}}'},
+                {"from": "observation", "value": "noon"},
+                {"from": "gpt", "value": answer},
+            ],
+        },
+        "glaive": {
+            "system": "SYSTEM: Be brief.",
+            "chat": f"USER: {ask}\n\n\n"
+            'ASSISTANT: <functioncall> {"name": "clock", "arguments": \'{}\'} <|endoftext|>\n\n\n'
+            f"FUNCTION RESPONSE: noon\n\n\nASSISTANT: {answer} <|endoftext|>",
+        },
+        "preference": {
+            "prompt": [said("user", ask)],
+            "chosen": [said("assistant", answer)],
+            "rejected": [said("assistant", "No.")],
+        },
+        "text": {"text": f"{ask} {answer}"},
         "references": {"id": f"a{n}", "dialogue": ask, "summary": answer},
         "csv": {"number": f"{n:03d}", "question": ask, "answer": answer, "topic": f"topic {n % 15}"},
         "hub": {"instruction": ask, "context": "", "response": answer, "category": "sums"},
@@ -67,9 +101,16 @@ def test_an_example_formats_its_rows(name: str, source: Any, tmp_path: Path, tin
     expected = COUNT + bool(data.test_path)
     assert (info["rows"], info["lost"]) == (expected, 0)
     (tmp_path / "prompts").mkdir()
-    found = write_prompts(out / "rows.parquet", tiny_model, formatting, tmp_path / "prompts")
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(TEMPLATE)  # one that writes tools
+    found = write_prompts(out / "rows.parquet", model, formatting, tmp_path / "prompts")
     prompts = pq.read_table(tmp_path / "prompts/prompts.parquet").to_pylist()
     assert (found["rows"], found["lost"], found["changed"]) == (expected, 0, 0)
+    if name == "text":
+        assert all(row["prompt"] == "" and row["references"] == [row["completion"]] for row in prompts)
+        return
+    if "tools" in name or name == "glaive":
+        assert all('"name": "clock"' in row["prompt"] and row["learnt"] for row in prompts)
     asked = {f"How much is {n} plus {n}?" for n in range(COUNT)}
     for row in prompts:
         if row["split"] == "test" and data.test_path:

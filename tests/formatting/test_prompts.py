@@ -187,7 +187,9 @@ def test_what_is_not_to_be_learnt_is_not(tmp_path: Path, model: Path) -> None:
     rows[0]["messages"][5]["weight"], rows[1]["messages"][1]["weight"] = 0, 0
     (row,), ledger, _ = prompts(tmp_path, rows, model, style="chat")
     assert learnt(row) == ["first", "last"]
-    assert "the last answer has weight 0" in ledger[0]["detail"]
+    assert [(line["id"], line["verdict"], line["reason"]) for line in ledger] == [
+        ("r1", "left out", "not to be learnt")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,10 @@ def test_sharegpt_senders_become_roles(tmp_path: Path, model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("first", "detail"),
-    [(("chatgpt", "hi"), "from 'chatgpt', which is none of human, user, gpt"), (("human", None), "has no value")],
+    [
+        (("chatgpt", "hi"), "from 'chatgpt', which is none of system, developer"),
+        (("human", None), "has no value"),
+    ],
 )
 def test_a_sharegpt_message_that_is_no_message_is_in_the_ledger(
     tmp_path: Path, model: Path, first: tuple[str, str | None], detail: str
@@ -332,7 +337,7 @@ def test_a_template_that_rewrites_earlier_answers_teaches_the_last_one(tmp_path:
     spans = [found[1]["prompt"][span["start"] : span["end"]] for span in found[1]["learnt"]]
     assert spans == ["plain<|eot_id|>"]
     assert [(line["id"], line["verdict"], line["reason"]) for line in ledger] == [
-        ("r0", "changed", "only the last answer is learnt")
+        ("r0", "changed", "earlier answer not learnt")
     ]
     assert (info["rows"], info["changed"], info["lost"]) == (2, 1, 0)
 

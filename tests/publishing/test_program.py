@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tasks.config import TrainingConfig
-from tasks.evaluation.worker import until_ending
 from tasks.model.quantization import FIELDS
 from tasks.store.model import BaseModelRef
+from tasks.text import answer_text
 from tasks.tokenization.vocabulary import Vocabulary
 from tests.publishing.test_card import card, program
 
@@ -52,7 +52,7 @@ def test_it_gives_the_answer_of_evaluation(
     model = generate.load(tiny_model, tmp_path, {name: getattr(fields, name) for name in FIELDS})
     made = generate.answer(model, [ids], [1], 64, 8192, print)[0]
     ending = "" if chat else "\n\n### End"
-    expected = until_ending(words.decode(made, skip_special_tokens=True), ending)
+    expected = answer_text(words.decode(made, skip_special_tokens=True), ending)
     assert expected
     with model.disable_adapter():
         assert generate.answer(model, [ids], [1], 64, 8192, print)[0] != made

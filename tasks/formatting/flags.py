@@ -1,0 +1,54 @@
+"""What other trainers' flags say about learning: obeyed as their tools define them, or refused by name."""
+
+from typing import Any
+
+LEARN = {"train", "weight", "loss_weight", "loss"}
+"""1 or true: learn this, 0 or false: do not. `train` is Axolotl's, `weight` OpenAI's, `loss` ms-swift's."""
+MASKED = {"masked"}
+"""The other way round."""
+REFUSED = {"mask", "loss_mask", "loss_scale", "train_detail"}
+"""Their tools do not agree on what they mean, or they mean parts of a message."""
+OF_ROWS = {"train", "weight", "loss_weight", "mask", "masked"}
+"""Flags that a row may have as a whole."""
+
+
+class NotLearnt(ValueError):
+    """A row that its own flags take out of training."""
+
+
+def learn(holder: dict[str, Any], what: str, refused: list[str]) -> bool | None:
+    """Whether a message or row is to be learnt; None: no flag says so.
+
+    Args:
+        what: the holder's name in messages.
+        refused: receives a sentence for each flag that cannot be obeyed.
+    """
+    said: dict[str, bool] = {}
+    for name in sorted((LEARN | MASKED | REFUSED) & holder.keys()):
+        value = holder[name]
+        if value is None:
+            continue
+        if name in REFUSED or not isinstance(value, bool | int | float) or value not in (0, 1):
+            refused.append(f"{what} has {name}: {str(value)[:40]}, which cannot be obeyed")
+        else:
+            said[name] = bool(value) != (name in MASKED)
+    if len(set(said.values())) > 1:
+        refused.append(f"{what} has flags that disagree: {', '.join(said)}")
+    return all(said.values()) if said else None
+
+
+def check_row(row: dict[str, Any], read: set[str], refused: list[str]) -> None:
+    """Obey the flags among the columns that the configuration does not read. Text is no flag, but for `mask`.
+
+    Raises:
+        NotLearnt: the row is not to be learnt.
+    """
+    found = {
+        name: row[name]
+        for name in OF_ROWS & row.keys() - read
+        if isinstance(row[name], bool | int | float) or (name == "mask" and row[name] is not None)
+    }
+    if str(found.get("mask")).lower() in ("user", "human"):  # NeMo: whose turns are not learnt
+        del found["mask"]
+    if found and learn(found, "the row", refused) is False:
+        raise NotLearnt(f"the row has {', '.join(f'{name}: {found[name]}' for name in sorted(found))}")

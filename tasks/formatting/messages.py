@@ -1,0 +1,241 @@
+"""Conversations as people have them, in the one form that chat templates read: OpenAI's messages and tools."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tasks.config import FormattingConfig
+from tasks.formatting.flags import LEARN, MASKED, REFUSED, NotLearnt, learn
+from tasks.formatting.formatted import plain
+
+Message = dict[str, Any]
+SYSTEM = ("system", "system_prompt")
+"""Columns with a system prompt beside the conversation."""
+TOOLS = ("tools", "functions")
+"""Columns with what the assistant may call."""
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+}
+"""Who speaks → role of chat templates. Case and surrounding spaces make no difference."""
+CALLERS = ("function_call", "tool_call")
+"""Senders whose text is a call, or a list of calls, as JSON."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+
+SPEAKER = re.compile(r"(?:^|\n\s*)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE|Human|Assistant): *")
+SPEAKERS = {"FUNCTION RESPONSE": "observation", "Human": "user"}
+GLAIVE_CALL = re.compile(
+    r'<functioncall>\s*\{\s*"name":\s*"([^"]+)"\s*(?:,\s*"arguments":\s*(\'?)(.*)\2\s*)?\}\s*$', re.DOTALL
+)
+GLAIVE_TOOLS = "with access to the following functions. Use them if required -"
+
+
+class Conversation(NamedTuple):
+    """What a chat template is given."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]]
+    learnt: list[bool]  # of each message: an answer that says something, and that no flag excepts
+    cut: int  # messages after the last answer to learn, which are not among them
+
+
+def conversation(
+    row: dict[str, Any], config: FormattingConfig, knows: Callable[[str], bool], refused: list[str]
+) -> Conversation:
+    """A row's messages and tools.
+
+    Args:
+        knows: whether the chat template names a role.
+        refused: receives a sentence for each flag that cannot be obeyed.
+    Raises:
+        ValueError: the row has no conversation; the text says why.
+    """
+    given = _turns(row[config.messages_column], "user" if config.answer_column else "")
+    if config.answer_column:
+        given = [*given, *_turns(row[config.answer_column], "assistant")]
+    tools = [name for name in TOOLS if row.get(name)]
+    written = _listed(row[tools[0]], f"the column {tools[0]}") if tools else []
+    system = next((row[name] for name in SYSTEM if row.get(name) and name != config.messages_column), None)
+    if system is not None:
+        if not isinstance(system, str):
+            raise ValueError("the system column is no text")
+        system, _, listed = system.removeprefix("SYSTEM: ").partition(GLAIVE_TOOLS)
+        if listed:
+            written, system = [*written, *_objects(listed)], system + GLAIVE_TOOLS.partition(" with")[0]
+    messages: list[Message] = []
+    flags: list[bool | None] = []
+    calling = False  # the message before is a caller's
+    for number, turn in enumerate(given, 1):
+        message, calls = _message(turn, number, knows)
+        flag = learn(message, f"message {number}", refused)
+        if flag and message["role"] != "assistant":
+            refused.append(f"message {number} is to be learnt, and only the assistant's messages are")
+        for name in (LEARN | MASKED | REFUSED) & message.keys():
+            del message[name]
+        if calls and calling:  # parallel calls
+            messages[-1]["tool_calls"] += message["tool_calls"]
+            flags[-1] = flag if flags[-1] is None else flags[-1] and flag is not False
+        else:
+            messages.append(message)
+            flags.append(flag)
+        calling = calls
+    if system and system.strip():
+        if not messages or messages[0]["role"] != "system":
+            messages, flags = [{"role": "system", "content": system}, *messages], [None, *flags]
+        elif messages[0]["content"].strip() != system.strip():
+            raise ValueError("the system column and the conversation's own system message are not the same")
+    learnt = [_says(message) and flag is not False for message, flag in zip(messages, flags, strict=True)]
+    end = len(messages)
+    if messages and messages[-1]["role"] == "assistant" and flags[-1] is False:
+        if not any(learnt):
+            raise NotLearnt("each of its answers has a flag that excepts it from learning")
+        end -= learnt[::-1].index(True)
+    listed_tools = [_tool(tool, number) for number, tool in enumerate(written, 1)]
+    return Conversation(messages[:end], listed_tools, learnt[:end], len(messages) - end)
+
+
+def _says(message: Message) -> bool:
+    return message["role"] == "assistant" and bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def _turns(value: Any, speaker: str) -> list[Any]:
+    """Messages of a column: a list, one message, the JSON text of either, or a transcript.
+
+    Args:
+        speaker: whose words a text is that is none of these; empty: such a text is an error.
+    """
+    if isinstance(value, str) and (found := SPEAKER.split(value.strip()))[0] == "" and len(found) > 1:
+        said = zip(found[1::2], found[2::2], strict=True)
+        return [_spoken(SPEAKERS.get(name, name.lower()), text.strip()) for name, text in said]
+    if speaker and isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
+        return [{"role": speaker, "content": value}]
+    if isinstance(value, dict):
+        return [plain(value)]
+    return _listed(value, "the conversation")
+
+
+def _spoken(role: str, text: str) -> Message:
+    """A turn of a transcript; glaive writes calls into it, with arguments in single quotes."""
+    text = text.removesuffix("<|endoftext|>").strip()
+    if not (call := GLAIVE_CALL.search(text)):
+        return {"role": role, "content": text}
+    function = {"name": call[1], "arguments": call[3]}
+    return {"role": role, "content": text[: call.start()].strip(), "tool_calls": [{"function": function}]}
+
+
+def _listed(value: Any, what: str) -> list[Any]:
+    """A list, or the JSON text of one, as tables have it."""
+    if isinstance(value, str) and value:
+        value = _json(value, what)
+    if not isinstance(value or [], list):
+        raise ValueError(f"{what} is no list")
+    return plain(value or [])
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is text and no JSON: {error}") from error
+
+
+def _objects(text: str) -> list[Any]:
+    """JSON objects that stand one after the other."""
+    decoder, found, text = json.JSONDecoder(), [], text.strip()
+    while text:
+        value, end = decoder.raw_decode(text)
+        found.append(value)
+        text = text[end:].strip()
+    return found
+
+
+def _message(message: Any, number: int, knows: Callable[[str], bool]) -> tuple[Message, bool]:
+    """A message of role and content, and whether its sender is a caller."""
+    if not isinstance(message, dict):
+        raise ValueError(f"message {number} is no object of role and content")
+    message = {name: value for name, value in message.items() if value is not None}
+    sender = message.pop("from", None)
+    if sender is not None:
+        if "value" not in message and "content" not in message:
+            raise ValueError(f"message {number}, from {sender!r}, has no value")
+        message = {"role": sender, **({"content": message.pop("value")} if "value" in message else {}), **message}
+    if "role" not in message:
+        raise ValueError(f"message {number} has no role")
+    name = str(message["role"]).strip().lower()
+    role = name if knows(name) and ROLES.get(name, "system") == "system" else ROLES.get(name)
+    if role is None:
+        raise ValueError(f"message {number} is from {message['role']!r}, which is none of {', '.join(ROLES)}")
+    calls = [] if name not in CALLERS or "content" not in message else message.pop("content")
+    if isinstance(calls, str):
+        calls = _json(calls, f"the call in message {number}")
+    calls = calls if isinstance(calls, list) else [calls]
+    caller = bool(calls)
+    calls += _listed(message.pop("tool_calls", None), f"tool_calls of message {number}")
+    calls += [message.pop("function_call")] if message.get("function_call") else []
+    if calls:
+        message["tool_calls"] = [_call(call, number) for call in calls]
+    elif "content" not in message:
+        raise ValueError(f"message {number} has no content")
+    for name in REASONING:
+        if thought := message.pop(name, None):
+            message |= {"reasoning_content": thought, "thinking": thought}  # the names that templates read
+    return {**message, "role": role, "content": _text(message.get("content", ""), number, role)}, caller
+
+
+def _text(content: Any, number: int, role: str) -> str:
+    """Content as text: given as such, as OpenAI's list of parts that are text, or a tool's result as an object."""
+    if role == "tool" and (isinstance(content, dict) or not _are_parts(content)):
+        return json.dumps(content, ensure_ascii=False)
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts]
+    for wrong in (text for text in texts if not isinstance(text, str | int | float)):
+        kind = f" but {wrong['type']}" if isinstance(wrong, dict) and "type" in wrong else ""
+        raise ValueError(f"the content of message {number} is no text{kind}")
+    return "".join(map(str, texts))
+
+
+def _are_parts(content: Any) -> bool:
+    return not isinstance(content, list) or all(isinstance(part, dict) and "type" in part for part in content)
+
+
+def _call(call: Any, number: int) -> dict[str, Any]:
+    """A call as OpenAI writes it, with its arguments as an object, which templates write as JSON themselves."""
+    what = f"a call in message {number}"
+    call = _json(call, what) if isinstance(call, str) else call
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"{what} has no name")
+    arguments = function.get("arguments", {} if function is not call else function.get("parameters", {}))
+    if isinstance(arguments, str) and arguments.strip():
+        arguments = _json(arguments, f"the argument text of {what}")
+    if not isinstance(arguments or {}, dict):
+        raise ValueError(f"the arguments of {what} are no object of names and values")
+    outer = call if function is not call else {}
+    inner = {name: value for name, value in function.items() if name not in ("arguments", "parameters", "id", "type")}
+    ids = {"id": call["id"]} if call.get("id") else {}
+    return {**ids, "type": "function", **outer, "function": {**inner, "arguments": arguments or {}}}
+
+
+def _tool(tool: Any, number: int) -> dict[str, Any]:
+    tool = _json(tool, f"tool {number}") if isinstance(tool, str) else tool
+    if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
+        return {"type": "function", **tool}
+    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+        raise ValueError(f"tool {number} is no object with a name")
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
