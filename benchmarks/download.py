@@ -35,7 +35,7 @@ def measure(file: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         wall, processor = time.perf_counter(), time.process_time()
-        rows = write_rows(DataConfig(path=str(file)), Path(folder))["rows"]
+        rows = write_rows(DataConfig(path=str(file)), Path(folder)).rows
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"{rows:>9,} {rows / wall:>12,.0f} {1e6 * processor / rows:>18.1f} {peak:>9,}", flush=True)

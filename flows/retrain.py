@@ -26,6 +26,7 @@ from tasks.config import (
     TokenizationConfig,
     TrainingConfig,
 )
+from tasks.download.facts import DifferenceFacts
 from tasks.download.identity import moving
 from tasks.download.task import ask_hub, compare_rows, download
 from tasks.errors import UserError
@@ -93,7 +94,8 @@ def retrain(
         source = patient(download, execution)(*now)
         changes: dict[str, Any] = {}
         if earlier := earlier_rows(registry_folder(publishing), source.rows):
-            changes = {"since": earlier[0], **patient(compare_rows, execution)(earlier[1], source.rows).info}
+            difference = patient(compare_rows, execution)(earlier[1], source.rows).facts(DifferenceFacts)
+            changes = {"since": earlier[0], **difference.model_dump()}
             get_run_logger().info(sentence(changes))
             if why := too_little_new(groups, earlier[1], source.model, changes):
                 return skipped(why, began, changes)

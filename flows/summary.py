@@ -6,6 +6,8 @@ from typing import Any
 
 from flows.changes import sentence
 from tasks.evaluation import tables
+from tasks.evaluation.facts import EvaluationFacts
+from tasks.publishing.facts import VersionFacts
 from tasks.store.artifact import ArtifactRef, store_root, written_here
 from tasks.store.manifest import Manifest, read_manifest
 from tasks.text import code
@@ -33,7 +35,7 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
     model = Path(manifests["train"].info["model"])
     if model.parent == store_root() / "artifacts":  # the bundled model, converted by the first stage
         parts["download"].append(read_manifest(model))
-    published = manifests["publish"].info
+    published = manifests["publish"].facts(VersionFacts)
     return {
         "stages": {
             name: {
@@ -47,13 +49,13 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
         },
         "training": {name: manifests["train"].info[name] for name in TRAINING if name in manifests["train"].info},
         "seconds": time.monotonic() - began,
-        "verdict": tables.verdict(published["scores"]),
-        "confidence": manifests["evaluate"].info["confidence"],
-        "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published["scores"]},
-        "health": published["health"],
+        "verdict": tables.verdict(published.scores),
+        "confidence": manifests["evaluate"].facts(EvaluationFacts).confidence,
+        "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published.scores},
+        "health": published.health,
         "published": {
-            "name": published["name"],
-            "version": published["version"],
+            "name": published.name,
+            "version": published.version,
             "path": str(stages["publish"].path),
             "digest": stages["publish"].digest,
         },
@@ -63,9 +65,9 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
     }
 
 
-def outcome(published: dict[str, Any], ran: bool) -> dict[str, str]:
+def outcome(published: VersionFacts, ran: bool) -> dict[str, str]:
     """What came of a run: in a word for programs, and in a sentence."""
-    version = f"{published['name']} {published['version']}"
+    version = f"{published.name} {published.version}"
     if ran:
         return {"outcome": "published", "said": f"Published {version}"}
     return {

@@ -10,7 +10,16 @@ from flows.changes import sentence
 from flows.plan import Planned
 from flows.summary import scored, trained
 from tasks.evaluation import tables
+from tasks.store.facts import Facts
 from tasks.text import visible
+
+
+class _Expected(Facts):
+    """What the table tells of any stage, where the stage notes it."""
+
+    rows: int | None = None
+    tokens: int | None = None
+    peak_memory_bytes: int | None = None
 
 
 def show(summary: dict[str, Any], console: Console | None = None) -> None:
@@ -58,15 +67,14 @@ def show_planned(stages: list[Planned], console: Console | None = None) -> None:
         column.justify = "right"
     for planned in stages:
         last, about = planned.last, "" if planned.reused else "~"
-        info = last.info if last else {}
-        memory = info.get("peak_memory_bytes")
+        noted = last.facts(_Expected) if last else _Expected()
         table.add_row(
             planned.stage,
             "reused" if planned.reused else "will run",
-            f"{about}{info['rows']:,}" if "rows" in info else "",
-            f"{about}{info['tokens']:,}" if "tokens" in info else "",
+            f"{about}{noted.rows:,}" if noted.rows is not None else "",
+            f"{about}{noted.tokens:,}" if noted.tokens is not None else "",
             f"~{last.seconds:.0f} s" if last and not planned.reused else "",
-            f"{about}{memory / 2**30:.1f} GiB" if memory else "",
+            f"{about}{noted.peak_memory_bytes / 2**30:.1f} GiB" if noted.peak_memory_bytes else "",
             f"{about}{sum(file.size for file in last.files.values()) / 2**20:.1f} MiB" if last else "",
         )
     console.print(table)

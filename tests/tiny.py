@@ -2,6 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from tasks.store.facts import Facts
+
+F = TypeVar("F", bound=Facts)
 
 WORDS = (
     "Below is an instruction that describes a task Write response appropriately completes request Summarize the "
@@ -61,6 +66,13 @@ def make_model(folder: Path, template: bool = True) -> Path:
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+def noted(kind: type[F], **given: Any) -> F:
+    """Facts of a stage where a test is about the given ones alone; the others are 0 or empty."""
+    fields = {name: field.annotation for name, field in kind.model_fields.items()}
+    empty = {n: get_args(a)[0] if get_origin(a) is Literal else (get_origin(a) or a)() for n, a in fields.items()}
+    return kind(**empty | given)
 
 
 def make_rows(count: int) -> list[dict[str, str]]:

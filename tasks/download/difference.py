@@ -9,19 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.download.facts import DifferenceFacts
 from tasks.download.schema import ENCODE, ID, ROWS, SPLIT
 
 DIFFERENCE = "difference.parquet"
 DIFFERENCE_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("what", pa.string())])
 
 
-def write_difference(before: Path, now: Path, folder: Path) -> dict[str, Any]:
+def write_difference(before: Path, now: Path, folder: Path) -> DifferenceFacts:
     """Compare two download folders; a line in difference.parquet for every row that is not the same in both.
 
     A row without an id of its own is named by its content: when that changes, it is one removed and one added.
-
-    Returns:
-        counts for the manifest: rows (lines written), added, removed, changed, same.
     """
     old_ids, old_content = _marks(before / ROWS)
     ids, content = _marks(now / ROWS)
@@ -36,7 +34,7 @@ def write_difference(before: Path, now: Path, folder: Path) -> dict[str, Any]:
                 what_column = pa.array([what] * len(names), pa.string())
                 writer.write_batch(pa.record_batch([*names.columns, what_column], schema=DIFFERENCE_SCHEMA))
     counts = {"added": int((~there).sum()), "removed": int(removed.sum()), "changed": int(changed.sum())}
-    return {"rows": sum(counts.values()), **counts, "same": int((there & ~changed).sum())}
+    return DifferenceFacts(rows=sum(counts.values()), **counts, same=int((there & ~changed).sum()))
 
 
 def _marks(file: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -3,9 +3,9 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tasks.config import ModelConfig
+from tasks.download.facts import ModelFacts
 from tasks.download.hub import refusals
 from tasks.errors import UserError
 from tasks.process.child import run_child
@@ -105,7 +105,7 @@ def bundled_file() -> Path:
     return file
 
 
-def _convert(gguf: Path, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
+def _convert(gguf: Path, folder: Path, log: Callable[[str], None]) -> ModelFacts:
     log(f"converting {gguf.name} to bf16 safetensors, once")
     run_child("tasks.download.convert", {"gguf": str(gguf), "folder": str(folder)}, log)
-    return {"source": BUNDLED_SOURCE, "license": "Apache-2.0", "from": BUNDLED_FILE}
+    return ModelFacts(source=BUNDLED_SOURCE, license="Apache-2.0", file=BUNDLED_FILE)

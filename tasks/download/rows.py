@@ -4,11 +4,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tasks.config import DataConfig
 from tasks.download.blocks import BadRow, Block, Row
 from tasks.download.columns import GrowingTable
+from tasks.download.facts import RowsFacts
 from tasks.download.formats import AT_ONCE, MOST_MEMORY
 from tasks.download.schema import ENCODE, ID, ROWS, SPLIT
 from tasks.download.sources import source_parts
@@ -17,11 +17,9 @@ from tasks.process.limits import memory_limit
 from tasks.store.ledger import Ledger
 
 
-def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
+def write_rows(data: DataConfig, folder: Path) -> RowsFacts:
     """Read the source once and write rows.parquet and ledger.parquet.
 
-    Returns:
-        counts for the manifest: rows, train, test, unused, columns, formats, and what the ledger says.
     Raises:
         UserError: the source cannot be read, or leaves a side empty.
     """
@@ -43,8 +41,15 @@ def write_rows(data: DataConfig, folder: Path) -> dict[str, Any]:
             raise UserError(
                 f"data: none of the rows read is left for the {side} side; look at {field}{_why(data, ledger, counts)}."
             )
-    total = counts["train"] + counts["test"]
-    return {"rows": total, **counts, "columns": names, "formats": dict(formats), **ledger.write()}
+    return RowsFacts(
+        rows=counts["train"] + counts["test"],
+        train=counts["train"],
+        test=counts["test"],
+        unused=counts["unused"],
+        columns=names,
+        formats=dict(formats),
+        **ledger.write(),
+    )
 
 
 def _bounded(blocks: Iterator[Block]) -> Iterator[Block]:

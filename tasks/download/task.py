@@ -1,13 +1,13 @@
 """Stage 1: rows and base model onto this machine."""
 
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from tasks.config import DataConfig, ModelConfig
+from tasks.download.facts import RowsFacts
 from tasks.download.identity import check_unchanged, difference_identity, identity, pin, rows_identity
 from tasks.download.models import fetch_model
 from tasks.store.artifact import ArtifactRef, produce
@@ -26,16 +26,16 @@ def download(data: DataConfig, model: ModelConfig) -> Source:
     log = get_run_logger().info
     named = rows_identity(data)
 
-    def write(folder: Path) -> dict[str, Any]:
-        info = write_rows(data, folder)
+    def write(folder: Path) -> RowsFacts:
+        facts = write_rows(data, folder)
         check_unchanged(named, data)
-        return info
+        return facts
 
     rows = produce(named, write, log)
-    info = rows.info
-    log("rows read from " + ", ".join(f"{kind} ({count:,})" for kind, count in info["formats"].items()))
-    sides = f"{info['train']:,} training and {info['test']:,} held-out rows"
-    log(f"{sides}, {info['lost']:,} lost, {info['left_out']:,} left out")
+    facts = rows.facts(RowsFacts)
+    log("rows read from " + ", ".join(f"{kind} ({count:,})" for kind, count in facts.formats.items()))
+    sides = f"{facts.train:,} training and {facts.test:,} held-out rows"
+    log(f"{sides}, {facts.lost:,} lost, {facts.left_out:,} left out")
     return Source(rows=rows, model=fetch_model(model, log))
 
 

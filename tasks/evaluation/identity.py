@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tasks.config import METRICS, EvaluationConfig
 from tasks.errors import UserError
+from tasks.formatting.facts import PromptFacts
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, digest_of, files_digest
 from tasks.store.model import BaseModelRef
@@ -28,7 +29,7 @@ def identity(
             "model": model.digest,
             **{name: own_metric(name) for name in config.metrics if name not in METRICS},
         },
-        config=config.model_dump() | {"ending": prompts.info["ending"]},
+        config=config.model_dump() | {"ending": prompts.facts(PromptFacts).ending},
         version=VERSION,
         libraries=(
             "torch",

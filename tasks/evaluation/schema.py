@@ -74,25 +74,3 @@ class EvaluationJob(BaseModel):
     training: dict[str, Any]
     config: EvaluationConfig
     output: Path
-
-
-class EvaluationFacts(BaseModel):
-    """What the manifest notes.
-
-    Args:
-        rows: held-out rows scored.
-        scores: rows of `scores.parquet`.
-        health: figure of HEALTH → model → mean over rows.
-        generation_seconds: of each model, for losses and answers.
-        confidence: level of the intervals.
-        stop: token ids that end an answer.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: int
-    scores: list[dict[str, Any]]
-    health: dict[str, dict[str, float]]
-    generation_seconds: dict[str, float]
-    confidence: float
-    stop: list[int]

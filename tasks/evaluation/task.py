@@ -1,18 +1,20 @@
 """Stage 5: base and tuned answer the held-out rows, side by side."""
 
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.logging import get_run_logger
 
-from tasks.config import METRICS, EvaluationConfig, ExecutionConfig
+from tasks.config import METRICS, EvaluationConfig, ExecutionConfig, TrainingConfig
+from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.identity import identity, own_metric
+from tasks.formatting.facts import PromptFacts
 from tasks.model import quantization
 from tasks.process.child import run_child
 from tasks.store.artifact import ArtifactRef, intact, produce
 from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef
+from tasks.tokenization.facts import TokenFacts
 
 
 @task(name="evaluate", **cached(identity))
@@ -25,19 +27,19 @@ def evaluate(
     execution: ExecutionConfig,
 ) -> ArtifactRef:
     """Held-out rows → predictions.parquet and scores.parquet."""
-    from tasks.evaluation.schema import FACTS, EvaluationFacts, EvaluationJob
+    from tasks.evaluation.schema import FACTS, EvaluationJob
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
 
     log = get_run_logger().info
 
-    def write(folder: Path) -> dict[str, Any]:
-        training = adapter.manifest.identity.config
+    def write(folder: Path) -> EvaluationFacts:
+        training = adapter.manifest.fields(TrainingConfig).model_dump()
         job = EvaluationJob(
             tokens=tokens.path / TOKENS,
             prompts=prompts.path / PROMPTS,
-            ending=prompts.info["ending"],
-            eos=tokens.info["eos"],
+            ending=prompts.facts(PromptFacts).ending,
+            eos=tokens.facts(TokenFacts).eos,
             model=Path(model.folder),
             adapter=adapter.path / "adapter",
             training={name: training[name] for name in quantization.FIELDS},
@@ -45,7 +47,7 @@ def evaluate(
             output=folder,
         )
         run_child("tasks.evaluation.worker", job.model_dump(mode="json"), log, execution.hang_minutes)
-        return EvaluationFacts.model_validate_json((folder / FACTS).read_bytes()).model_dump()
+        return EvaluationFacts.model_validate_json((folder / FACTS).read_bytes())
 
     inputs = (adapter, tokens, prompts, model)
     return produce(identity(*inputs, config), write, log, inputs)

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 
 from tasks.config import TRUSTED
 from tasks.errors import UserError
+from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.metrics import check_references, try_own
 from tasks.evaluation.schema import (
     FACTS,
     PREDICTIONS,
     SCORE_SCHEMA,
     SCORES,
-    EvaluationFacts,
     EvaluationJob,
     prediction_schema,
 )

@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config import FormattingConfig
+from tasks.formatting.facts import PromptFacts
 from tasks.formatting.repeats import Repeats
 from tasks.formatting.schema import PROMPT_SCHEMA, PROMPTS, SIGNS
 from tasks.process.pool import Result, spread
@@ -20,15 +20,12 @@ ROW_GROUP = 2048
 
 def write_prompts(
     rows: Path, tokenizer: Path, config: FormattingConfig, folder: Path, log: Callable[[str], None] = print
-) -> dict[str, Any]:
+) -> PromptFacts:
     """Format every row; a training row that is nearly equal to a held-out one is left out.
 
     Args:
         rows: rows.parquet of download.
         tokenizer: the base model's folder, read for the chat template alone.
-    Returns:
-        counts for the manifest, and how the text is to be tokenized: `special_tokens` is `add` for a template and
-        `rendered` for a chat template, which writes its own.
     Raises:
         UserError: the template does not fit the columns, or runs wild.
     """
@@ -45,13 +42,13 @@ def write_prompts(
             if prompts.num_rows:
                 writer.write_batch(prompts, ROW_GROUP)
             count += prompts.num_rows
-    return {
-        "rows": count,
-        "special_tokens": "rendered" if config.style == "chat" else "add",
-        "ending": config.ending if config.style == "template" else "",
+    return PromptFacts(
+        rows=count,
+        special_tokens="rendered" if config.style == "chat" else "add",
+        ending=config.ending if config.style == "template" else "",
         **repeats.totals(),
         **ledger.write(),
-    }
+    )
 
 
 def _without_leaks(result: Result, ledger: Ledger, repeats: Repeats) -> pa.RecordBatch:

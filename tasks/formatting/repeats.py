@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,8 +11,6 @@ from tasks.store.ledger import Ledger
 
 SIZE = 8
 """Bytes of a mark. Among two million rows two different ones have the same once in ten million data sets."""
-COARSE = 32
-"""Slots of a sketch that are kept of every training row: enough to count near copies, at 64 bytes a row."""
 
 
 def common_part(texts: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -36,7 +35,7 @@ def signs(texts: Sequence[tuple[str, str]], common: np.ndarray) -> list[bytes]:
 
 
 class Repeats:
-    """Remembers the signs of rows, in arrays: about 90 bytes of a training row, 250 of a held-out one."""
+    """Remembers the signs of rows, in arrays: 8 bytes of a training row, 250 of a held-out one."""
 
     def __init__(self) -> None:
         self._counts = {"leaks": 0, "near_leaks": 0, "shared_prompts": 0}
@@ -45,8 +44,6 @@ class Repeats:
         self._held_out_prompts = _Marks()
         self._index = similar.Index()
         self._training = _Marks()
-        self._with_sketch = _Marks()  # training rows that have one
-        self._coarse: list[np.ndarray] = []  # and what is kept of it
 
     def kept(self, split: str, ids: Sequence[str], signs: Sequence[bytes], ledger: Ledger) -> list[bool]:
         """Which rows are handed on; a line in the ledger names the held-out row that another one repeats.
@@ -81,22 +78,17 @@ class Repeats:
             detail = f"held-out row {self._ids[other]} has the same prompt and another answer"
             ledger.kept(ids[row], split, "held-out prompt", detail)
         self._training.add(both[kept])
-        self._with_sketch.add(both[rows][kept[rows]])
-        self._coarse.append(sketches[kept[rows], :COARSE])
         return kept.tolist()
 
-    def totals(self) -> dict[str, int]:
-        """Counts for the manifest, after the last row.
+    def totals(self) -> dict[str, Any]:
+        """Counts for `PromptFacts`, after the last row.
 
         Left out: `leaks` and `near_leaks`, training rows equal, or nearly equal, to a held-out one. Kept and listed:
         `shared_prompts`, training rows with a held-out row's prompt and another answer. Kept and counted: `duplicates`,
-        rows equal to an earlier one of their side; `near_copies`, training rows that nearly equal an earlier one.
+        rows equal to an earlier one of their side.
         """
         duplicates = sum(len(marks) - len(marks.firsts()) for marks in (self._training, self._held_out))
-        near_copies = 0
-        if self._coarse:
-            near_copies = similar.near_copies(np.concatenate(self._coarse)[self._with_sketch.firsts()])
-        return {**self._counts, "duplicates": duplicates, "near_copies": near_copies}
+        return {**self._counts, "duplicates": duplicates}
 
 
 class _Marks:

@@ -148,20 +148,6 @@ class Index:
             self._bands.append((keys[order], order))
 
 
-def near_copies(sketches: np.ndarray) -> int:
-    """How many rows nearly repeat an earlier one: at least one band is the same, and the estimate reaches THRESHOLD."""
-    found = np.zeros(len(sketches), bool)
-    for keys in _band_keys(sketches):
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        begins = np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)]
-        first = order[np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))]  # the earliest of each key
-        later = ~begins & ~found[order]
-        rows, first = order[later], first[later]
-        found[rows[(sketches[rows] == sketches[first]).mean(axis=1) >= THRESHOLD]] = True
-    return int(found.sum())
-
-
 def _band_keys(sketches: np.ndarray) -> Iterator[np.ndarray]:
     """One number a row for each band of slots."""
     for start in range(0, sketches.shape[1], BAND):

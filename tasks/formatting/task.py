@@ -6,6 +6,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from tasks.config import FormattingConfig
+from tasks.formatting.facts import PromptFacts
 from tasks.formatting.identity import identity
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import cached
@@ -25,16 +26,15 @@ def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingCon
         log,
         (rows, model),
     )
-    info = prompts.info
+    facts = prompts.facts(PromptFacts)
     log(
-        f"{prompts.rows:,} prompts, {info['lost']:,} rows lost, "
-        f"{info['leaks'] + info['near_leaks']:,} left out as copies of held-out rows; "
-        f"{info['duplicates']:,} repeat another row of their side, {info['near_copies']:,} nearly; "
-        f"{info['shared_prompts']:,} share a held-out prompt"
+        f"{facts.rows:,} prompts, {facts.lost:,} rows lost, "
+        f"{facts.leaks + facts.near_leaks:,} left out as copies of held-out rows; "
+        f"{facts.duplicates:,} repeat another row of their side; {facts.shared_prompts:,} share a held-out prompt"
     )
-    if info["changed"]:
+    if facts.changed:
         log(
-            f"{info['changed']:,} conversations are not learnt as the rows have them: an earlier answer that the chat "
+            f"{facts.changed:,} conversations are not learnt as the rows have them: an earlier answer that the chat "
             "template rewrites, or words that it does not write; the ledger has each"
         )
     return prompts

@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 import jinja2.nodes
 
+from tasks.config import FormattingConfig
 from tasks.evaluation.tables import health_table, markdown, score_table
 from tasks.store.model import BaseModelRef
 from tasks.text import code, fenced
@@ -205,16 +206,16 @@ _ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined)
 _ENVIRONMENT.filters.update(code=code, fenced=fenced, literal=_literal)
 
 
-def model_card(base: BaseModelRef, formatting: dict[str, Any], **parts: Any) -> str:
+def model_card(base: BaseModelRef, formatting: FormattingConfig, **parts: Any) -> str:
     """Render the card; every part it names must be given."""
-    chat = formatting["style"] == "chat"
+    chat = formatting.style == "chat"
     parts |= {
         "base": base,
         # the Hub takes no folder for a base's name
         "on_hub": Path(base.source).expanduser().absolute() != Path(base.folder),
         "formatting": formatting,
         "chat": chat,
-        "row": {} if chat else dict.fromkeys(_columns(formatting["prompt"]), "..."),
+        "row": {} if chat else dict.fromkeys(_columns(formatting.prompt), "..."),
         "score_table": markdown(score_table(parts["evaluation"]["scores"], parts["percent"])),
         "health_table": markdown(health_table(parts["evaluation"]["health"])),
     }

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from tasks.errors import UserError
 from tasks.store import lines
 from tasks.store.artifact import ArtifactRef, Input, check_folder, locked, reference, store_root, write_folder
+from tasks.store.facts import Facts
 from tasks.store.identity import Identity
 from tasks.store.manifest import DamagedArtifact, read_manifest
 
@@ -57,7 +58,7 @@ def _note(registry: Path) -> None:
 def add_version(
     identity: Identity,
     folder: Path,
-    write: Callable[[Path, str], dict[str, Any]],
+    write: Callable[[Path, str], Facts | dict[str, Any]],
     log: Callable[[str], None] = lambda line: None,
     inputs: Iterable[Input] = (),
 ) -> ArtifactRef:
@@ -81,7 +82,7 @@ def add_version(
                 log(f"{version.name} is damaged and left as it is: {error}")
         name = f"v{int(there[-1].name[1:]) + 1 if there else 1:04d}"
 
-        def for_the_group(aside: Path) -> dict[str, Any]:
+        def for_the_group(aside: Path) -> Facts | dict[str, Any]:
             for path in (folder.parent, folder, aside):
                 _open(path, 0o050)
             return write(aside, name)

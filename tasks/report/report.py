@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 
+from tasks.publishing.facts import VersionFacts
 from tasks.report import charts
 from tasks.report.answers import answers
 from tasks.report.data import data, preview
@@ -34,13 +35,13 @@ def write_report(stages: dict[str, ArtifactRef]) -> Path:
         STORE/reports/<name>-<version>-<12 hex digits>.html
     """
     manifests = {name: ref.manifest for name, ref in stages.items()}
-    published = manifests["publish"].info
+    published = manifests["publish"].facts(VersionFacts)
     decides = {
         "outputs": {name: [manifests[name].key, ref.digest] for name, ref in stages.items()},
         "template": file_digest(TEMPLATE),
         "version": VERSION,
     }
-    file = store_root() / "reports" / f"{published['name']}-{published['version']}-{digest_of(decides)[:12]}.html"
+    file = store_root() / "reports" / f"{published.name}-{published.version}-{digest_of(decides)[:12]}.html"
     if file.exists():
         return file
     page = render(stages, manifests)
@@ -61,10 +62,11 @@ def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest])
     )
     environment.filters.update(FILTERS)
     published = manifests["publish"]
+    noted = published.facts(VersionFacts)
     scores = score_table(stages["evaluate"].path, manifests["evaluate"])
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=published.info["name"],
-        version=published.info["version"],
+        name=noted.name,
+        version=noted.version,
         created=published.created,
         base=published.identity.config.get("source", ""),
         revision=published.identity.config.get("revision", ""),

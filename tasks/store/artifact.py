@@ -22,7 +22,16 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity
-from tasks.store.manifest import MANIFEST, DamagedArtifact, Manifest, describe_files, files_digest, read_manifest
+from tasks.store.manifest import (
+    MANIFEST,
+    DamagedArtifact,
+    F,
+    Facts,
+    Manifest,
+    describe_files,
+    files_digest,
+    read_manifest,
+)
 from tasks.store.remote import DamagedBlob, Remote
 from tasks.store.root import store_root
 
@@ -53,8 +62,12 @@ class ArtifactRef(BaseModel):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the stage noted beside its files (counts, labels, versions)."""
+        """What the stage noted beside its files, untyped: for rooms whose facts are not declared yet."""
         return self.manifest.info
+
+    def facts(self, kind: type[F]) -> F:
+        """What the stage noted beside its files, as its room's schema.py declares it."""
+        return self.manifest.facts(kind)
 
     def part(self, folder: str) -> str:
         """Digest of the files below one of its folders, for what depends on nothing else of it."""
@@ -152,7 +165,7 @@ written_here: dict[str, float] = {}
 
 def produce(
     identity: Identity,
-    write: Callable[[Path], dict[str, Any]],
+    write: Callable[[Path], Facts | dict[str, Any]],
     log: Callable[[str], None] = lambda line: None,
     inputs: Iterable[Input] = (),
 ) -> ArtifactRef:
@@ -160,7 +173,7 @@ def produce(
 
     Args:
         identity: what decides the content.
-        write: fills an empty folder and returns what to note beside it; `rows` is its main table's length.
+        write: fills an empty folder and returns its facts; `rows` is its main table's length.
         log: told why an existing folder was not used, and what the remote store gave or got.
         inputs: what `write` reads.
     Raises:
@@ -210,15 +223,15 @@ def _fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None])
 
 
 def write_folder(
-    identity: Identity, folder: Path, write: Callable[[Path], dict[str, Any]], inputs: Iterable[Input] = ()
+    identity: Identity, folder: Path, write: Callable[[Path], Facts | dict[str, Any]], inputs: Iterable[Input] = ()
 ) -> ArtifactRef:
     """Fill a folder aside, add its manifest, and move it into place. The caller holds a lock that covers the folder."""
     began = time.monotonic()
     with _aside(folder) as aside:
         with intact(inputs):
-            info = write(aside)
+            facts = write(aside)
         _permit(aside)  # before digests are taken: a later change of a file's mode would have them taken again
-        manifest = _manifest(identity, aside, info, seconds=round(time.monotonic() - began, 3))
+        manifest = _manifest(identity, aside, facts, seconds=round(time.monotonic() - began, 3))
     written_here[identity.key] = time.monotonic()
     return reference(folder, manifest)
 
@@ -251,7 +264,7 @@ def work_folder(identity: Identity) -> Path:
     return store_root() / "work" / identity.key
 
 
-def _manifest(identity: Identity, folder: Path, info: dict[str, Any], seconds: float) -> Manifest:
+def _manifest(identity: Identity, folder: Path, facts: Facts | dict[str, Any], seconds: float) -> Manifest:
     files = describe_files(folder)
     manifest = Manifest(
         format=3,
@@ -261,7 +274,7 @@ def _manifest(identity: Identity, folder: Path, info: dict[str, Any], seconds: f
         seconds=seconds,
         digest=files_digest(files),
         files=files,
-        info=json.loads(json.dumps(info)),  # as it will be read
+        info=json.loads(json.dumps(facts.model_dump() if isinstance(facts, Facts) else facts)),  # as it will be read
     )
     (folder / MANIFEST).write_bytes(manifest.encoded())
     return manifest

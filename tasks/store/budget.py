@@ -2,6 +2,8 @@
 
 from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
+from tasks.store.facts import LedgerFacts
+from tasks.tokenization.facts import TokenFacts
 
 
 def check_losses(stages: list[ArtifactRef], budget: float) -> None:
@@ -10,14 +12,12 @@ def check_losses(stages: list[ArtifactRef], budget: float) -> None:
     Raises:
         UserError: more than the budget (a fraction of 1) is lost; the first five are named.
     """
-    infos = [stage.info for stage in stages]
-    lost = sum(info["lost"] for info in infos)
-    total = infos[0]["rows"] + infos[0]["lost"]
+    facts = [stage.facts(LedgerFacts) for stage in stages]
+    lost = sum(each.lost for each in facts)
+    total = facts[0].rows + facts[0].lost
     if lost > budget * total:
-        first = "; ".join([row for info in infos for row in info["first_lost"]][:5])
-        ledgers = [
-            str(stage.path / "ledger.parquet") for stage, info in zip(stages, infos, strict=True) if info["lost"]
-        ]
+        first = "; ".join([row for each in facts for row in each.first_lost][:5])
+        ledgers = [str(stage.path / "ledger.parquet") for stage, each in zip(stages, facts, strict=True) if each.lost]
         raise UserError(
             f"{lost:,} of {total:,} rows are lost, more than data.max_lost_share = {budget:g} allows. "
             f"The first: {first}. All of them: {', '.join(ledgers)}"
@@ -30,6 +30,7 @@ def check_sides(tokens: ArtifactRef) -> None:
     Raises:
         UserError: none is left of one.
     """
-    for side, name in (("train", "training"), ("test", "held-out")):
-        if not tokens.info[side]:
+    facts = tokens.facts(TokenFacts)
+    for rows, name in ((facts.train, "training"), (facts.test, "held-out")):
+        if not rows:
             raise UserError(f"No {name} row is left after tokenization; the ledgers say what became of each.")

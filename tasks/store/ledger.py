@@ -60,7 +60,7 @@ class Ledger:
         self._add(id, split, "kept", reason, detail)
 
     def write(self) -> dict[str, Any]:
-        """Finish ledger.parquet and return what the manifest notes: counts and the first five lost rows."""
+        """Finish ledger.parquet and return the fields of `LedgerFacts` but rows."""
         self._flush()
         self._writer.close()
         return {

@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tasks.config import TRUSTED, Group
 from tasks.store.checked import content_digest
+from tasks.store.facts import Facts
 from tasks.store.identity import Parts, digest_of
 
 MANIFEST = "manifest.json"
@@ -38,6 +40,10 @@ FileName = Annotated[str, AfterValidator(_inside)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+F = TypeVar("F", bound=Facts)
+C = TypeVar("C", bound=Group)
+
+
 class StoredFile(BaseModel):
     """Size in bytes, and sha256 of the content."""
 
@@ -59,7 +65,7 @@ class Manifest(BaseModel):
         seconds: how long the stage took.
         digest: sha256 over names and contents of the files.
         files: path relative to the folder → size and sha256.
-        info: what the stage noted beside its files (counts, labels, versions).
+        info: the stage's facts; read them by `facts`.
         checksum: sha256 of all the rest.
     """
 
@@ -113,6 +119,26 @@ class Manifest(BaseModel):
         text = json.dumps(content, ensure_ascii=False)
         content["checksum"] = hashlib.sha256(text.encode()).hexdigest()
         return json.dumps(content, indent=1, ensure_ascii=False).encode()
+
+    def facts(self, kind: type[F]) -> F:
+        """What the stage noted beside its files.
+
+        Raises:
+            DamagedArtifact: it is not what this version of qlora-flow notes.
+        """
+        try:
+            return kind.model_validate(self.info)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise DamagedArtifact(
+                f"{self.key} was noted by another version of qlora-flow ({kind.__name__}: "
+                f"{'.'.join(map(str, first['loc']))} {first['msg']}); remove its folder, and its stage runs again"
+            ) from None
+
+    def fields(self, group: type[C]) -> C:
+        """The configuration that the stage read; fields that it did not read have their defaults."""
+        given = {name: value for name, value in self.identity.config.items() if name in group.model_fields}
+        return group.model_validate(given, context=TRUSTED)
 
     @property
     def rows(self) -> int:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from tasks.config import TokenizationConfig
 from tasks.process.pool import spread
 from tasks.store.ledger import Ledger
+from tasks.tokenization.facts import TokenFacts
 from tasks.tokenization.preview import write_preview
 from tasks.tokenization.schema import LEARNT, TOKEN_SCHEMA, TOKENS
 from tasks.tokenization.statistics import Statistics
@@ -31,7 +32,7 @@ def write_tokens(
     config: TokenizationConfig,
     folder: Path,
     log: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> TokenFacts:
     """Tokenize every prompt; statistics.json and preview.json are for people.
 
     Args:
@@ -39,9 +40,6 @@ def write_tokens(
         special_tokens: `add` or `rendered`, as formatting noted it.
         model: the base model's folder.
         limit: longest row in tokens.
-    Returns:
-        what the manifest notes: rows, tokens, learnt_tokens, longest, limit, what the ledger says, and the token ids
-        that end a sequence (eos) and begin one (prefix).
     """
     ledger, statistics = Ledger("tokenize", folder), Statistics()
     vocabulary = Vocabulary(model, rendered=special_tokens == "rendered")
@@ -65,14 +63,14 @@ def write_tokens(
                 writer.write_batch(rows.drop_columns([LEARNT]))
     found = statistics.write(folder, limit)["splits"]
     write_preview(folder, *statistics.training_rows(), vocabulary.decode)
-    return {
-        "rows": sum(split["rows"] for split in found.values()),
+    return TokenFacts(
+        rows=sum(split["rows"] for split in found.values()),
         **{name: split["rows"] for name, split in found.items()},
-        "tokens": sum(split["tokens"] for split in found.values()),
-        "learnt_tokens": sum(split["learnt_tokens"] for split in found.values()),
-        "longest": max(split["longest"] for split in found.values()),
-        "limit": limit,
-        "eos": vocabulary.eos,
-        "prefix": vocabulary.prefix,
+        tokens=sum(split["tokens"] for split in found.values()),
+        learnt_tokens=sum(split["learnt_tokens"] for split in found.values()),
+        longest=max(split["longest"] for split in found.values()),
+        limit=limit,
+        eos=vocabulary.eos,
+        prefix=vocabulary.prefix,
         **ledger.write(),
-    }
+    )

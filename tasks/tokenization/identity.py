@@ -1,6 +1,7 @@
 """What decides token ids."""
 
 from tasks.config import TokenizationConfig
+from tasks.formatting.facts import PromptFacts
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
@@ -14,7 +15,10 @@ def identity(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConf
         stage="tokenize",
         inputs={"prompts": prompts.digest, "tokenizer": model.tokenizer_digest},
         config=config.model_dump(exclude={"max_length"})
-        | {"limit": min(config.max_length, model.max_length), "special_tokens": prompts.info["special_tokens"]},
+        | {
+            "limit": min(config.max_length, model.max_length),
+            "special_tokens": prompts.facts(PromptFacts).special_tokens,
+        },
         version=VERSION,
         libraries=("tokenizers", "pyarrow"),
     )

@@ -6,6 +6,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from tasks.config import TokenizationConfig
+from tasks.formatting.facts import PromptFacts
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef
@@ -24,7 +25,13 @@ def tokenize(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConf
     tokens = produce(
         identity(prompts, model, config),
         lambda folder: write_tokens(
-            prompts.path / PROMPTS, prompts.info["special_tokens"], Path(model.folder), limit, config, folder, log
+            prompts.path / PROMPTS,
+            prompts.facts(PromptFacts).special_tokens,
+            Path(model.folder),
+            limit,
+            config,
+            folder,
+            log,
         ),
         log,
         (prompts, model),

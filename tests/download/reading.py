@@ -14,10 +14,10 @@ from tests.tiny import write_jsonl
 
 
 def download(tmp_path: Path, **fields: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """Rows, ledger and manifest info."""
+    """Rows, ledger and facts."""
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
-    info = write_rows(DataConfig(**fields), out)
+    info = write_rows(DataConfig(**fields), out).model_dump()
     return pq.read_table(out / "rows.parquet").to_pylist(), pq.read_table(out / "ledger.parquet").to_pylist(), info
 
 

@@ -17,7 +17,7 @@ def difference(tmp_path: Path, before: list[dict[str, Any]], now: list[dict[str,
     for name, rows in (("before", before), ("now", now)):
         (tmp_path / name).mkdir()
         write_rows(DataConfig(path=str(write_jsonl(tmp_path / f"{name}.jsonl", rows))), tmp_path / name)
-    info = write_difference(tmp_path / "before", tmp_path / "now", tmp_path)
+    info = write_difference(tmp_path / "before", tmp_path / "now", tmp_path).model_dump()
     found: dict[str, set[str]] = {"added": set(), "removed": set(), "changed": set()}
     for line in pq.read_table(tmp_path / "difference.parquet").to_pylist():
         found[line["what"]].add(line["id"])

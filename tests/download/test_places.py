@@ -93,7 +93,7 @@ def memory() -> Iterator[Any]:
 def read(tmp_path: Path, **fields: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
-    info = write_rows(pin(DataConfig(**fields), MODEL)[0], out)
+    info = write_rows(pin(DataConfig(**fields), MODEL)[0], out).model_dump()
     return pq.read_table(out / "rows.parquet").to_pylist(), info
 
 

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from flows.summary import summarize
+from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.tables import verdict
+from tasks.publishing.facts import VersionFacts
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity
+from tests.tiny import noted
 
 
 def made(stage: str, seconds: float, **info: Any) -> ArtifactRef:
@@ -53,8 +56,8 @@ def test_converting_the_model_counts_as_download() -> None:
     stages = {
         "download": rows,
         "train": made("train", 0, model=str(model.path)),
-        "evaluate": made("evaluate", 0, confidence=0.95),
-        "publish": made("publish", 0, scores=[], health={}, name="a", version="v0001"),
+        "evaluate": made("evaluate", 0, **noted(EvaluationFacts).model_dump()),
+        "publish": made("publish", 0, **noted(VersionFacts).model_dump()),
     }
     download = summarize(stages, began, Path("report.html"), {})["stages"]["download"]
     assert download["outcome"] == "ran"

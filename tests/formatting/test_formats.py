@@ -99,13 +99,13 @@ def test_an_example_formats_its_rows(name: str, source: Any, tmp_path: Path, tin
     out.mkdir()
     info = write_rows(data, out)
     expected = COUNT + bool(data.test_path)
-    assert (info["rows"], info["lost"]) == (expected, 0)
+    assert (info.rows, info.lost) == (expected, 0)
     (tmp_path / "prompts").mkdir()
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "chat_template.jinja").write_text(TEMPLATE)  # one that writes tools
     found = write_prompts(out / "rows.parquet", model, formatting, tmp_path / "prompts")
     prompts = pq.read_table(tmp_path / "prompts/prompts.parquet").to_pylist()
-    assert (found["rows"], found["lost"], found["changed"]) == (expected, 0, 0)
+    assert (found.rows, found.lost, found.changed) == (expected, 0, 0)
     if name == "text":
         assert all(row["prompt"] == "" and row["references"] == [row["completion"]] for row in prompts)
         return

@@ -75,7 +75,7 @@ def formatted(folder: Path, style: str, bomb: str) -> tuple[int, list[str]]:
         config = FormattingConfig(prompt=f"{before}{{% if text == 'bomb' %}}{bomb}{{% endif %}}{{{{ text }}}}")
     info = write_prompts(folder / "rows.parquet", folder / "model", config, folder)
     ledger = pq.read_table(folder / "ledger.parquet").to_pylist()
-    return info["rows"], [
+    return info.rows, [
         f"{line['id']} {line['reason']}: {line['detail']}" for line in ledger if line["verdict"] == "lost"
     ]
 

@@ -23,10 +23,10 @@ ROW = {"dialogue": "Ada: Hi.", "summary": "Ada greets."}
 
 
 def prompts(tmp_path: Path, rows: list[dict[str, Any]], model: Path = Path(), **fields: Any) -> tuple[list, list, dict]:
-    """Prompts, ledger and manifest info."""
+    """Prompts, ledger and facts."""
     table = pa.Table.from_pylist([{"split": "train", **row, "_id": f"r{n}"} for n, row in enumerate(rows)])
     pq.write_table(table, tmp_path / "rows.parquet")
-    info = write_prompts(tmp_path / "rows.parquet", model, FormattingConfig(**fields), tmp_path)
+    info = write_prompts(tmp_path / "rows.parquet", model, FormattingConfig(**fields), tmp_path).model_dump()
     return (
         pq.read_table(tmp_path / "prompts.parquet").to_pylist(),
         pq.read_table(tmp_path / "ledger.parquet").to_pylist(),

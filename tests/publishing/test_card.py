@@ -21,7 +21,7 @@ def card(
         version="v0003",
         training=TrainingConfig(**training).model_dump(),
         gguf=None,
-        formatting=FormattingConfig().model_dump(),
+        formatting=FormattingConfig(),
         ending="\n\n### End",
         prefix=[0],
         limit=512,
@@ -82,7 +82,7 @@ def test_the_card_tells_how_the_adapter_is_asked() -> None:
     assert "ROW = {'dialogue': '...'}" in text
     assert "shortened" not in text
     assert "more than 512 tokens" in card(parts={"shortened": 3})
-    chat = card(parts={"formatting": {"style": "chat", "messages_column": "messages"}, "ending": ""})
+    chat = card(parts={"formatting": FormattingConfig(style="chat"), "ending": ""})
     compile(program(chat), "card", "exec")
     assert "apply_chat_template" in chat and "ENDING" not in chat
 
@@ -97,7 +97,7 @@ def test_a_converted_base_is_not_called_the_hubs() -> None:
 
 def test_a_template_ends_neither_literal_nor_block() -> None:
     prompt = "```\n'\"\"\"\\ \u2028{{ a }}\n<script>{{ row['b'] }}"
-    text = card(parts={"formatting": {"style": "template", "prompt": prompt}})
+    text = card(parts={"formatting": FormattingConfig(prompt=prompt)})
     code = text.split("````python\n")[1].split("\n````")[0]
     literal = code.split("PROMPT = ")[1].split("\nENDING")[0]
     assert ast.literal_eval(literal) == prompt

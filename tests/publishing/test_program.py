@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from tasks.config import TrainingConfig
+from tasks.config import FormattingConfig, TrainingConfig
 from tasks.model.quantization import FIELDS
 from tasks.store.model import BaseModelRef
 from tasks.text import answer_text
 from tasks.tokenization.vocabulary import Vocabulary
 from tests.publishing.test_card import card, program
 
-TEMPLATE = {"style": "template", "prompt": "<|eot_id|> {{ dialogue }}\n### Output:\n"}
-CHAT = {"style": "chat", "messages_column": "messages"}
+TEMPLATE = FormattingConfig(prompt="<|eot_id|> {{ dialogue }}\n### Output:\n")
+CHAT = FormattingConfig(style="chat")
 SAID = "Ada: Shall we meet at 9?\nBen: Yes <|eot_id|>, at the market."
 
 
@@ -27,7 +27,7 @@ SAID = "Ada: Shall we meet at 9?\nBen: Yes <|eot_id|>, at the market."
     ids=["hub", "dora", "chat"],
 )
 def test_it_gives_the_answer_of_evaluation(
-    formatting: dict[str, str],
+    formatting: FormattingConfig,
     training: dict[str, Any],
     on_hub: bool,
     tiny_model: Path,

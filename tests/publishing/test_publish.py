@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from tasks.config import FormattingConfig, PublishingConfig, TrainingConfig
+from tasks.evaluation.facts import EvaluationFacts
+from tasks.formatting.facts import PromptFacts
 from tasks.publishing import task as publishing
 from tasks.store.artifact import ArtifactRef, DamagedArtifact, produce
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
+from tasks.tokenization.facts import TokenFacts
+from tests.tiny import noted
 
 HEALTH = {"never_ending": {"base": 0.5, "tuned": 0.125}}
 SCORE = {"metric": "rougeL", "rows": 60, "base": 0.1, "tuned": 0.3, "difference": 0.2, "low": 0.15, "high": 0.25}
@@ -27,12 +31,14 @@ def trained(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def inputs(store: Path, tiny_model: Path) -> tuple[Any, ...]:
     adapter = produce(TRAINING, trained)
-    evaluation = {"rows": 60, "confidence": 0.95, "scores": [SCORE], "health": HEALTH, "stop": [1]}
+    evaluation = noted(EvaluationFacts, rows=60, confidence=0.95, scores=[SCORE], health=HEALTH, stop=[1])
     asked = Identity(stage="evaluate", config={"max_new_tokens": 4}, libraries=publishing.LIBRARIES)
     scores = produce(asked, lambda folder: evaluation)
-    tokens = produce(Identity(stage="tokenize"), lambda folder: {"prefix": [0], "limit": 512, "changed": 0})
+    tokens = produce(Identity(stage="tokenize"), lambda folder: noted(TokenFacts, prefix=[0], limit=512))
     formatting = FormattingConfig().model_dump()
-    prompts = produce(Identity(stage="format", config=formatting), lambda folder: {"ending": "\n\n### End"})
+    prompts = produce(
+        Identity(stage="format", config=formatting), lambda folder: noted(PromptFacts, ending="\n\n### End")
+    )
     return adapter, scores, tokens, prompts, BaseModelRef.of(tiny_model, "owner/base", "")
 
 

@@ -20,16 +20,19 @@ import pytest
 
 from tasks.config import METRICS
 from tasks.evaluation.schema import HEALTH, SCORE_SCHEMA, prediction_schema
+from tasks.publishing.facts import VersionFacts
 from tasks.report import charts
 from tasks.report.report import write_report
 from tasks.report.scores import score_table
 from tasks.report.words import duration, signed
 from tasks.store.artifact import ArtifactRef, write_folder
+from tasks.store.facts import Facts
 from tasks.store.identity import Identity
 from tasks.store.ledger import Ledger
 from tasks.tokenization.preview import write_preview
 from tasks.tokenization.schema import LEARNT, NOT_LEARNT, TOKEN_SCHEMA
 from tasks.tokenization.statistics import Statistics
+from tests.tiny import noted
 
 STEP = {
     "tokens": 200,
@@ -130,9 +133,9 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         health = {name: {"base": 0.125, "tuned": n} for n, name in enumerate(HEALTH)}
         return {"rows": len(made), "confidence": 0.95, "health": health}
 
-    def publish(folder: Path) -> dict[str, Any]:
+    def publish(folder: Path) -> Facts:
         (folder / "README.md").write_text("card")
-        return {"name": "milk", "version": "v0007"}
+        return noted(VersionFacts, name="milk", version="v0007")
 
     return {
         "download": put(artifacts, "download", rows("rows.parquet"), config={"path": "rows.jsonl"}),

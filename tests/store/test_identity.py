@@ -10,10 +10,11 @@ import pytest
 from flows.config_file import load
 from tasks.config import DataConfig, EvaluationConfig, FormattingConfig, ModelConfig, PublishingConfig, TrainingConfig
 from tasks.download.identity import rows_identity
+from tasks.formatting.facts import PromptFacts
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity, digest_of
 from tasks.store.model import BaseModelRef
-from tests.tiny import make_rows, write_jsonl
+from tests.tiny import make_rows, noted, write_jsonl
 
 MODEL = BaseModelRef(folder="/m", digest="d", tokenizer_digest="t", source="owner/m", revision="", max_length=512)
 
@@ -65,7 +66,7 @@ def test_evaluation_does_not_depend_on_how_training_was_logged(store: Path) -> N
 
         return produce(Identity(stage="train", config={"seconds": seconds}), write)
 
-    prompts = produce(Identity(stage="format"), lambda folder: {"ending": ""})
+    prompts = produce(Identity(stage="format"), lambda folder: noted(PromptFacts))
     keys = {identity(adapter(s), prompts, prompts, MODEL, EvaluationConfig()).key for s in (1.0, 2.0)}
     assert len(keys) == 1
 

@@ -13,19 +13,26 @@ from tasks.errors import UserError
 from tasks.publishing.registry import NOTED, add_version, registries
 from tasks.store import lines
 from tasks.store.artifact import produce
+from tasks.store.facts import Facts
 from tasks.store.identity import Identity, Parts
 from tasks.store.manifest import LARGEST, MANIFEST, DamagedArtifact, Manifest, latest, read_manifest
 
 WHO = Identity(stage="test", config={"share": 0.1, "names": ["ä"]}, inputs={"rows": "0" * 64})
 
 
-def write(folder: Path) -> dict[str, Any]:
+class Scored(Facts):
+    rows: int
+    scores: list[dict[str, Any]]
+    loss: float
+
+
+def write(folder: Path) -> Facts:
     (folder / "part").mkdir()
     (folder / "part" / "file").write_text("content")
-    return {"rows": 3, "scores": [{"metric": "rougeL", "tuned": 0.25}], "loss": float("nan")}
+    return Scored(rows=3, scores=[{"metric": "rougeL", "tuned": 0.25}], loss=float("nan"))
 
 
-def never(folder: Path) -> dict[str, Any]:
+def never(folder: Path) -> Facts:
     raise AssertionError("computed again")
 
 
@@ -90,6 +97,17 @@ def test_a_damaged_manifest_is_a_miss_that_is_said_once_and_heals(
     clean(keep_last=1)
 
 
+def test_facts_are_read_through_their_type_alone(store: Path) -> None:
+    class Others(Facts):
+        rows: int
+        speed: float
+
+    ref = produce(WHO, write)
+    assert ref.facts(Scored).scores[0]["tuned"] == 0.25
+    with pytest.raises(DamagedArtifact, match=r"test-\w+ was noted by another version of qlora-flow \(Others: speed "):
+        ref.facts(Others)
+
+
 def test_every_flipped_bit_is_noticed(store: Path) -> None:
     raw = (produce(WHO, write).path / MANIFEST).read_bytes()
     assert Manifest.parse(raw).encoded() == raw
@@ -122,7 +140,7 @@ def test_the_manifest_of_another_result_is_no_result(store: Path) -> None:
 
 def published(registry: Path, *origins: str) -> Path:
     identity = Identity(stage="publish", inputs={str(n): digest for n, digest in enumerate(origins)})
-    return add_version(identity, registry / "demo", lambda folder, name: {"version": name}).path
+    return add_version(identity, registry / "demo", lambda folder, name: Facts()).path
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -48,15 +48,13 @@ def test_only_the_assistants_turns_are_learnt(row: Any, tmp_path: Path, tiny_mod
     formatted = write_prompts(tmp_path / "rows/rows.parquet", tiny_model, chat, tmp_path / "prompts")
     tokenized = write_tokens(
         tmp_path / "prompts/prompts.parquet",
-        formatted["special_tokens"],
+        formatted.special_tokens,
         tiny_model,
         2048,
         TokenizationConfig(),
         tmp_path / "tokens",
     )
-    assert [(info["rows"], info["lost"], info["changed"]) for info in (downloaded, formatted, tokenized)] == [
-        (40, 0, 0)
-    ] * 3
+    assert [(info.rows, info.lost, info.changed) for info in (downloaded, formatted, tokenized)] == [(40, 0, 0)] * 3
 
     vocabulary = Vocabulary(tiny_model, rendered=True)
     for found in pq.read_table(tmp_path / "tokens/tokens.parquet").to_pylist():

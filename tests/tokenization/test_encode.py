@@ -15,9 +15,11 @@ from tasks.formatting.schema import PROMPT_SCHEMA
 from tasks.process import pool
 from tasks.store.artifact import produce
 from tasks.store.budget import check_losses, check_sides
+from tasks.store.facts import LedgerFacts
 from tasks.store.identity import Identity
 from tasks.store.ledger import Ledger
 from tasks.tokenization.encode import write_tokens
+from tasks.tokenization.facts import TokenFacts
 from tasks.tokenization.truncation import shorten
 from tasks.tokenization.vocabulary import Vocabulary
 from tests.tiny import make_model
@@ -43,7 +45,7 @@ def tokens(
     """Token rows, ledger and manifest info."""
     pq.write_table(pa.Table.from_pylist(rows, PROMPT_SCHEMA), tmp_path / "prompts.parquet")
     config = TokenizationConfig(**fields)
-    info = write_tokens(tmp_path / "prompts.parquet", special_tokens, model, limit, config, tmp_path)
+    info = write_tokens(tmp_path / "prompts.parquet", special_tokens, model, limit, config, tmp_path).model_dump()
     return (
         pq.read_table(tmp_path / "tokens.parquet").to_pylist(),
         pq.read_table(tmp_path / "ledger.parquet").to_pylist(),
@@ -207,11 +209,11 @@ def test_rows_that_are_all_too_long_end_the_run_in_one_sentence(tmp_path: Path, 
     pq.write_table(pa.Table.from_pylist(rows, PROMPT_SCHEMA), tmp_path / "prompts.parquet")
     config = TokenizationConfig(too_long="drop")
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> TokenFacts:
         return write_tokens(tmp_path / "prompts.parquet", "add", model, 50, config, folder)
 
     lost = produce(Identity(stage="tokenize"), write)
-    kept = produce(Identity(stage="format"), lambda folder: {"rows": 7, **Ledger("format", folder).write()})
+    kept = produce(Identity(stage="format"), lambda folder: LedgerFacts(rows=7, **Ledger("format", folder).write()))
     assert pq.read_table(lost.path / "tokens.parquet").num_rows == 0
     with pytest.raises(
         UserError, match=r"^7 of 7 rows are lost, more than .* The first: row r0: too long \("

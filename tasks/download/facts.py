@@ -1,0 +1,31 @@
+"""What download notes of its results."""
+
+from tasks.store.facts import Facts, LedgerFacts
+
+
+class RowsFacts(LedgerFacts):
+    """Of rows.parquet: rows of each side, rows of no side, names of columns, and rows of each file format."""
+
+    train: int
+    test: int
+    unused: int
+    columns: list[str]
+    formats: dict[str, int]
+
+
+class DifferenceFacts(Facts):
+    """Of difference.parquet: its lines, and rows by what became of them."""
+
+    rows: int
+    added: int
+    removed: int
+    changed: int
+    same: int
+
+
+class ModelFacts(Facts):
+    """Of the bundled base model: the Hub's name of it, its licence, and the file it was converted from."""
+
+    source: str
+    license: str
+    file: str

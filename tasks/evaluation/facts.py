@@ -1,0 +1,25 @@
+"""What evaluation notes of its results."""
+
+from typing import Any
+
+from tasks.store.facts import Facts
+
+
+class EvaluationFacts(Facts):
+    """What the manifest notes.
+
+    Args:
+        rows: held-out rows scored.
+        scores: rows of `scores.parquet`.
+        health: figure of HEALTH → model → mean over rows.
+        generation_seconds: of each model, for losses and answers.
+        confidence: level of the intervals.
+        stop: token ids that end an answer.
+    """
+
+    rows: int
+    scores: list[dict[str, Any]]
+    health: dict[str, dict[str, float]]
+    generation_seconds: dict[str, float]
+    confidence: float
+    stop: list[int]
