@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.plan import plan
+from flows.stages import BY_NAME
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
 from tasks.store.artifact import ArtifactRef, reference
 from tasks.store.manifest import DamagedArtifact, Manifest, read_manifest, readable
 from tasks.store.model import BaseModelRef, Source
 from tasks.store.origins import by_digest, results
-
-INPUTS = {"publish": "adapter", "train": "tokens", "tokenize": "prompts", "format": "rows"}
-"""Stage → the input that leads to its rows."""
 
 
 def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] | None:
@@ -39,7 +37,7 @@ def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] |
 def _rows_of(manifest: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> ArtifactRef | None:
     """Along one input of each stage: scores that two runs share would lead to the other run's rows as well."""
     folder = None
-    while name := INPUTS.get(manifest.identity.stage):
+    while (stage := BY_NAME.get(manifest.identity.stage)) and (name := stage.rows_from):
         if not (folders := holding.get(manifest.identity.inputs.get(name, ""))):
             return None
         folder = folders[0]

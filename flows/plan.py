@@ -3,16 +3,14 @@
 A stage whose input does not exist yet has no key: it runs because that input is made first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.download.identity import pin, rows_identity
+from flows.stages import STAGES
+from tasks.download.identity import pin
 from tasks.download.models import present_model
-from tasks.evaluation.identity import identity as evaluate_identity
-from tasks.formatting.identity import identity as format_identity
-from tasks.publishing.identity import identity as publish_identity
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
 from tasks.store.artifact import ArtifactRef, check_folder, reference, store_root
@@ -21,8 +19,6 @@ from tasks.store.manifest import DamagedArtifact, Manifest, latest, read_manifes
 from tasks.store.model import Source
 from tasks.store.origins import by_digest, readable, results
 from tasks.store.remote import Remote
-from tasks.tokenization.identity import identity as tokenize_identity
-from tasks.training.identity import identity as train_identity
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Planned:
 
 
 def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planned]:
-    """The six stages in order.
+    """The stages in order.
 
     Args:
         groups: the flow's parameters, as `flows.config_file.load` returns them.
@@ -58,31 +54,16 @@ def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planne
     registry = registry_folder(groups["publishing"])
     before = _lineage(registry)
     remote, fetched = Remote.configured(), False
-    stages: list[tuple[str, str, Callable[[], Identity]]] = [
-        ("download", "", lambda: rows_identity(data)),
-        ("format", "download", lambda: format_identity(found["download"], base, groups["formatting"])),
-        ("tokenize", "format", lambda: tokenize_identity(found["format"], base, groups["tokenization"])),
-        ("train", "tokenize", lambda: train_identity(found["tokenize"], base, groups["training"])),
-        (
-            "evaluate",
-            "train",
-            lambda: evaluate_identity(found["train"], found["tokenize"], found["format"], base, groups["evaluation"]),
-        ),
-        (
-            "publish",
-            "evaluate",
-            lambda: publish_identity(found["train"], found["evaluate"], found["format"], base, groups["publishing"]),
-        ),
-    ]
-    for name, needs, identity in stages[bool(begun) :]:
+    for stage in STAGES[bool(begun) :]:
+        name, needs = stage.name, stage.needs
         folders = _folders(name, registry)
         last = before.get(name) or latest(folders)
         if needs and needs not in found:
             yield Planned(name, False, f"{needs} is fetched first" if fetched else f"{needs} runs", last)
             continue
-        who = identity()
-        folder, why = _found(who, folders, last)
-        if why and remote and remote.manifest(who.key):
+        identity = stage.identity(found, base, {**groups, "data": data})
+        folder, why = _found(identity, folders, last)
+        if why and remote and remote.manifest(identity.key):
             why, fetched = f"its result is fetched from {remote.url}", True
         if folder and (name != "download" or base):
             found[name] = reference(folder, read_manifest(folder))
@@ -113,19 +94,19 @@ def _folders(stage: str, registry: Path) -> list[Path]:
     return versions(registry) if stage == "publish" else list((store_root() / "artifacts").glob(f"{stage}-*"))
 
 
-def _found(who: Identity, folders: list[Path], last: Manifest | None) -> tuple[Path | None, str]:
+def _found(identity: Identity, folders: list[Path], last: Manifest | None) -> tuple[Path | None, str]:
     """The usable result of an identity, or why there is none: how it differs from the last one."""
     for folder in folders:
         try:
-            if read_manifest(folder).key == who.key:
+            if read_manifest(folder).key == identity.key:
                 check_folder(folder)
                 return folder, ""
         except DamagedArtifact as error:
-            if folder.name == who.key:
+            if folder.name == identity.key:
                 return None, str(error)
     if last is None:
         return None, "it has not run yet"
-    return None, "; ".join(differences(last.identity, who.parts())) or "its result is damaged"
+    return None, "; ".join(differences(last.identity, identity.parts())) or "its result is damaged"
 
 
 def differences(before: Parts, now: Parts) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """One retrain, from rows to a published adapter: each line of the flow is a stage, and none is done twice."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from prefect.states import Completed, Failed
 from flows.changes import earlier_rows, sentence, too_little_new
 from flows.data import show_data
 from flows.flow_run import describe, due_again, of_a_deployment
+from flows.limits import options
 from flows.logs import readable_logs
-from flows.stages import patient
 from flows.summary import artifact_key, markdown, skipped, summarize
 from tasks.config import (
     DataConfig,
@@ -87,14 +88,15 @@ def retrain(
         execution=execution,
         schedule=schedule,
     )
+    limits = functools.partial(options, execution=execution)
     tags = [publishing.name, Path(model.base).name]
     describe(publishing.name, tags)
 
     def chain() -> dict[str, Any]:
-        source = patient(download, execution)(*now)
+        source = download.with_options(**limits("download"))(*now)
         changes: dict[str, Any] = {}
         if earlier := earlier_rows(registry_folder(publishing), source.rows):
-            difference = patient(compare_rows, execution)(earlier[1], source.rows).facts(DifferenceFacts)
+            difference = compare_rows.with_options(**limits("download"))(earlier[1], source.rows).facts(DifferenceFacts)
             changes = {"since": earlier[0], **difference.model_dump()}
             get_run_logger().info(sentence(changes))
             if why := too_little_new(groups, earlier[1], source.model, changes):
@@ -102,15 +104,17 @@ def retrain(
         new = f" (+{changes['added']:,})" if changes else ""
         title = f"{publishing.name} · {source.rows.rows:,} rows{new} · lr {training.learning_rate:g}"
         describe(title, tags)
-        prompts = patient(format_prompts, execution)(source.rows, source.model, formatting)
-        tokens = patient(tokenize, execution)(prompts, source.model, tokenization)
+        prompts = format_prompts.with_options(**limits("format"))(source.rows, source.model, formatting)
+        tokens = tokenize.with_options(**limits("tokenize"))(prompts, source.model, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
         check_sides(tokens)
         check_scorable(tokens, prompts, evaluation)
         show_data(tokens, training, artifact_key("data", publishing.name))
-        adapter = patient(train, execution)(tokens, source.model, training, execution)
-        scores = patient(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution)
-        version = patient(publish, execution)(adapter, scores, tokens, prompts, source.model, publishing)
+        adapter = train.with_options(**limits("train"))(tokens, source.model, training, execution)
+        scores = evaluate.with_options(**limits("evaluate"))(
+            adapter, tokens, prompts, source.model, evaluation, execution
+        )
+        version = publish.with_options(**limits("publish"))(adapter, scores, tokens, prompts, source.model, publishing)
 
         stages = dict(
             download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version
@@ -128,7 +132,7 @@ def retrain(
                 from flows.checks import check  # imports pyarrow
 
                 check(groups)  # as the command `run` does
-            now = patient(ask_hub, execution)(data, model) if any(moving(data, model)) else (data, model)
+            now = ask_hub.with_options(**limits("download"))(data, model) if any(moving(data, model)) else (data, model)
             try:
                 summary = chain()
             except DamagedArtifact as error:

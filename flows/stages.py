@@ -1,41 +1,89 @@
-"""How a stage is called: with the run's timeouts, and new attempts after failures that pass by themselves."""
+"""The stages of a retrain, in order. Plan, refresh, time limits and comparison of rows read this table.
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+A new stage is a row here and a line in flows/retrain.py. Nothing here imports Prefect: `--help` and `plan` answer fast.
+"""
 
-from prefect import Task
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import exponential_backoff
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from tasks.config import ExecutionConfig
-from tasks.process.failures import is_transient
+from tasks.download.identity import rows_identity
+from tasks.evaluation.identity import identity as evaluate_identity
+from tasks.formatting.identity import identity as format_identity
+from tasks.publishing.identity import identity as publish_identity
+from tasks.store.artifact import ArtifactRef
+from tasks.store.identity import Identity
+from tasks.store.model import BaseModelRef
+from tasks.tokenization.identity import identity as tokenize_identity
+from tasks.training.identity import identity as train_identity
 
-P = ParamSpec("P")
-R = TypeVar("R")
-JITTER = 0.3
-TIMEOUTS = {
-    "ask the hub": "prepare",
-    "download": "prepare",
-    "compare rows": "prepare",
-    "format prompts": "prepare",
-    "tokenize": "prepare",
-    "train": "train",
-    "evaluate": "evaluate",
-    "publish": "publish",
-}
+Results = Mapping[str, ArtifactRef]
+Configuration = Mapping[str, Any]
 
 
-def patient(stage: Task[P, R], execution: ExecutionConfig) -> Callable[P, R]:
-    """The same task with timeout and retries as the run's `execution` fields ask."""
-    options = stage.with_options(
-        retries=execution.retries,
-        retry_delay_seconds=exponential_backoff(execution.retry_seconds),
-        retry_jitter_factor=JITTER,
-        retry_condition_fn=_may_pass,
-        timeout_seconds=60 * getattr(execution, f"{TIMEOUTS[stage.name]}_timeout_minutes"),
-    )
-    return cast(Callable[P, R], options)
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table.
+
+    Args:
+        name: what manifests, keys and the summary call the stage.
+        identity: what decides its result, given the results of the stages before it, the base model and the
+            configuration's groups.
+        needs: the stage without whose result the identity is unknown; that one needs the others. Empty: none.
+        limit: `execution.<limit>_timeout_minutes` is its time limit.
+        rows_from: the input of its identity that leads back to the rows. Empty: none does.
+        refreshable: `--refresh` may name it.
+    """
+
+    name: str
+    identity: Callable[[Results, BaseModelRef, Configuration], Identity]
+    needs: str
+    limit: str
+    rows_from: str = ""
+    refreshable: bool = True
 
 
-def _may_pass(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.data, BaseException) and is_transient(state.data)
+STAGES = (
+    Stage("download", lambda made, model, groups: rows_identity(groups["data"]), "", "prepare"),
+    Stage(
+        "format",
+        lambda made, model, groups: format_identity(made["download"], model, groups["formatting"]),
+        "download",
+        "prepare",
+        "rows",
+    ),
+    Stage(
+        "tokenize",
+        lambda made, model, groups: tokenize_identity(made["format"], model, groups["tokenization"]),
+        "format",
+        "prepare",
+        "prompts",
+    ),
+    Stage(
+        "train",
+        lambda made, model, groups: train_identity(made["tokenize"], model, groups["training"]),
+        "tokenize",
+        "train",
+        "tokens",
+    ),
+    Stage(
+        "evaluate",
+        lambda made, model, groups: evaluate_identity(
+            made["train"], made["tokenize"], made["format"], model, groups["evaluation"]
+        ),
+        "train",
+        "evaluate",
+    ),
+    Stage(
+        "publish",
+        lambda made, model, groups: publish_identity(
+            made["train"], made["evaluate"], made["format"], model, groups["publishing"]
+        ),
+        "evaluate",
+        "publish",
+        "adapter",
+        refreshable=False,  # a published version is never changed
+    ),
+)
+BY_NAME = {stage.name: stage for stage in STAGES}
+REFRESHABLE = [stage.name for stage in STAGES if stage.refreshable]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.stages import STAGES
 from tests import stage_versions
 
 PROJECT = {
@@ -89,6 +90,10 @@ def test_code_that_decides_results_is_as_confirmed(stage: str) -> None:
         f"another result, raise the stage's version (VERSION in its identity.py). Then, in either case, run "
         "`make confirm` and commit tests/stage_versions.txt."
     )
+
+
+def test_every_stage_has_a_version() -> None:
+    assert {stage.name for stage in STAGES} <= stage_versions.STAGES.keys()
 
 
 def test_what_workers_load_by_name_is_among_the_code_of_their_stage() -> None:

@@ -10,11 +10,10 @@ from typing import Any
 
 from flows.commands.arguments import add_configuration, configuration
 from flows.commands.environment import homes_in_store, local_settings
+from flows.stages import REFRESHABLE
 from tasks.errors import UserError
 from tasks.process.failures import full_disk
 from tasks.text import visible_lines
-
-REFRESHABLE = ("download", "format", "tokenize", "train", "evaluate")  # a published version is never changed
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
