@@ -1,6 +1,6 @@
 # make install  everything into .venv
 # make run    the bundled example, from nothing to a published adapter
-# make test   the whole test suite        make check   linter and types
+# make test   the whole test suite        make check   linter, types and imports
 # make upstream  the newest releases of the libraries: does what is relied on still hold?
 # make faults a hundred runs, each killed or damaged at a random moment, then run again
 # make confirm  after a change of code that decides results (tests/stage_versions.py)
@@ -19,7 +19,7 @@ test: .venv/ready
 	$(BIN)/pytest -q -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 faults: .venv/ready
 	$(BIN)/python -m tests.faults.campaign --runs 100 --seed 0

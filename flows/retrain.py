@@ -36,7 +36,6 @@ from tasks.formatting.task import format_prompts
 from tasks.publishing.task import publish, registry_folder
 from tasks.report.report import write_report
 from tasks.store.artifact import in_use, intact
-from tasks.store.budget import check_losses, check_sides
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.manifest import DamagedArtifact
 from tasks.tokenization.task import tokenize

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from flows.budget import check_losses
 from flows.logs import Readable
 from tasks.config import DataConfig, FormattingConfig, TokenizationConfig, TrainingConfig
 from tasks.download.rows import write_rows
 from tasks.errors import UserError
 from tasks.formatting.prompts import write_prompts
 from tasks.store.artifact import ArtifactRef, produce
-from tasks.store.budget import check_losses
 from tasks.store.identity import Identity
 from tasks.tokenization.encode import write_tokens
 from tests.tiny import make_rows, write_jsonl

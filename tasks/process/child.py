@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.process.failures import ChildFailed, full_disk, is_transient
 from tasks.text import visible
 
 GRACE_SECONDS = 12.0
@@ -29,18 +30,6 @@ IMPORT_NOTHING_HERE = {"PYTHONSAFEPATH": "1"}
 """Environment in which `python -m` does not look for modules in the working directory: a tasks.py there is the user's
 own. The processes that a child starts inherit it."""
 _PR_SET_PDEATHSIG = 1
-
-
-class ChildFailed(RuntimeError):
-    """The child ended with an error that is nobody's typing mistake; the message holds its last lines.
-
-    Args:
-        transient: it was ended from outside or hung, so another attempt can go on from its checkpoints.
-    """
-
-    def __init__(self, message: str, transient: bool) -> None:
-        super().__init__(message)
-        self.transient = transient
 
 
 def run_child(module: str, job: dict[str, Any], log: Callable[[str], None], hang_minutes: float | None = None) -> None:
@@ -188,8 +177,6 @@ def main(work: Callable[[dict[str, Any]], None]) -> None:
         sentence.write_text(str(error))
         sys.exit(USER_ERROR_EXIT)
     except Exception as error:
-        from tasks.process.failures import full_disk, is_transient
-
         if said := full_disk(error):
             sentence.write_text(said)
             sys.exit(USER_ERROR_EXIT)

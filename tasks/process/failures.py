@@ -6,7 +6,6 @@ import ssl
 from collections.abc import Iterator
 
 from tasks.errors import UserError
-from tasks.process.child import ChildFailed
 
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 TRANSIENT_ERRNO = {
@@ -39,6 +38,18 @@ _FULL_DISK = ("No space left on device", "PytorchStreamWriter failed", ". unexpe
 """What safetensors and torch say of a full disk, in errors that are no OSError."""
 _NO_NETWORK_ERRORS = {"BrokenPipeError", "OfflineModeIsEnabled"}
 """ConnectionErrors that stay: standard output is closed; huggingface_hub was told not to use the network."""
+
+
+class ChildFailed(RuntimeError):
+    """The child ended with an error that is nobody's typing mistake; the message holds its last lines.
+
+    Args:
+        transient: it was ended from outside or hung, so another attempt can go on from its checkpoints.
+    """
+
+    def __init__(self, message: str, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 def is_transient(error: BaseException) -> bool:

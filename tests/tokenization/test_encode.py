@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flows.budget import check_losses, check_sides
 from tasks.config import TokenizationConfig
 from tasks.errors import UserError
 from tasks.formatting.schema import PROMPT_SCHEMA
 from tasks.process import pool
 from tasks.store.artifact import produce
-from tasks.store.budget import check_losses, check_sides
 from tasks.store.facts import LedgerFacts
 from tasks.store.identity import Identity
 from tasks.store.ledger import Ledger
