@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tasks.errors import UserError
 from tasks.publishing.registry import registries, versions
-from tasks.store.artifact import locked, store_root
+from tasks.store.artifact import locked
 from tasks.store.manifest import DamagedArtifact, Manifest, read_manifest
 from tasks.store.origins import by_digest, results
+from tasks.store.root import store_root
 
 
 def clean(keep_last: int, dry_run: bool = False) -> tuple[list[str], int]:

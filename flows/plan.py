@@ -13,12 +13,13 @@ from tasks.download.identity import pin
 from tasks.download.models import present_model
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
-from tasks.store.artifact import ArtifactRef, check_folder, reference, store_root
+from tasks.store.artifact import ArtifactRef, check_folder, reference
 from tasks.store.identity import Identity, Parts
-from tasks.store.manifest import DamagedArtifact, Manifest, latest, read_manifest
+from tasks.store.manifest import DamagedArtifact, Manifest, latest, read_manifest, readable
 from tasks.store.model import Source
-from tasks.store.origins import by_digest, readable, results
+from tasks.store.origins import by_digest, results
 from tasks.store.remote import Remote
+from tasks.store.root import store_root
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
+from flows.budget import check_losses, check_sides
 from flows.changes import earlier_rows, sentence, too_little_new
 from flows.data import show_data
 from flows.flow_run import describe, due_again, of_a_deployment
@@ -33,7 +34,8 @@ from tasks.download.task import ask_hub, compare_rows, download
 from tasks.errors import UserError
 from tasks.evaluation.task import check_scorable, evaluate
 from tasks.formatting.task import format_prompts
-from tasks.publishing.task import publish, registry_folder
+from tasks.publishing.identity import registry_folder
+from tasks.publishing.task import publish
 from tasks.report.report import write_report
 from tasks.store.artifact import in_use, intact
 from tasks.store.caching import VerifiedJSONSerializer

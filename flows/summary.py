@@ -8,8 +8,9 @@ from flows.changes import sentence
 from tasks.evaluation import tables
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.publishing.facts import VersionFacts
-from tasks.store.artifact import ArtifactRef, store_root, written_here
+from tasks.store.artifact import ArtifactRef, written_here
 from tasks.store.manifest import Manifest, read_manifest
+from tasks.store.root import store_root
 from tasks.text import code
 
 TRAINING = (

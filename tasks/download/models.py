@@ -9,11 +9,12 @@ from tasks.download.facts import ModelFacts
 from tasks.download.hub import refusals
 from tasks.errors import UserError
 from tasks.process.child import run_child
-from tasks.store.artifact import produce, store_root
+from tasks.store.artifact import produce
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity
 from tasks.store.manifest import MANIFEST
 from tasks.store.model import BaseModelRef
+from tasks.store.root import store_root
 
 MODEL_VERSION = 1
 """Raised when the bundled file can give another folder, or a base other digests (docs/caching.md)."""

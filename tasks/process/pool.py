@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from tasks.process.child import Child, ChildFailed, main, started
+from tasks.process.child import Child, main, started
+from tasks.process.failures import ChildFailed
 
 UNITS_A_PROCESS = 4
 """Fewer are done sooner than a process starts."""

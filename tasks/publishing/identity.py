@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from tasks.config import PublishingConfig
-from tasks.store.artifact import ArtifactRef, store_root
+from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
+from tasks.store.root import store_root
 
 VERSION = 2
 """Raised when the same inputs can give another result (docs/caching.md)."""

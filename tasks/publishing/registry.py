@@ -18,10 +18,11 @@ from pydantic import TypeAdapter
 
 from tasks.errors import UserError
 from tasks.store import lines
-from tasks.store.artifact import ArtifactRef, Input, check_folder, locked, reference, store_root, write_folder
+from tasks.store.artifact import ArtifactRef, Input, check_folder, locked, reference, write_folder
 from tasks.store.facts import Facts
 from tasks.store.identity import Identity
 from tasks.store.manifest import DamagedArtifact, read_manifest
+from tasks.store.root import store_root
 
 VERSION = re.compile(r"v(\d{4,})")
 NOTED = "registries"

@@ -16,12 +16,13 @@ from tasks.publishing.facts import VersionFacts
 from tasks.publishing.hub import upload
 from tasks.publishing.identity import identity, registry_folder
 from tasks.publishing.registry import add_version
-from tasks.store.artifact import ArtifactRef, store_root
+from tasks.store.artifact import ArtifactRef
 from tasks.store.caching import cached
 from tasks.store.checked import content_digest
 from tasks.store.identity import file_digest
 from tasks.store.manifest import DamagedArtifact, read_manifest
 from tasks.store.model import BaseModelRef, weight_files
+from tasks.store.root import store_root
 from tasks.tokenization.facts import TokenFacts
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")

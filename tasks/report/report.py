@@ -17,9 +17,10 @@ from tasks.report.data import data, preview
 from tasks.report.scores import score_table
 from tasks.report.training import training
 from tasks.report.words import FILTERS
-from tasks.store.artifact import ArtifactRef, store_root
+from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import digest_of, file_digest
 from tasks.store.manifest import Manifest
+from tasks.store.root import store_root
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 VERSION = 2

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from tasks.store.checked import content_digest
+from tasks.store.facts import Facts
 from tasks.store.identity import Identity
 from tasks.store.manifest import (
     MANIFEST,
     DamagedArtifact,
     F,
-    Facts,
     Manifest,
     describe_files,
     files_digest,

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tasks.store.artifact import store_root
 from tasks.store.manifest import Manifest, readable
+from tasks.store.root import store_root
 
 
 def results() -> dict[Path, Manifest]:

@@ -10,10 +10,11 @@ from prefect.logging import get_run_logger
 from tasks.config import ExecutionConfig, TrainingConfig
 from tasks.errors import UserError
 from tasks.process.child import run_child
-from tasks.store.artifact import ArtifactRef, produce, store_root, work_folder
+from tasks.store.artifact import ArtifactRef, produce, work_folder
 from tasks.store.caching import cached
 from tasks.store.manifest import latest
 from tasks.store.model import BaseModelRef
+from tasks.store.root import store_root
 from tasks.training import worker
 from tasks.training.distributed import launch
 from tasks.training.distributed.nodes import gpus, nodes

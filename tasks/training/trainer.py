@@ -111,7 +111,7 @@ class PackedTrainer(SFTTrainer):
 
     # --- one step -------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Whole steps for every process: it takes its share itself (`divide`), and knows the others'."""
         loader = super().get_train_dataloader()
         if self.peers.count > 1:  # or else the last step of an epoch would be filled up with rows seen already

@@ -20,8 +20,7 @@ from fsspec.exceptions import FSTimeoutError
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tasks.errors import UserError
-from tasks.process.child import ChildFailed
-from tasks.process.failures import full_disk, is_transient
+from tasks.process.failures import ChildFailed, full_disk, is_transient
 from tests.faults.bench import may_mount, mount, unmount
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.process import pool
-from tasks.process.child import ChildFailed
+from tasks.process.failures import ChildFailed
 from tests.process.test_child import ROOT, gone
 
 HEAD = """

@@ -10,8 +10,9 @@ from tasks.config import FormattingConfig, PublishingConfig, TrainingConfig
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.formatting.facts import PromptFacts
 from tasks.publishing import task as publishing
-from tasks.store.artifact import ArtifactRef, DamagedArtifact, produce
+from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity
+from tasks.store.manifest import DamagedArtifact
 from tasks.store.model import BaseModelRef
 from tasks.tokenization.facts import TokenFacts
 from tests.tiny import noted

@@ -12,8 +12,8 @@ from tasks.errors import UserError
 from tasks.publishing import hub
 from tasks.publishing.registry import add_version, versions
 from tasks.publishing.task import write_sums
-from tasks.store.artifact import DamagedArtifact
 from tasks.store.identity import Identity, file_digest
+from tasks.store.manifest import DamagedArtifact
 
 
 def add(folder: Path, content: str) -> Any:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from tasks.process.failures import is_transient
-from tasks.store.artifact import ArtifactRef, DamagedArtifact, in_use, locked, produce, work_folder
+from tasks.store.artifact import ArtifactRef, in_use, locked, produce, work_folder
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.identity import Identity
+from tasks.store.manifest import DamagedArtifact
 
 ROOT = Path(__file__).parents[2]
 WHO = Identity(stage="test", config={"n": 1})

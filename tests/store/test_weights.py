@@ -10,7 +10,7 @@ import torch
 
 from tasks.errors import UserError
 from tasks.model.quantization import load_options
-from tasks.store.artifact import DamagedArtifact
+from tasks.store.manifest import DamagedArtifact
 from tasks.store.model import BaseModelRef, weight_files
 
 

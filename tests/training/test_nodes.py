@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from tasks.errors import UserError
-from tasks.process.child import ChildFailed, run_child
+from tasks.process.child import run_child
+from tasks.process.failures import ChildFailed
 from tasks.training.distributed.nodes import nodes
 from tests.training.launched import ROOT, adapter, wait_for
 

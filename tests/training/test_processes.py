@@ -9,7 +9,8 @@ from prefect.logging import disable_run_logger
 
 from tasks.config import ExecutionConfig, TrainingConfig
 from tasks.errors import UserError
-from tasks.process.child import ChildFailed, run_child
+from tasks.process.child import run_child
+from tasks.process.failures import ChildFailed
 from tasks.store.artifact import produce
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef

@@ -11,7 +11,8 @@ from transformers import LlamaConfig
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.model import base, sharding
-from tasks.process.child import ChildFailed, run_child
+from tasks.process.child import run_child
+from tasks.process.failures import ChildFailed
 from tasks.training import memory
 from tasks.training.distributed.collectives import Peers
 from tests.training.launched import assert_equal_within_rounding, assert_goes_on, steps, stop
