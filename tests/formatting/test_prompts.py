@@ -380,7 +380,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path, monkeypatch: py
         info = write_prompts(tmp_path / "rows.parquet", Path(), FormattingConfig(), folder)
         written.append((info, {file.name: file.read_bytes() for file in folder.iterdir()}))
     assert written[0] == written[1]
-    assert written[0][0]["leaks"] == 43
+    assert written[0][0].leaks == 43
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

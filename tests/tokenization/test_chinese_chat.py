@@ -69,4 +69,4 @@ def test_only_the_assistants_turns_are_learnt(row: Any, tmp_path: Path, tiny_mod
         assert all(text in whole for _, text in said)
 
     rows = read_rows(tmp_path / "tokens/tokens.parquet")
-    assert len(rows) == tokenized["train"] > 20
+    assert len(rows) == tokenized.train > 20

@@ -201,7 +201,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path, model: Path, mo
         written.append((info, {file.name: file.read_bytes() for file in folder.iterdir()}))
     assert written[0] == written[1]
     assert set(written[0][1]) == {"tokens.parquet", "ledger.parquet", "statistics.json", "preview.json"}
-    assert (written[0][0]["rows"], written[0][0]["changed"]) == (90, 1)
+    assert (written[0][0].rows, written[0][0].changed) == (90, 1)
 
 
 def test_rows_that_are_all_too_long_end_the_run_in_one_sentence(tmp_path: Path, model: Path, store: Path) -> None:
