@@ -231,7 +231,7 @@ def write_folder(
         with intact(inputs):
             facts = write(aside)
         _permit(aside)  # before digests are taken: a later change of a file's mode would have them taken again
-        manifest = _manifest(identity, aside, facts, seconds=round(time.monotonic() - began, 3))
+        manifest = write_manifest(identity, aside, facts, seconds=round(time.monotonic() - began, 3))
     written_here[identity.key] = time.monotonic()
     return reference(folder, manifest)
 
@@ -245,7 +245,7 @@ def _aside(folder: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        _put(aside, folder)
+        move_into_place(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -264,7 +264,10 @@ def work_folder(identity: Identity) -> Path:
     return store_root() / "work" / identity.key
 
 
-def _manifest(identity: Identity, folder: Path, facts: Facts | dict[str, Any], seconds: float) -> Manifest:
+def write_manifest(
+    identity: Identity, folder: Path, facts: Facts | dict[str, Any] = Facts(), seconds: float = 0
+) -> Manifest:
+    """Seal a folder that has all its files."""
     files = describe_files(folder)
     manifest = Manifest(
         format=3,
@@ -294,7 +297,7 @@ def _permit(folder: Path) -> None:
             path.chmod(wanted)
 
 
-def _put(aside: Path, folder: Path) -> None:
+def move_into_place(aside: Path, folder: Path) -> None:
     """Move a finished folder into place; a damaged one that stood there is moved out of the way first."""
     _permit(aside)
     for file in aside.rglob("*"):

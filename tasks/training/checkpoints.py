@@ -1,6 +1,5 @@
 """Checkpoints that are whole or not there: written aside, sealed with a manifest, renamed into place."""
 
-import os
 import re
 import shutil
 import time
@@ -8,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from transformers import TrainerCallback
 
 from tasks.model.device import Instant
-from tasks.store.identity import digest_of, file_digest
+from tasks.store.artifact import check_folder, move_into_place, write_manifest
+from tasks.store.identity import Identity
+from tasks.store.manifest import MANIFEST, DamagedArtifact
 
 MINUTES = 5.0  # between two checkpoints
 now = time.monotonic
 KEPT = 2
-_MANIFEST = "manifest.json"
 _NAME = re.compile("checkpoint-[1-9][0-9]{0,17}")
 
 
@@ -47,25 +46,10 @@ class StepEnd(TrainerCallback):
             control.should_save = True
 
 
-class _Manifest(BaseModel):
-    """What a checkpoint holds: name → sha256 of every file but this one, and the digest of that and the step."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    files: dict[str, str] = Field(min_length=1)
-    digest: str
-
-
 def seal(written: Path, final: Path) -> None:
     """Publish the finished checkpoint folder `written` as `final` and drop all but the last `KEPT`."""
-    digests = {file.name: file_digest(file) for file in sorted(written.iterdir())}
-    manifest = _Manifest(files=digests, digest=digest_of([final.name, digests]))
-    (written / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
-    for file in written.iterdir():
-        _sync(file)
-    _remove(final)
-    written.rename(final)
-    _sync(final.parent)
+    write_manifest(_identity(final), written)
+    move_into_place(written, final)
     for old in _newest_first(final.parent)[KEPT:]:
         _remove(old)
 
@@ -94,21 +78,21 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-")))
 
 
+def _identity(path: Path) -> Identity:
+    return Identity(stage="checkpoint", config={"name": path.name})
+
+
 def _trouble(path: Path) -> str:
     """What keeps a checkpoint from being used; nothing is loaded that its manifest does not list."""
     try:
-        manifest = _Manifest.model_validate_json((path / _MANIFEST).read_bytes())
-        if manifest.digest != digest_of([path.name, manifest.files]):
-            return f"{_MANIFEST} is not as it was written"
-        there = {file.name for file in path.iterdir()} - {_MANIFEST}
-        if odd := sorted(there ^ manifest.files.keys()):
-            return f"{odd[0]!r} is {'not among its files' if odd[0] in there else 'missing'}"
-        for name, digest in manifest.files.items():
-            if not (path / name).is_file() or file_digest(path / name) != digest:
-                return f"{name} is not as it was written"
-        return ""
-    except (OSError, ValueError) as error:  # pydantic's too
-        return f"it cannot be read ({type(error).__name__})"
+        manifest = check_folder(path)
+        there = {file.name for file in path.iterdir()} - {MANIFEST}
+    except (DamagedArtifact, OSError) as error:
+        return str(error)
+    if manifest.key != _identity(path).key:
+        return f"{MANIFEST} is that of another checkpoint"
+    odd = sorted(there - manifest.files.keys())
+    return f"{odd[0]!r} is not among its files" if odd else ""
 
 
 def _remove(path: Path) -> None:
@@ -117,11 +101,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
