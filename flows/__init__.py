@@ -1,1 +1,1 @@
-"""What happens, in what order."""
+"""The flow, its command line, and what both show."""

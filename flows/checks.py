@@ -1,4 +1,4 @@
-"""What can be known before anything runs: said at once, all of it, by `run` and by `plan`."""
+"""Checks before anything runs, for `run` and `plan`. All mistakes are reported at once."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

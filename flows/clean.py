@@ -1,4 +1,4 @@
-"""Room on the disk: removes results that no published version was made from and that are not among the latest."""
+"""Frees disk space: removes results that are neither recent nor an origin of a published version."""
 
 import contextlib
 import fcntl
@@ -25,13 +25,13 @@ def clean(keep_last: int, dry_run: bool = False) -> tuple[list[str], int]:
     Raises:
         UserError: a run is using the store.
     """
-    with alone():
+    with exclusively():
         return _clean(keep_last, dry_run)
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """While results are removed.
+def exclusively() -> Iterator[None]:
+    """Hold the store, so that no run uses it meanwhile.
 
     Raises:
         UserError: a run is using the store.
@@ -49,7 +49,7 @@ def _clean(keep_last: int, dry_run: bool) -> tuple[list[str], int]:
     manifests = results()
     keep = _latest(manifests, keep_last) | _origins(_published(), manifests)
     there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
-    keep |= {folder for folder in there if folder.name.startswith("model-")}  # what adapters stand on
+    keep |= {folder for folder in there if folder.name.startswith("model-")}  # base models of adapters
     removed, freed = [], 0
     for folder in there - keep:
         freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())

@@ -1,4 +1,4 @@
-"""YAML file and flags → the flow's parameters, or one sentence a mistake."""
+"""Reads the YAML file and the flags into the flow's parameters; each mistake is one sentence."""
 
 import difflib
 import json
@@ -50,7 +50,7 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Group]:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2, in which 2e-4 is a number, and yes, 010, 1:30 and 2024-01-01 are text.
 
-    Refuses a key that stands twice, where YAML's own loaders keep the last and drop what the first one said.
+    Refuses a key that is given twice; YAML's own loaders keep the last one and drop the first.
     """
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012
@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value} stands twice", problem_mark=key.start_mark
+                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
                 )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
@@ -94,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _quoting(text: str, error: Exception) -> str:
-    """What to do about a template that YAML takes for its own braces; empty where the mistake is another one."""
+    """Advice where YAML took the braces of a template for its own; empty for any other mistake."""
     marks = [mark for name in ("context_mark", "problem_mark") if (mark := getattr(error, name, None))]
     if not marks:
         return ""
@@ -133,7 +133,7 @@ def no_such_flag(flag: str) -> str:
 
 
 def _did_you_mean(name: Any, names: Iterable[str]) -> str:
-    """The name that is most alike, the first of several, whatever group it is in; empty where none is alike."""
+    """Suggests the most similar name of any group; empty if none is similar."""
     last = {full.rpartition(".")[2]: full for full in reversed(list(names))}
     close = difflib.get_close_matches(str(name).rpartition(".")[2].strip("-").replace("-", "_").lower(), last, 1)
     return f" (did you mean {last[close[0]]}?)" if close else ""

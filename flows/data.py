@@ -1,4 +1,4 @@
-"""What people see of the data before training begins: numbers, and a few rows as they will be learnt."""
+"""Shows the data before training begins: counts of tokens, and a few rows with the part that is learnt."""
 
 import itertools
 

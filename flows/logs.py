@@ -1,4 +1,4 @@
-"""What a terminal and the UI show: progress and mistakes in one sentence, not other people's chatter."""
+"""Keeps logs readable: progress, and a mistake of the user as one sentence without a stack trace."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What a run would do, and why: each stage's identity held against the store, with nothing run or fetched.
+"""What a run would do, and why: compares the identity of each stage with the store. Runs and fetches nothing.
 
 A stage whose input does not exist yet has no key: it runs because that input is made first.
 """
@@ -74,7 +74,7 @@ def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planne
 
 
 def _lineage(registry: Path) -> dict[str, Manifest]:
-    """Stage → the manifest behind this adapter's newest version: other adapters in the store are not its past.
+    """Stage → the manifest that this adapter's newest version was made from; results of other adapters do not count.
 
     A stage is missing here when its result was cleaned away or nothing was published yet.
     """

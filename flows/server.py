@@ -1,8 +1,8 @@
-"""A Prefect server for one local run. It ends with the run, whatever ends that.
+"""A Prefect server for one local run. It ends with the run, also when the run is killed.
 
-Prefect can start one by itself, which a killed run leaves behind for ever, and which obeys every user of the machine:
-who changes the state of a run decides what it reads back. This one asks for a secret, which is in the environment of
-the run's processes and nowhere else.
+The server that Prefect starts by itself survives a killed run, and obeys every user of the machine: whoever changes the
+state of a run decides what it reads back. This server asks for a secret, which only the environment of the
+run's processes holds.
 """
 
 import atexit

@@ -441,7 +441,7 @@ class EvaluationConfig(Group):
     @classmethod
     def _each_once(cls, metrics: list[str]) -> list[str]:
         if twice := [name for name in metrics if metrics.count(name) > 1]:
-            raise ValueError(f"{twice[0]} stands twice")
+            raise ValueError(f"{twice[0]} is given twice")
         return metrics
 
 

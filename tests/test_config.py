@@ -74,7 +74,7 @@ def test_a_configuration_read_back_with_all_its_fields_is_the_same(fields: dict[
         (["bleu"], "there is no such metric"),
         (["a:b:c"], "as package.module:function"),
         (["os.system:"], "as package.module:function"),
-        (["rouge1", "chrf", "rouge1"], "rouge1 stands twice"),
+        (["rouge1", "chrf", "rouge1"], "rouge1 is given twice"),
         ([], "at least 1 item"),
     ],
 )

@@ -69,11 +69,11 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _refresh(groups: dict[str, Any], stages: list[str]) -> None:
-    from flows.clean import alone
+    from flows.clean import exclusively
     from flows.plan import plan
     from tasks.store.artifact import discard
 
-    with alone():
+    with exclusively():
         for planned in list(plan(groups)):
             if planned.stage in stages and planned.reused and planned.last:
                 discard(planned.last.key)

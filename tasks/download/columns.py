@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tasks.download.blocks import Row
 from tasks.download.column_types import OWN, UNFIT, Columns, as_text, guess, widened
 from tasks.download.schema import GROUP_COLUMN, ID, SPLIT
-from tasks.download.verdicts import mended, suspicious
+from tasks.download.text_cleaning import mended, suspicious
 from tasks.errors import UserError
 from tasks.store.ledger import Ledger
 

@@ -78,8 +78,8 @@ def publish(
         write_sums(folder)
         return VersionFacts(name=config.name, version=version, scores=measured.scores, health=measured.health)
 
-    who = identity(adapter, scores, prompts, model, config)
-    version = add_version(who, registry_folder(config), write, log, (adapter, scores, model))
+    decided_by = identity(adapter, scores, prompts, model, config)
+    version = add_version(decided_by, registry_folder(config), write, log, (adapter, scores, model))
     version.verify()
     log(f"published {config.name} {version.path.name} in {version.path}")
     if config.hub_repo:

@@ -1,11 +1,11 @@
-"""A finished stage is a folder with a manifest. It appears whole or not at all, and is checked before it is used.
+"""A finished stage is a folder with a manifest. It is complete or absent, and is checked before it is used.
 
     STORE/artifacts/<stage>-<key>/manifest.json + what the stage wrote (Parquet, adapter files)
     STORE/locks/<stage>-<key>.lock           held while one process computes the key; free when its holder dies
     STORE/work/<stage>-<key>/                checkpoints of a stage that is still computing
     STORE/checked.jsonl                      which large files need not be read again (checked.py)
 
-The store is the folder in QLORA_FLOW_STORE, `.qlora-flow` in the working directory without it.
+The store is the folder that QLORA_FLOW_STORE names, else `.qlora-flow` in the working directory.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ class Input(Protocol):
 
 @contextlib.contextmanager
 def intact(inputs: Iterable[Input]) -> Iterator[None]:
-    """While inputs are read: they are what they were before and after, so nothing is made from damaged ones.
+    """Verify inputs before and after they are read, so that no result is made from damaged ones.
 
     Raises:
         DamagedArtifact: one is not; also when the damage made the reading fail.
@@ -119,7 +119,7 @@ def check_folder(folder: Path) -> Manifest:
 
     Raises:
         DamagedArtifact: naming the first difference.
-        OSError: the disk does not answer, which may pass and damages nothing.
+        OSError: the disk does not answer. This is transient, and no damage.
     """
     manifest = read_manifest(folder)
     if manifest.format == 1:
@@ -139,7 +139,7 @@ def check_folder(folder: Path) -> Manifest:
 
 @contextlib.contextmanager
 def locked(name: str, mode: int = fcntl.LOCK_EX, folder: Path | None = None) -> Iterator[None]:
-    """Hold a lock that other processes on this machine respect and that dies with its holder.
+    """Hold a file lock against other processes of this machine. It is freed when its holder dies.
 
     Args:
         mode: as `fcntl.flock` takes it.
@@ -155,7 +155,7 @@ def locked(name: str, mode: int = fcntl.LOCK_EX, folder: Path | None = None) -> 
 
 
 def in_use() -> contextlib.AbstractContextManager[None]:
-    """Held by every run, together with others, so that nothing is cleaned away under it."""
+    """A shared lock that every run holds, so that `clean` removes nothing meanwhile."""
     return locked("store", fcntl.LOCK_SH)
 
 
@@ -238,7 +238,7 @@ def write_folder(
 
 @contextlib.contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` in the end, or vanishes when something goes wrong."""
+    """An empty folder that replaces `folder` on success and is removed on failure."""
     aside = folder.parent / f".{folder.name}"
     for left in (aside, _damaged(aside)):  # by a holder that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -260,7 +260,7 @@ def discard(key: str) -> None:
 
 
 def work_folder(identity: Identity) -> Path:
-    """Where a stage keeps what a later attempt at the same identity can go on from; removed when it finished."""
+    """Checkpoints of a stage, for later attempts at the same identity; removed when it has finished."""
     return store_root() / "work" / identity.key
 
 
@@ -284,7 +284,7 @@ def write_manifest(
 
 
 def _damaged(aside: Path) -> Path:
-    """Where a damaged folder stands for the moment in which its successor takes its place."""
+    """Where a damaged folder is while its replacement moves into place."""
     return aside.with_name(aside.name + "-damaged")
 
 

@@ -1,7 +1,7 @@
 """Prefect's cache on top of the store: a finished stage shows as Cached, a damaged one is computed again.
 
-Prefect keeps one small JSON record a key, holding the reference a task returned. Reading the record verifies the files
-it points to; Prefect takes a serializer that raises for a cache miss.
+Prefect keeps a small JSON record for each key: the reference that a task returned. Reading it verifies the files behind
+it; Prefect takes a serializer that raises for a cache miss.
 
 A record names the serializer that is to read it, and Prefect obeys: a pickle, a module to import, a function to call.
 So does the state of a run that a server sends. In a process that imports this module Prefect reads with the serializer

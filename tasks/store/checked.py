@@ -1,4 +1,4 @@
-"""Which files need not be read again: those whose size, times and inode are what they were when their digest was taken.
+"""Remembers digests: a file whose size, times and inode are as they were when it was read is not read again.
 
     STORE/checked.jsonl     one line a file: device and inode, size, mtime, ctime, sha256
 
@@ -17,7 +17,7 @@ from tasks.store.identity import file_digest
 from tasks.store.root import store_root
 
 WORTH = 1 << 20
-"""Bytes from which remembering beats reading."""
+"""Bytes. Digests of smaller files are not kept: reading them costs little."""
 SETTLED_SECONDS = 2.0
 """A file changed again within one tick of its clock looks unchanged: digests of younger files are not handed on."""
 

@@ -28,10 +28,10 @@ LONGEST = 500
 
 
 class Ledger:
-    """Writes verdicts beside a stage's rows while the stage works, however many they are.
+    """Writes ledger.parquet while a stage works, batch by batch.
 
     Args:
-        stage: whose verdicts these are.
+        stage: its name.
         folder: where ledger.parquet is written.
     """
 

@@ -155,7 +155,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         DamagedArtifact: there is none, or it is damaged.
-        OSError: the disk does not answer, which may pass and damages nothing.
+        OSError: the disk does not answer. This is transient, and no damage.
     """
     try:
         with (folder / MANIFEST).open("rb") as file:
@@ -165,7 +165,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def readable(folders: Iterable[Path]) -> dict[Path, Manifest]:
-    """Folder → manifest of those that have a whole one."""
+    """Folder → manifest, of the folders whose manifest is intact."""
     found = {}
     for folder in folders:
         with contextlib.suppress(DamagedArtifact, OSError):

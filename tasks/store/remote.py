@@ -1,4 +1,4 @@
-"""A second place for results, which machines share: what one has computed, another fetches instead of computing it.
+"""A remote store that machines share: a result that one has computed, another fetches.
 
     QLORA_FLOW_REMOTE=s3://bucket/folder    or any URL that fsspec knows
     REMOTE/blobs/<sha256>                   every file, by its content
@@ -21,7 +21,7 @@ from tasks.text import hide_secrets, public_url, visible
 
 
 class DamagedBlob(RuntimeError):
-    """A blob of the remote store is not what its name says; it has been removed, its result is computed anew."""
+    """A blob of the remote store does not match its name. It has been removed, and its result is computed again."""
 
 
 class Remote:
@@ -29,7 +29,7 @@ class Remote:
 
     Raises, in every method:
         UserError: the URL is wrong, needs a package that is not installed, or may not be used.
-        ConnectionError: it does not answer, which may pass.
+        ConnectionError: it does not answer, which is transient.
     """
 
     def __init__(self, url: str) -> None:

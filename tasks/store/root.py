@@ -1,4 +1,4 @@
-"""Where everything lies."""
+"""Where the store is."""
 
 import os
 from pathlib import Path

@@ -30,10 +30,10 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
     from tasks.tokenization.schema import TOKENS
 
     log = get_run_logger().info
-    who = identity(tokens, model, config)
+    decided_by = identity(tokens, model, config)
 
     def write(folder: Path) -> dict[str, Any]:
-        checkpoints = work_folder(who)
+        checkpoints = work_folder(decided_by)
         checkpoints.mkdir(parents=True, exist_ok=True)
         job = {
             "tokens": str(tokens.path / TOKENS),
@@ -56,7 +56,7 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
             log(sentence)
         return totals
 
-    return produce(who, write, log, (tokens, model))
+    return produce(decided_by, write, log, (tokens, model))
 
 
 def slower(totals: dict[str, Any], before: dict[str, Any]) -> str:

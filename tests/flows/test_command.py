@@ -27,7 +27,7 @@ from tasks.errors import UserError
         ("just text", ["at its top level"]),
         ("a: [", ["is not YAML"]),
         ("formatting: {prompt: {{ x }}}", ["is not YAML", "unhashable key"]),
-        ("data: {path: a}\ntraining: {lora_r: 4}\ntraining: {seed: 1}", ["training stands twice", "line 3"]),
+        ("data: {path: a}\ntraining: {lora_r: 4}\ntraining: {seed: 1}", ["training is given twice", "line 3"]),
         ("data: {path: a, on: 1}", ["there is no such field"]),
         ("data: {path: a}\ntraining: {max_grad_norm: .inf}", ["training.max_grad_norm: Infinity is wrong"]),
         ("data: {path: a.jsonl}\ntraning: {}", ["did you mean training?"]),
