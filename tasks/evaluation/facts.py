@@ -10,6 +10,8 @@ class EvaluationFacts(Facts):
 
     Args:
         rows: held-out rows scored.
+        champion: name of the version that was compared; empty: none.
+        champion_left_out: why a champion was not compared; empty where it was, or where there is none.
         scores: rows of `scores.parquet`.
         health: figure of HEALTH → model → mean over rows.
         generation_seconds: of each model, for losses and answers.
@@ -18,6 +20,8 @@ class EvaluationFacts(Facts):
     """
 
     rows: int
+    champion: str = ""
+    champion_left_out: str = ""
     scores: list[dict[str, Any]]
     health: dict[str, dict[str, float]]
     generation_seconds: dict[str, float]

@@ -4,11 +4,11 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
-from peft.utils import load_peft_weights
+from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from tasks.evaluation.cached import Unsupported
@@ -36,6 +36,20 @@ def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, device_map=device_map, **options)
     if "quantization_config" in options and _room_for(model, dtype):
         model = model.dequantize().to(dtype)
+    model.generation_config = GenerationConfig()  # a base's own may ask for beams, or punish words of the prompt
+    return _adapted(model, adapter, dtype)
+
+
+def exchange(model: PeftModel, adapter: Path, training: dict[str, Any]) -> PeftModel:
+    """Another adapter on the base that `load` has loaded; the model given is used up."""
+    for module in list(model.modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # whose weights PEFT would leave in the base
+            module.modules_to_save["default"] = module.original_module
+    base = cast(PreTrainedModel, model.unload())
+    return _adapted(base, adapter, getattr(torch, training["compute_dtype"]))
+
+
+def _adapted(model: PreTrainedModel, adapter: Path, dtype: torch.dtype) -> PeftModel:
     tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
     lora: Any = tuned.peft_config["default"]
     if lora.use_dora:
@@ -44,7 +58,6 @@ def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
                 parameter.data = parameter.data.float()
         set_peft_model_state_dict(tuned, load_peft_weights(str(adapter)))  # anew: they had been rounded to `dtype`
     fuse(tuned, dtype)
-    model.generation_config = GenerationConfig()  # a base's own may ask for beams, or punish words of the prompt
     return tuned.eval()
 
 

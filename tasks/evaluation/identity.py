@@ -13,12 +13,17 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, digest_of, files_digest
 from tasks.store.model import BaseModelRef
 
-VERSION = 3
+VERSION = 4
 """Raised when the same inputs can give another result (docs/caching.md)."""
 
 
 def identity(
-    adapter: ArtifactRef, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: EvaluationConfig
+    adapter: ArtifactRef,
+    tokens: ArtifactRef,
+    prompts: ArtifactRef,
+    model: BaseModelRef,
+    config: EvaluationConfig,
+    champion: ArtifactRef | None = None,
 ) -> Identity:
     return Identity(
         stage="evaluate",
@@ -27,6 +32,7 @@ def identity(
             "tokens": tokens.digest,
             "prompts": prompts.digest,
             "model": model.digest,
+            **({"champion": champion.digest} if champion else {}),
             **{name: own_metric(name) for name in config.metrics if name not in METRICS},
         },
         config=config.model_dump() | {"ending": prompts.facts(PromptFacts).ending},

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.config import EvaluationConfig
 
+MODELS = ("base", "champion", "tuned")
+"""Who may answer: the base alone, with the version in use, with the new adapter. A run may have no champion."""
 PREDICTIONS = "predictions.parquet"
 SCORES = "scores.parquet"
 FACTS = "evaluation.json"
@@ -22,7 +24,7 @@ HEALTH = {
 """Figures of the answers beside their scores, with their titles: shares of the answers, and the mean of a ratio."""
 
 
-def prediction_schema(metrics: Sequence[str], models: Sequence[str] = ("base", "tuned")) -> pa.Schema:
+def prediction_schema(metrics: Sequence[str], models: Sequence[str] = MODELS) -> pa.Schema:
     """Columns of `predictions.parquet` where these metrics score the answers of these models."""
     return pa.schema(
         [
@@ -42,11 +44,13 @@ SCORE_SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("rows", pa.int64()),
         ("groups", pa.int64()),  # a row without a group counts as one
-        ("base", pa.float64()),
-        ("tuned", pa.float64()),
+        *((who, pa.float64()) for who in MODELS),  # means over rows; without a champion its columns are null
         ("difference", pa.float64()),  # tuned minus base, mean over rows
         ("low", pa.float64()),  # paired bootstrap interval of the difference over groups; null: one group
         ("high", pa.float64()),
+        ("champion_difference", pa.float64()),  # tuned minus champion, and its interval
+        ("champion_low", pa.float64()),
+        ("champion_high", pa.float64()),
     ]
 )
 
@@ -58,7 +62,7 @@ class EvaluationJob(BaseModel):
         tokens, prompts: Parquet files of the earlier stages.
         ending: text where an answer is cut.
         eos: the tokenizer's end-of-sequence token.
-        model, adapter: folders.
+        model, adapter, champion: folders.
         training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
         output: folder to write to.
     """
@@ -71,6 +75,7 @@ class EvaluationJob(BaseModel):
     eos: int
     model: Path
     adapter: Path
+    champion: Path | None
     training: dict[str, Any]
     config: EvaluationConfig
     output: Path

@@ -14,18 +14,25 @@ def score_table(scores: Sequence[Mapping[str, Any]], percent: str) -> list[list[
         scores: rows of `scores.parquet`.
         percent: level of the intervals.
     """
+    third = ["champion"] if scores and scores[0].get("champion") is not None else []
+    titles = ["metric", "base", *third, "tuned", "tuned − base", f"{percent} % interval"]
     return [
-        ["metric", "base", "tuned", "difference", f"{percent} % interval"],
+        [*titles, *(["tuned − champion", f"{percent} % interval"] if third else [])],
         *(
             [
                 metric(s["metric"]).label,
-                *(f"{s[who]:.4f}" for who in ("base", "tuned")),
-                f"{s['difference']:+.4f}",
-                interval(s["low"], s["high"]),
+                *(f"{s[who]:.4f}" for who in ("base", *third, "tuned")),
+                *(cell for prefix in ("", *("champion_" for _ in third)) for cell in _difference(s, prefix)),
             ]
             for s in scores
         ),
     ]
+
+
+def _difference(score: Mapping[str, Any], prefix: str) -> tuple[str, str]:
+    """Difference and interval, as text."""
+    difference, low, high = (score[prefix + name] for name in ("difference", "low", "high"))
+    return f"{difference:+.4f}", "none" if low is None else f"{low:+.4f} to {high:+.4f}"
 
 
 def health_table(health: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
@@ -43,10 +50,6 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
     own = [[code(line[0]) if ":" in line[0] else line[0], *line[1:]] for line in lines]
     bars = ["---", *["---:"] * (len(titles) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, bars, *own))
-
-
-def interval(low: float | None, high: float | None) -> str:
-    return "none" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
 
 
 def finding(score: Mapping[str, Any]) -> str:

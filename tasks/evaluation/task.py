@@ -1,4 +1,4 @@
-"""Stage 5: base and tuned answer the held-out rows, side by side."""
+"""Stage 5: base, champion and tuned answer the held-out rows, side by side."""
 
 from pathlib import Path
 
@@ -25,8 +25,14 @@ def evaluate(
     model: BaseModelRef,
     config: EvaluationConfig,
     execution: ExecutionConfig,
+    champion: ArtifactRef | None = None,
 ) -> ArtifactRef:
-    """Held-out rows → predictions.parquet and scores.parquet."""
+    """Held-out rows → predictions.parquet and scores.parquet.
+
+    Args:
+        champion: a version in a registry that answers the same rows. One that cannot is left out, and the run says so.
+    """
+    from tasks.evaluation.champion import why_not
     from tasks.evaluation.schema import FACTS, EvaluationJob
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
@@ -35,6 +41,9 @@ def evaluate(
 
     def write(folder: Path) -> EvaluationFacts:
         training = adapter.manifest.fields(TrainingConfig).model_dump()
+        left_out = why_not(champion, training, prompts, model) if champion else ""
+        if left_out:
+            log(f"the champion is not compared: {left_out}")
         job = EvaluationJob(
             tokens=tokens.path / TOKENS,
             prompts=prompts.path / PROMPTS,
@@ -42,15 +51,19 @@ def evaluate(
             eos=tokens.facts(TokenFacts).eos,
             model=Path(model.folder),
             adapter=adapter.path / "adapter",
+            champion=champion.path if champion and not left_out else None,
             training={name: training[name] for name in quantization.FIELDS},
             config=config,
             output=folder,
         )
         run_child("tasks.evaluation.worker", job.model_dump(mode="json"), log, execution.hang_minutes)
-        return EvaluationFacts.model_validate_json((folder / FACTS).read_bytes())
+        if champion and not left_out:
+            champion.verify()  # what answered is what was to be compared
+        facts = EvaluationFacts.model_validate_json((folder / FACTS).read_bytes())
+        return facts.model_copy(update={"champion_left_out": left_out})
 
     inputs = (adapter, tokens, prompts, model)
-    return produce(identity(*inputs, config), write, log, inputs)
+    return produce(identity(*inputs, config, champion), write, log, inputs)
 
 
 def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, config: EvaluationConfig) -> None:

@@ -1,5 +1,6 @@
 """A child process in which every model predicts and answers the held-out rows, and all are scored."""
 
+import contextlib
 import functools
 import hashlib
 import time
@@ -16,6 +17,7 @@ from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.metrics import check_references, try_own
 from tasks.evaluation.schema import (
     FACTS,
+    MODELS,
     PREDICTIONS,
     SCORE_SCHEMA,
     SCORES,
@@ -45,12 +47,13 @@ def evaluate(work: dict[str, Any]) -> None:
     print(f"base and adapter loaded in {time.monotonic() - began:.0f} s; {len(rows):,} held-out rows")
     stop = generate.stop_ids(job.model, job.eos)
     seconds = {}
-    for who in ("base", "tuned"):
+    models = [who for who in MODELS if who != "champion" or job.champion]
+    for who in sorted(models, key=("base", "tuned", "champion").index):  # the loaded adapter is the candidate's
         began = time.monotonic()
-        if who == "base":
-            with model.disable_adapter():
-                _ask(model, who, rows, job, stop)
-        else:
+        if who == "champion":
+            assert job.champion
+            model = generate.exchange(model, job.champion, job.training)
+        with model.disable_adapter() if who == "base" else contextlib.nullcontext():
             _ask(model, who, rows, job, stop)
         seconds[who] = round(time.monotonic() - began, 2)
         for row in rows:
@@ -60,13 +63,14 @@ def evaluate(work: dict[str, Any]) -> None:
             row[f"{who}_ended"] = len(ids) < config.max_new_tokens or row[who] != answer_text(text)
     for row in rows:
         row["prompt"] = tokenizer.decode(row["prompt_ids"])
-    scores = score(rows, config, job.output)
-    pq.write_table(pa.Table.from_pylist(rows, prediction_schema(config.metrics)), job.output / PREDICTIONS)
+    scores = score(rows, models, config, job.output)
+    pq.write_table(pa.Table.from_pylist(rows, prediction_schema(config.metrics, models)), job.output / PREDICTIONS)
     pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), job.output / SCORES)
     facts = EvaluationFacts(
         rows=len(rows),
+        champion=job.champion.name if job.champion else "",
         scores=scores,
-        health=health(rows),
+        health=health(rows, models),
         generation_seconds=seconds,
         confidence=config.confidence,
         stop=stop,

@@ -140,6 +140,20 @@ def test_answers_are_those_of_generate(made, monkeypatch, base: str, adapter: st
     assert alone != tuned and {len(ids) for ids in tuned} > {9}  # some ended early, some never
 
 
+def test_another_adapter_takes_the_place_of_the_first(made) -> None:
+    """On the base in memory, whatever kinds the two are of; nothing of the first is left."""
+    rows, base = prompts(), made("llama")[0]
+    want = {kind: plain_answers(plain(base, made("llama", kind)[1]), rows, 5) for kind in ADAPTERS}
+    model = generate.load(base, made("llama", "whole")[1], FLOAT32)
+    for kind in ("dora", "rslora", "whole", "lora"):
+        model = generate.exchange(model, made("llama", kind)[1], FLOAT32)
+        assert Engine(model).answer(rows, STOP, 5, 0, nothing, nothing) == want[kind], kind
+    with model.disable_adapter():
+        alone = Engine(model).answer(rows, STOP, 5, 0, nothing, nothing)
+    assert alone == plain_answers(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), rows, 5)
+    assert len({str(answers) for answers in (*want.values(), alone)}) == 5
+
+
 @pytest.mark.parametrize("max_new_tokens", [1, 2])
 def test_one_new_token(made, max_new_tokens: int) -> None:
     folders, rows = made("llama"), prompts()

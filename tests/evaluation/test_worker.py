@@ -18,6 +18,8 @@ from tasks.formatting.schema import PROMPT_SCHEMA
 from tasks.text import answer_text
 from tasks.tokenization.schema import TOKEN_SCHEMA
 
+BOTH = ("base", "tuned")
+
 
 def rows(base: str, tuned: str, references: list[str], prompt: str = "") -> list[dict[str, Any]]:
     row = {"base": base, "tuned": tuned, "references": references, "prompt": prompt, "group": None}
@@ -31,7 +33,7 @@ def config(*metrics: str) -> EvaluationConfig:
 
 def test_the_best_reference_counts(tmp_path: Path) -> None:
     answers = rows("nothing alike", "the cat sat", ["a dog ran off", "the cat sat"])
-    scores = {s["metric"]: s for s in score(answers, config(*METRICS), tmp_path)}
+    scores = {s["metric"]: s for s in score(answers, BOTH, config(*METRICS), tmp_path)}
     assert list(scores) == list(METRICS)
     assert (scores["loss"]["base"], scores["loss"]["difference"], scores["loss"]["high"]) == (3, -0.5, -0.5)
     for name in set(METRICS) - {"chrf", "loss"}:
@@ -44,12 +46,12 @@ def test_the_best_reference_counts(tmp_path: Path) -> None:
 def test_rouge_l_by_hand(tmp_path: Path) -> None:
     # longest common subsequence "police the gunman": 3 of 4 words on both sides
     answers = rows("police ended the gunman", "police ended the gunman", ["police killed the gunman"])
-    assert score(answers, config("rougeL"), tmp_path)[0]["base"] == pytest.approx(0.75)
+    assert score(answers, BOTH, config("rougeL"), tmp_path)[0]["base"] == pytest.approx(0.75)
 
 
 def test_metrics_are_computed_in_the_order_asked_and_no_others(tmp_path: Path) -> None:
     answers = rows("a", "a", ["a"])
-    assert [s["metric"] for s in score(answers, config("token_f1", "rouge1"), tmp_path)] == ["token_f1", "rouge1"]
+    assert [s["metric"] for s in score(answers, BOTH, config("token_f1", "rouge1"), tmp_path)] == ["token_f1", "rouge1"]
     assert "base_rougeL" not in answers[0] and "base_exact_match" not in answers[0]
 
 
@@ -57,14 +59,14 @@ def test_a_killed_evaluation_leaves_temporary_files_in_its_own_folder_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "the machine's"))  # missing, so nothing can be made in it
-    score(rows("a", "a", ["a"]), config("rouge1"), tmp_path)
+    score(rows("a", "a", ["a"]), BOTH, config("rouge1"), tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 def test_health_is_a_mean_over_rows(tmp_path: Path) -> None:
     answers = rows("", "one two three four five six", ["one two three"])
-    score(answers, config("rouge1"), tmp_path)
-    assert health(answers) == {
+    score(answers, BOTH, config("rouge1"), tmp_path)
+    assert health(answers, BOTH) == {
         "empty": {"base": 1, "tuned": 0},
         "never_ending": {"base": 1, "tuned": pytest.approx(1 / 3)},
         "repeating": {"base": 0, "tuned": 0},

@@ -47,7 +47,7 @@ def program(text: str) -> str:
 
 def test_the_table_has_a_line_a_metric() -> None:
     lines = card().splitlines()
-    assert "| metric | base | tuned | difference | 95 % interval |" in lines
+    assert "| metric | base | tuned | tuned − base | 95 % interval |" in lines
     assert "| ROUGE-L | 0.1000 | 0.3000 | +0.2000 | +0.1500 to +0.2500 |" in lines
     assert "| never ending | 0.500 | 0.125 |" in lines
 

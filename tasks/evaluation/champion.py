@@ -1,0 +1,56 @@
+"""The version in use, as a third model: whether it can be compared, and what it was trained on."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.config import TrainingConfig
+from tasks.model import quantization
+from tasks.store.artifact import ArtifactRef
+from tasks.store.manifest import DamagedArtifact, Manifest
+from tasks.store.model import BaseModelRef
+from tasks.store.origins import by_digest, results
+
+_NOT_IN_A_PROMPT = {"formatting.references", "formatting.input_column"}
+
+
+def why_not(champion: ArtifactRef, training: dict[str, Any], prompts: ArtifactRef, model: BaseModelRef) -> str:
+    """A sentence that says why this version cannot answer the rows of this run; empty where it can.
+
+    Args:
+        training: fields of the candidate's training.
+    """
+    name = champion.path.name
+    try:
+        champion.verify()
+        made = champion.manifest.identity
+    except DamagedArtifact as error:
+        return f"{name} is damaged: {error}"
+    if made.inputs.get("model") != model.digest:
+        return f"{name} has another base or tokenizer than this run"
+    ours = {f"formatting.{field}": value for field, value in prompts.manifest.identity.config.items()}
+    for field in sorted(ours.keys() - _NOT_IN_A_PROMPT):
+        if made.config.get(field, ours[field]) != ours[field]:
+            return f"{name} was trained with another {field}"
+    if trained := origin(champion):
+        theirs = trained.fields(TrainingConfig).model_dump()
+        for field in quantization.FIELDS:
+            if theirs[field] != training[field]:
+                return f"{name} was trained with another training.{field}"
+    return ""
+
+
+def origin(version: ArtifactRef) -> Manifest | None:
+    """The manifest of the training that made a version; None where its result is not in this store."""
+    manifests = results()
+    found = by_digest(manifests).get(version.manifest.identity.inputs["adapter"], [])
+    return manifests[found[0]] if found else None
+
+
+def trained_on(version: ArtifactRef) -> tuple[Path, Path] | None:
+    """The folders with the tokens and prompts that a version was trained on; None where they are not in this store."""
+    manifests = results()
+    holding = by_digest(manifests)
+    trained = origin(version)
+    tokens = holding.get(trained.identity.inputs["tokens"]) if trained else None
+    prompts = holding.get(manifests[tokens[0]].identity.inputs["prompts"]) if tokens else None
+    return (tokens[0], prompts[0]) if tokens and prompts else None
