@@ -35,19 +35,25 @@ def make_rows(file: Path, count: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from tasks.download.schema import COLUMNS, ROW_SCHEMA
+
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20_000)]
-    names = ["dialogue", "summary", "_id", "split"]
-    with pq.ParquetWriter(file, pa.schema([(name, pa.string()) for name in names]), compression="zstd") as writer:
+    with pq.ParquetWriter(file, ROW_SCHEMA, compression="zstd") as writer:
         for first in range(0, count, 10_000):
             numbers = range(first, min(count, first + 10_000))
+            rows = [
+                {"dialogue": " ".join(draw.choices(words, k=140)), "summary": " ".join(draw.choices(words, k=15))}
+                for _ in numbers
+            ]
             columns = [
-                [" ".join(draw.choices(words, k=140)) for _ in numbers],
-                [" ".join(draw.choices(words, k=15)) for _ in numbers],
                 [f"r{number}" for number in numbers],
                 ["test" if draw.random() < 0.2 else "train" for _ in numbers],
+                [None] * len(numbers),
+                [json.dumps(row) for row in rows],
             ]
-            writer.write_table(pa.table(columns, names))
+            writer.write_table(pa.table(columns, schema=ROW_SCHEMA))
+        writer.add_key_value_metadata({COLUMNS: json.dumps(["dialogue", "summary"])})
 
 
 def format_and_tokenize(tokenizer: Path, folder: Path) -> Callable[[], None]:
@@ -92,6 +98,7 @@ def datasets_map(tokenizer: Path, folder: Path) -> Callable[[], None]:
     rows = datasets.Dataset.from_parquet(str(folder / "rows.parquet"), cache_dir=str(folder / "cache"))
 
     def prompt(row: dict[str, Any]) -> dict[str, Any]:
+        row = json.loads(row["row"])
         head = "\nBelow is an instruction that describes a task. "
         head += "Write a response that appropriately completes the request."
         instruct = "### Instruct: Summarize the below conversation."

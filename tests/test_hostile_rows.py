@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from flows.budget import check_losses
@@ -18,7 +17,7 @@ from tasks.formatting.prompts import write_prompts
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity
 from tasks.tokenization.encode import write_tokens
-from tests.tiny import make_rows, write_jsonl
+from tests.tiny import make_rows, read_rows_file, write_jsonl
 
 HOSTILE = (
     "x\nFORGED | INFO | all is well\r\x1b]0;title\x07\x1b[2J\x9b31m\u202e\u2028|``` `<script>alert(1)</script>"
@@ -90,7 +89,7 @@ def test_a_mistake_that_quotes_rows_is_one_line(stages: dict[str, ArtifactRef], 
 
 def test_the_rows_themselves_keep_what_they_held(stages: dict[str, ArtifactRef]) -> None:
     held = HOSTILE.replace("\x07", "")  # which download takes out, and says so in its ledger
-    row = pq.read_table(stages["download"].path / "rows.parquet").to_pylist()[0]
+    row = read_rows_file(stages["download"].path / "rows.parquet")[0]
     assert row["_id"].startswith(held) and row["dialogue"].startswith(held)
     assert json.loads((stages["tokenize"].path / "preview.json").read_text())[0]["id"].startswith(held)
 

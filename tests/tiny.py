@@ -75,6 +75,37 @@ def noted(kind: type[F], **given: Any) -> F:
     return kind(**empty | given)
 
 
+def write_rows_file(file: Path, rows: list[dict], group_rows: int = 10_000) -> Path:
+    """rows.parquet as download leaves it; `_id`, `_split` (train where it is missing) and `_group` say what stands
+    beside a row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tasks.download.schema import COLUMNS, ROW_SCHEMA
+
+    columns: dict[str, None] = {}
+    stored = []
+    for n, row in enumerate(rows):
+        own = {name: value for name, value in row.items() if name not in ("_id", "_split", "_group")}
+        columns.update(dict.fromkeys(own))
+        id, split = row.get("_id", f"r{n}"), row.get("_split", "train")
+        stored.append({"id": id, "split": split, "group": row.get("_group"), "row": json.dumps(own)})
+    with pq.ParquetWriter(file, ROW_SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(stored, ROW_SCHEMA), group_rows)
+        writer.add_key_value_metadata({COLUMNS: json.dumps([*columns])})
+    return file
+
+
+def read_rows_file(file: Path) -> list[dict]:
+    """The rows of rows.parquet, each with its `_id` and `_split`."""
+    import pyarrow.parquet as pq
+
+    return [
+        {**json.loads(stored["row"]), "_id": stored["id"], "_split": stored["split"]}
+        for stored in pq.read_table(file).to_pylist()
+    ]
+
+
 def make_rows(count: int) -> list[dict[str, str]]:
     """Dialogue rows with the article's columns."""
     people = ["Ada", "Ben", "Cleo", "Dov"]

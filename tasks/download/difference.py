@@ -1,16 +1,16 @@
 """What changed between two downloads: rows added, removed and changed, by id and content."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.download.facts import DifferenceFacts
-from tasks.download.schema import ENCODE, ID, ROWS, SPLIT
+from tasks.download.schema import CONTENT, ROWS, absent_left_out
 
 DIFFERENCE = "difference.parquet"
 DIFFERENCE_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("what", pa.string())])
@@ -41,12 +41,10 @@ def _marks(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """For every row a number for its id and one for its content."""
     ids: list[bytes] = []
     content: list[bytes] = []
-    for batch in pq.ParquetFile(file).iter_batches(4096):
-        block = batch.to_pylist()
-        ids.append(b"".join(_mark(row[ID]) for row in block))
-        content.append(
-            b"".join(_mark(ENCODE(_given({k: v for k, v in row.items() if k not in (ID, SPLIT)}))) for row in block)
-        )
+    for batch in pq.ParquetFile(file).iter_batches(4096, columns=["id", "row"]):
+        ids.append(b"".join(map(_mark, batch["id"].to_pylist())))
+        # a column that comes new to the table changes no row that has none of it
+        content.append(b"".join(_mark(CONTENT(absent_left_out(json.loads(row)))) for row in batch["row"].to_pylist()))
     return np.frombuffer(b"".join(ids), np.uint64), np.frombuffer(b"".join(content), np.uint64)
 
 
@@ -54,16 +52,9 @@ def _mark(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
-def _given(value: Any) -> Any:
-    """A value without what is absent: a column that comes new to the table changes no row that has none of it."""
-    if isinstance(value, dict):
-        return {name: _given(item) for name, item in value.items() if item is not None}
-    return [_given(item) for item in value] if isinstance(value, list) else value
-
-
 def _names(file: Path, wanted: np.ndarray) -> Iterator[pa.RecordBatch]:
     """Id and side of the wanted rows."""
     start = 0
-    for batch in pq.ParquetFile(file).iter_batches(columns=[ID, SPLIT]):
+    for batch in pq.ParquetFile(file).iter_batches(columns=["id", "split"]):
         yield batch.filter(pa.array(wanted[start : start + len(batch)]))
         start += len(batch)

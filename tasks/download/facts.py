@@ -4,12 +4,11 @@ from tasks.store.facts import Facts, LedgerFacts
 
 
 class RowsFacts(LedgerFacts):
-    """Of rows.parquet: rows of each side, rows of no side, names of columns, and rows of each file format."""
+    """Of rows.parquet: rows of each side, rows of no side, and rows of each file format."""
 
     train: int
     test: int
     unused: int
-    columns: list[str]
     formats: dict[str, int]
 
 

@@ -10,7 +10,6 @@ from tasks.config import DataConfig
 from tasks.download.formats import read_file
 from tasks.download.places import Place, check_protocol, find_files
 from tasks.download.rows import check_columns
-from tasks.download.schema import SPLIT
 
 LONGEST_SEARCH = 1 << 30
 """Bytes of a file of JSON in which a column is looked for beyond the first rows."""
@@ -35,12 +34,12 @@ def columns(data: DataConfig, wanted: set[str]) -> set[str] | None:
     if elsewhere:
         return None
     named = {data.id_column, data.group_column} - {""}
-    seen = {SPLIT}
+    seen = set[str]()
     for place in files:
         if not (missing := wanted | named - seen):
             break
         seen |= _columns(place, missing)
-    if seen == {SPLIT}:  # no row at all, which the run tells
+    if not seen:  # no row at all, which the run tells
         return None
     check_columns(data, sorted(seen))
     return seen

@@ -110,7 +110,7 @@ def _parquet(stream: BinaryIO, place: Place) -> Iterator[Block]:
         # of a remote file one row group at a time, since all that are asked for are fetched ahead
         for some in [[n] for n in range(file.num_row_groups)] if place.remote else [None]:
             for batch in file.iter_batches(size, row_groups=some):
-                yield batch.to_pylist(maps_as_pydicts="lossy")
+                yield _typed(batch, place)
     except MemoryError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -132,7 +132,16 @@ def _arrow(stream: BinaryIO, place: Place) -> Iterator[Block]:
         _check_names(reader.schema.names, place)
     for batch in batches:
         for start in range(0, len(batch), BATCH_ROWS):
-            yield batch.slice(start, BATCH_ROWS).to_pylist(maps_as_pydicts="lossy")
+            yield _typed(batch.slice(start, BATCH_ROWS), place)
+
+
+def _typed(batch: Any, place: Place) -> Block:
+    from tasks.download.typed import typed_rows
+
+    try:
+        return typed_rows(batch)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{place.shown} holds a value that cannot be read: {error}.") from error
 
 
 def _check_names(names: list[str], place: Place) -> None:

@@ -12,8 +12,8 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity
 
-ROWS_VERSION = 1
-DIFFERENCE_VERSION = 1
+ROWS_VERSION = 2
+DIFFERENCE_VERSION = 2
 """Raised when the same source can give other rows, or a comparison other counts (docs/caching.md)."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -68,7 +68,7 @@ def rows_identity(data: DataConfig) -> Identity:
         inputs=inputs,
         config=data.model_dump(exclude={"path", "max_lost_share", "files"}) | {"test_path": bool(data.test_path)},
         version=ROWS_VERSION,
-        libraries=("pyarrow", *(["datasets"] if data.hub_id else [])),
+        libraries=("pyarrow", "orjson", *(["datasets"] if data.hub_id else [])),
     )
 
 

@@ -11,6 +11,8 @@ from tasks.download.places import Place
 from tasks.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
+DECODER = json.JSONDecoder(parse_constant=lambda name: None)
+"""NaN and infinity, which are no JSON, are no value."""
 
 
 def json_lines(stream: BinaryIO, place: Place) -> Iterator[Block]:
@@ -47,7 +49,7 @@ def _parsed(lines: list[bytes], place: Place, first: int) -> Block:
         lines[0] = lines[0].removeprefix(BOM)
     if b"" not in lines:
         try:
-            values = json.loads((b"[" + b",0,".join(lines) + b"]").decode("utf-8"))
+            values = DECODER.decode((b"[" + b",0,".join(lines) + b"]").decode("utf-8"))
         except (ValueError, RecursionError):
             values = []
         rows = values[::2]
@@ -62,7 +64,7 @@ def _row(text: bytes, where: str) -> Row | BadRow:
     if len(text) > blocks.LONGEST_LINE:
         return BadRow(f"{where} is longer than {blocks.LONGEST_LINE:,} bytes")
     try:
-        value = json.loads(text.decode("utf-8"))
+        value = DECODER.decode(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow(f"{where} is not UTF-8: {error.reason} at byte {error.start}")
     except (ValueError, RecursionError) as error:
@@ -88,7 +90,7 @@ def _check_lines(lines: list[bytes], place: Place) -> None:
 def json_list(stream: BinaryIO, place: Place) -> Iterator[Block]:
     """One list of objects, read object by object."""
     text = io.TextIOWrapper(stream, "utf-8-sig")
-    decode = json.JSONDecoder().raw_decode
+    decode = DECODER.raw_decode
     number, want = 0, blocks.BLOCK_BYTES
     block: Block = []
     try:

@@ -7,14 +7,18 @@ from pathlib import Path
 
 from tasks.config import DataConfig
 from tasks.download.blocks import BadRow, Block, Row
-from tasks.download.columns import GrowingTable
 from tasks.download.facts import RowsFacts
 from tasks.download.formats import AT_ONCE, MOST_MEMORY
-from tasks.download.schema import ENCODE, ID, ROWS, SPLIT
+from tasks.download.rows_file import RowsFile
+from tasks.download.schema import CONTENT, ROWS
 from tasks.download.sources import source_parts
+from tasks.download.text_cleaning import CONTROLS, stored
 from tasks.errors import UserError
 from tasks.process.limits import memory_limit
 from tasks.store.ledger import Ledger
+
+SPLIT = "split"
+"""A column of the source that decides a row's side."""
 
 
 def write_rows(data: DataConfig, folder: Path) -> RowsFacts:
@@ -24,16 +28,15 @@ def write_rows(data: DataConfig, folder: Path) -> RowsFacts:
         UserError: the source cannot be read, or leaves a side empty.
     """
     ledger = Ledger("download", folder)
-    counts = {"train": 0, "test": 0, "unused": 0}
     formats: Counter[str] = Counter()
-    table = GrowingTable(folder / ROWS, ledger, counts, data.group_column)
-    sort = _Sorter(data, ledger, counts)
+    file = RowsFile(folder / ROWS)
+    sort = _Sorter(data, ledger, file)
     for side, blocks in source_parts(data, formats):
         for block in _bounded(blocks()):
-            table.add(sort.rows(block, side))
-    table.close()
-    names = [name for name in table.schema.names if name != ID]
-    check_columns(data, names)
+            sort.take(block, side)
+    file.close(list(sort.columns))
+    check_columns(data, list(sort.columns))
+    counts = sort.counts
     for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
         if not counts[side]:
             if sort.by_column:
@@ -46,7 +49,6 @@ def write_rows(data: DataConfig, folder: Path) -> RowsFacts:
         train=counts["train"],
         test=counts["test"],
         unused=counts["unused"],
-        columns=names,
         formats=dict(formats),
         **ledger.write(),
     )
@@ -68,68 +70,79 @@ def _bounded(blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 class _Sorter:
-    """Gives every row of the source its id and side; what comes twice or holds nothing goes into the ledger."""
+    """Gives every row of the source its id and side; what is not handed on goes into the ledger."""
 
-    def __init__(self, data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> None:
-        self.data, self.ledger, self.counts = data, ledger, counts
-        self._seen: set[bytes] = set()
+    def __init__(self, data: DataConfig, ledger: Ledger, file: RowsFile) -> None:
+        self.data, self.ledger, self.file = data, ledger, file
+        self.counts = {"train": 0, "test": 0, "unused": 0}
+        self.columns: dict[str, None] = {}
         self.by_column = False  # whether a column `split` decided
+        self._seen: set[bytes] = set()
 
-    def rows(self, block: Block, part_side: str) -> list[Row]:
-        """The rows of a block that are handed on, with ID and SPLIT."""
-        data, found = self.data, []
+    def take(self, block: Block, part_side: str) -> None:
+        """Args: part_side: of all rows, or empty where each row decides."""
         for row in block:
             if isinstance(row, BadRow):
                 self.ledger.lost("", part_side, "unreadable", row)
                 continue
-            if ID in row and data.id_column != ID:
-                raise UserError(
-                    f"data: a column is called {ID}, a name that this stage gives itself; "
-                    f"if it names the rows, set data.id_column: {ID}, else rename it in the source."
-                )
-            given = row.get(data.id_column)
-            named = given not in (None, "")
-            id = str(given) if named else _content_id(row)
-            digest = _digest(id)
-            side = part_side or _side(row, digest, data)
-            self.by_column |= not part_side and SPLIT in row
-            if not any(row.values()) and all(value in (None, "", [], {}) for value in row.values()):
-                self.ledger.lost(id, side, "empty row", "no column has a value")
-                continue
-            mark = digest[:12]
-            if mark in self._seen:
-                if named:
-                    self.ledger.lost(id, side, "duplicate id", f"an earlier row has {data.id_column} {id!r}")
-                else:
-                    self.ledger.left_out(id, side, "copy", "an earlier row has the same content in every column")
-                continue
-            why = ""
-            if side == "unused":
-                why = "its split is neither data.train_split nor data.test_split"
-            elif side == "train" and data.max_train_rows and self.counts["train"] >= data.max_train_rows:
-                why = f"data.max_train_rows is {data.max_train_rows:,}"
-            if why:
-                self.counts["unused"] += 1
-                self.ledger.left_out(id, "", "not used", why)
-                continue
-            self._seen.add(mark)
-            self.counts[side] += 1
-            row[ID], row[SPLIT] = id, side
-            found.append(row)
-        return found
+            try:
+                self._take(row, part_side)
+            except RecursionError:
+                self.ledger.lost("", part_side, "wrong value", "lists or objects are too deep in each other")
+
+    def _take(self, row: Row, part_side: str) -> None:
+        data = self.data
+        given = row.get(data.id_column)
+        named = given not in (None, "")
+        id = str(given) if named else _digest(CONTENT(row)).hex()[:16]
+        digest = _digest(id)
+        group = row.get(data.group_column) if data.group_column else None
+        group_digest = None if group in (None, "") else _digest(str(group))  # rows without a group are no group
+        side = part_side or _side(row, group_digest or digest, data)
+        self.by_column |= not part_side and SPLIT in row
+        if not row.keys() <= self.columns.keys():
+            self.columns.update(dict.fromkeys(row))
+        if not any(row.values()) and all(value in (None, "", [], {}) for value in row.values()):
+            self.ledger.lost(id, side, "empty row", "no column has a value")
+            return
+        mark = digest[:12]
+        if mark in self._seen:
+            if named:
+                self.ledger.lost(id, side, "duplicate id", f"an earlier row has {data.id_column} {id!r}")
+            else:
+                self.ledger.left_out(id, side, "copy", "an earlier row has the same content in every column")
+            return
+        why = ""
+        if side == "unused":
+            why = "its split is neither data.train_split nor data.test_split"
+        elif side == "train" and data.max_train_rows and self.counts["train"] >= data.max_train_rows:
+            why = f"data.max_train_rows is {data.max_train_rows:,}"
+        if why:
+            self.counts["unused"] += 1
+            self.ledger.left_out(id, "", "not used", why)
+            return
+        self._seen.add(mark)
+        try:
+            text, removed = stored(row)
+        except ValueError as error:
+            self.ledger.lost(id, side, "wrong value", str(error))
+            return
+        if removed:
+            id = id.translate(CONTROLS)
+            for name, count in removed:
+                self.ledger.changed(id, side, "control characters", f"column {name}: {count:,} taken out")
+        self.counts[side] += 1
+        self.file.add(id, side, group_digest.hex()[:16] if group_digest else None, text)
 
 
 def _side(row: Row, digest: bytes, data: DataConfig) -> str:
     """A `split` column decides; without one a hash of the group or id does, the same for ever.
 
     Args:
-        digest: of the id.
+        digest: of the group or id.
     """
     if SPLIT in row:
         return {data.train_split: "train", data.test_split: "test"}.get(str(row[SPLIT]), "unused")
-    group = row.get(data.group_column) if data.group_column else None
-    if group not in (None, ""):  # rows without a group are no group
-        digest = _digest(str(group))
     return "test" if int.from_bytes(digest[:8]) / 2**64 < data.test_share else "train"
 
 
@@ -139,7 +152,7 @@ def _digest(name: str) -> bytes:
 
 def check_columns(data: DataConfig, there: list[str]) -> None:
     """A column that is asked for by name is there; the default `id` may be absent."""
-    optional = {"", ID, DataConfig.model_fields["id_column"].default}
+    optional = {"", DataConfig.model_fields["id_column"].default}
     for field, name in (("id_column", data.id_column), ("group_column", data.group_column)):
         if name not in optional and name not in there:
             raise UserError(f"data.{field}: no column is called {name}; the data has {', '.join(there)}.")
@@ -154,7 +167,3 @@ def _why(data: DataConfig, ledger: Ledger, counts: dict[str, int]) -> str:
     if ledger.counts["left out"]:
         return f"; {ledger.counts['left out']:,} were left out as copies of earlier rows"
     return ""
-
-
-def _content_id(row: Row) -> str:
-    return _digest(ENCODE(row)).hex()[:16]

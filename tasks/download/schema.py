@@ -1,13 +1,33 @@
-"""What download hands on: the source's own columns plus two."""
+"""What download hands on: each row of the source as JSON text, with what the flow knows about it beside."""
 
 import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 ROWS = "rows.parquet"
-ID = "_id"
-"""Text that names a row: the id column, or a digest of the row's content."""
-SPLIT = "split"
-"""`train` or `test`."""
-GROUP_COLUMN = b"group_column"
-"""Key of the file's schema metadata: which of the columns holds a row's group; empty where none does."""
-ENCODE = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
+ROW_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),  # the id column as text, or a digest of the row's content
+        ("split", pa.string()),  # `train` or `test`
+        ("group", pa.string()),  # a digest of the row's group; null: it has none
+        ("row", pa.string()),  # one JSON object: names in their order, whole numbers and fractions as they were
+    ]
+)
+COLUMNS = "columns"
+"""Key of the file's metadata: the names that any row has, a JSON list."""
+CONTENT = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 """A row as text, equal for equal content."""
+
+
+def columns_of(file: pq.ParquetFile) -> set[str]:
+    """The names that any row of rows.parquet has."""
+    return set(json.loads((file.metadata.metadata or {}).get(COLUMNS.encode(), b"[]")))
+
+
+def absent_left_out(value: Any) -> Any:
+    """A value without names that stand for nothing."""
+    if isinstance(value, dict):
+        return {name: absent_left_out(item) for name, item in value.items() if item is not None}
+    return [absent_left_out(item) for item in value] if isinstance(value, list) else value

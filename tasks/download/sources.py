@@ -82,12 +82,14 @@ def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Bl
     """Rows of one split of a Hub data set at a pinned commit."""
     import datasets
 
+    from tasks.download.typed import typed_rows
+
     formats["Hub data set"] += 1
     with refusals("data.hub_id", data.hub_id):
         where, commit = _at_the_commit(data)
         rows = datasets.load_dataset(where, data.hub_subset or None, split=split, revision=commit)
-    for batch in rows.iter(1024):
-        yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    for batch in rows.with_format("arrow").iter(1024):
+        yield typed_rows(batch)
 
 
 def _at_the_commit(data: DataConfig) -> tuple[str, str | None]:

@@ -1,34 +1,57 @@
-"""What a value may be: which text is mended, and which costs its row."""
+"""A row as it is stored: which text is mended, and which costs its row."""
 
+import json
+import re
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import orjson
+
+from tasks.download.blocks import Row
 
 LONGEST_FIELD = 10_000_000
 """Characters of one text: twice what the longest row that can be learnt (1,048,576 tokens) holds."""
 TEXT_CONTROLS = "\t\n\r\f\x1b"
 """Control characters that are text in code and terminal logs; all others come from broken conversions."""
 CONTROLS = {code: None for code in (*range(32), 127) if chr(code) not in TEXT_CONTROLS}
-_IS_CONTROL = np.array([code in CONTROLS for code in range(128)])
+ESCAPES = re.compile(rb"\\(?:b|u00)")
+"""How control characters look in JSON."""
+COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def suspicious(array: pa.Array) -> bool:
-    """Whether any text in a column, however deep, may need `mended`; looks at buffers, not at rows."""
-    kind = array.type
-    if pa.types.is_string(kind):
-        if not len(array):
-            return False
-        offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
-        data = np.frombuffer(array.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
-        low = data[(data < 32) | (data == 127)]
-        return bool(_IS_CONTROL[low].any()) or bool(np.diff(offsets).max() > LONGEST_FIELD)
-    if pa.types.is_struct(kind):
-        return any(suspicious(array.field(n)) for n in range(kind.num_fields))
-    return pa.types.is_list(kind) and suspicious(array.values)
+def stored(row: Row) -> tuple[bytes, list[tuple[str, int]]]:
+    """A row as JSON in UTF-8, and the columns from which control characters were taken, with how many.
+
+    Raises:
+        ValueError: why the row cannot be stored.
+        RecursionError: it is too deep.
+    """
+    text = _as_json(row)
+    if len(text) <= LONGEST_FIELD and not (b"\\" in text and ESCAPES.search(text)) and b"\x7f" not in text:
+        return text, []
+    clean, removed = {}, []
+    for name, value in row.items():
+        try:
+            clean[name], count = _mended(value)
+        except ValueError as error:
+            raise ValueError(f"column {name} {error}") from None
+        removed += [(name, count)] if count else []
+    return _as_json(clean), removed
 
 
-def mended(value: Any) -> tuple[Any, int]:
+def _as_json(row: Row) -> bytes:
+    try:
+        return orjson.dumps(row)  # infinity becomes null
+    except TypeError:  # a whole number beyond 64 bits, half a character, many levels
+        pass
+    row = json.loads(json.dumps(row), parse_constant=lambda name: None)
+    try:
+        return COMPACT(row).encode()
+    except UnicodeEncodeError as error:
+        column = next(name for name in row if re.search("[\ud800-\udfff]", COMPACT({name: row[name]})))
+        raise ValueError(f"column {column} holds a lone surrogate, which is no character") from error
+
+
+def _mended(value: Any) -> tuple[Any, int]:
     """A value without control characters, and how many were taken out.
 
     Raises:
@@ -40,9 +63,9 @@ def mended(value: Any) -> tuple[Any, int]:
         clean = value.translate(CONTROLS)
         return clean, len(value) - len(clean)
     if isinstance(value, dict):
-        inside = {name: mended(item) for name, item in value.items()}
+        inside = {name: _mended(item) for name, item in value.items()}
         return {name: item for name, (item, _) in inside.items()}, sum(count for _, count in inside.values())
     if isinstance(value, list):
-        items = [mended(item) for item in value]
+        items = [_mended(item) for item in value]
         return [item for item, _ in items], sum(count for _, count in items)
     return value, 0

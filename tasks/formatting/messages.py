@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from tasks.config import FormattingConfig
 from tasks.formatting.flags import LEARN, MASKED, REFUSED, NotLearnt, learn
-from tasks.formatting.formatted import plain
 
 Message = dict[str, Any]
 SYSTEM = ("system", "system_prompt")
@@ -66,9 +65,9 @@ def conversation(
     Raises:
         ValueError: the row has no conversation; the text says why.
     """
-    given = _turns(row[config.messages_column], "user" if config.answer_column else "")
+    given = _turns(row.get(config.messages_column), "user" if config.answer_column else "")
     if config.answer_column:
-        given = [*given, *_turns(row[config.answer_column], "assistant")]
+        given = [*given, *_turns(row.get(config.answer_column), "assistant")]
     tools = [name for name in TOOLS if row.get(name)]
     written = _listed(row[tools[0]], f"the column {tools[0]}") if tools else []
     system = next((row[name] for name in SYSTEM if row.get(name) and name != config.messages_column), None)
@@ -126,7 +125,7 @@ def _turns(value: Any, speaker: str) -> list[Any]:
     if speaker and isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
         return [{"role": speaker, "content": value}]
     if isinstance(value, dict):
-        return [plain(value)]
+        return [value]
     return _listed(value, "the conversation")
 
 
@@ -145,7 +144,7 @@ def _listed(value: Any, what: str) -> list[Any]:
         value = _json(value, what)
     if not isinstance(value or [], list):
         raise ValueError(f"{what} is no list")
-    return plain(value or [])
+    return value or []
 
 
 def _json(text: str, what: str) -> Any:

@@ -1,6 +1,6 @@
 """Rows become prompts and answers: the part of the stage that every process does for itself."""
 
-import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.config import FormattingConfig
+from tasks.download.schema import columns_of
 from tasks.errors import UserError
 from tasks.formatting.chat import chat_format
 from tasks.formatting.columns import check_columns, columns_read
 from tasks.formatting.flags import NotLearnt, check_row
-from tasks.formatting.formatted import Format, Formatted, plain
+from tasks.formatting.formatted import Format, Formatted
 from tasks.formatting.repeats import common_part, signs
 from tasks.formatting.schema import PROMPT_SCHEMA, SIGNS
 from tasks.formatting.templates import Runaway, compile_template, render_limits
@@ -29,7 +30,16 @@ SAMPLE = 1000
 BATCH = 1000
 MOST_RUNAWAYS = 10
 """Rows of a unit that a template's limits may end; with more, the template is at fault and not the row."""
-UNFIT = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError, jinja2.TemplateError)
+UNFIT = (
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+    RecursionError,
+    jinja2.TemplateError,
+)
 """What a template raises over a row."""
 
 
@@ -47,8 +57,7 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
     """
     config = FormattingConfig(**job["config"])
     source = pq.ParquetFile(job["rows"])
-    columns = set(source.schema_arrow.names) - {"_id"}
-    group_column = (source.schema_arrow.metadata or {}).get(b"group_column", b"").decode()
+    columns = columns_of(source)
     check_columns(config, columns)
     if config.style == "chat":
         format_row = chat_format(Path(job["model"]), config)
@@ -61,7 +70,7 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
         rows = table.filter(pc.equal(table["split"], SIDES[turn])).to_pylist()
         ledger: list[list[str]] = []
         with render_limits():
-            formatted = list(_formatted(rows, format_row, config, group_column, ledger))
+            formatted = list(_formatted(rows, format_row, config, ledger))
         yield Result(_signed(formatted, common), ledger)
 
 
@@ -79,9 +88,10 @@ def _sample(source: pq.ParquetFile, format_row: Format) -> list[tuple[str, str]]
     found: list[tuple[str, str]] = []
     for batch in source.iter_batches(BATCH):
         with render_limits():
-            for row in batch.filter(pc.equal(batch["split"], "test")).slice(0, SAMPLE - len(found)).to_pylist():
+            held_out = batch.filter(pc.equal(batch["split"], "test")).slice(0, SAMPLE - len(found))
+            for row in held_out["row"].to_pylist():
                 try:
-                    formatted = format_row(row)
+                    formatted = format_row(json.loads(row))
                 except Runaway:  # a thousand of them would take hours
                     return found
                 except UNFIT:
@@ -97,7 +107,6 @@ def _template(config: FormattingConfig, columns: set[str]) -> Format:
     completion = compile_template(config.completion, "formatting.completion", columns)
 
     def format_row(row: dict[str, Any]) -> Formatted:
-        row = {name: plain(value) for name, value in row.items()}
         answer = completion(row)
         return Formatted(prompt(row), answer + config.ending, answer_text(answer + config.ending, config.ending))
 
@@ -106,7 +115,7 @@ def _template(config: FormattingConfig, columns: set[str]) -> Format:
 
 def _text(config: FormattingConfig) -> Format:
     def format_row(row: dict[str, Any]) -> Formatted:
-        if not isinstance(text := row[config.text_column], str):
+        if not isinstance(text := row.get(config.text_column), str):
             raise ValueError(f"the column {config.text_column} has no text")
         return Formatted("", text, answer_text(text))
 
@@ -117,15 +126,15 @@ def _formatted(
     rows: list[dict[str, Any]],
     format_row: Format,
     config: FormattingConfig,
-    group_column: str,
     ledger: list[list[str]],
 ) -> Iterator[tuple[Any, ...]]:
     """Values in the order of PROMPT_SCHEMA."""
     runaways, read = 0, columns_read(config)
-    for row in rows:
-        id, split = row.pop("_id"), row["split"]
+    for stored in rows:
+        id, split = stored["id"], stored["split"]
         ignored: list[str] = []
         try:
+            row = json.loads(stored["row"])
             check_row(row, read, ignored)
             if ignored and config.dropped == "refuse":
                 raise ValueError(f"{'; '.join(ignored)}. formatting.dropped: allow ignores it")
@@ -151,7 +160,7 @@ def _formatted(
         yield (
             id,
             split,
-            _group(row.get(group_column)) if group_column else None,
+            stored["group"],
             prompt,
             completion,
             _references(row, config.references) or [answer],
@@ -161,14 +170,10 @@ def _formatted(
         )
 
 
-def _group(value: Any) -> str | None:
-    """A short name for a group, whose value may be a whole document; None for rows without one, which are no group."""
-    return None if value in (None, "") else hashlib.sha256(str(value).encode()).hexdigest()[:16]
-
-
 def _references(row: dict[str, Any], columns: list[str]) -> list[str]:
-    values = [value for name in columns for value in (row[name] if isinstance(row[name], list) else [row[name]])]
-    return [str(plain(value)) for value in values if value not in (None, "")]
+    given = [row.get(name) for name in columns]
+    values = [value for part in given for value in (part if isinstance(part, list) else [part])]
+    return [str(value) for value in values if value not in (None, "")]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import jinja2.nodes
 import jinja2.sandbox
 
 from tasks.errors import UserError
-from tasks.formatting.formatted import plain
 from tasks.process.limits import memory_limit
 
 LONGEST_TEXT = 200_000_000
@@ -93,7 +92,7 @@ def _environment() -> jinja2.Environment:
 
 @jinja2.pass_context  # which there is not while it compiles
 def _finalize(_: Any, value: Any) -> Any:
-    return "" if value is None else plain(value)
+    return "" if value is None else value
 
 
 def names_read(source: str, field: str) -> set[str]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from tasks.config import DataConfig
 from tasks.download.rows import write_rows
-from tests.tiny import write_jsonl
+from tests.tiny import read_rows_file, write_jsonl
 
 
 def download(tmp_path: Path, **fields: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
@@ -18,11 +18,11 @@ def download(tmp_path: Path, **fields: Any) -> tuple[list[dict[str, Any]], list[
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     info = write_rows(DataConfig(**fields), out).model_dump()
-    return pq.read_table(out / "rows.parquet").to_pylist(), pq.read_table(out / "ledger.parquet").to_pylist(), info
+    return read_rows_file(out / "rows.parquet"), pq.read_table(out / "ledger.parquet").to_pylist(), info
 
 
 def sides(rows: list[dict[str, Any]]) -> dict[str, str]:
-    return {row["_id"]: row["split"] for row in rows}
+    return {row["_id"]: row["_split"] for row in rows}
 
 
 def write(file: Path, content: str | bytes) -> str:

@@ -20,7 +20,7 @@ from tasks.download.places import trouble
 from tasks.download.rows import write_rows
 from tasks.errors import UserError
 from tasks.process.failures import is_transient
-from tests.tiny import make_rows, write_jsonl
+from tests.tiny import make_rows, read_rows_file, write_jsonl
 
 MODEL = ModelConfig()
 
@@ -94,7 +94,7 @@ def read(tmp_path: Path, **fields: Any) -> tuple[list[dict[str, Any]], dict[str,
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     info = write_rows(pin(DataConfig(**fields), MODEL)[0], out).model_dump()
-    return pq.read_table(out / "rows.parquet").to_pylist(), info
+    return read_rows_file(out / "rows.parquet"), info
 
 
 def key(**fields: Any) -> str:
@@ -186,7 +186,7 @@ def test_held_out_rows_behind_a_url_of_their_own(tmp_path: Path, memory: Any) ->
     local = tmp_path / "rows.jsonl"
     local.write_bytes(lines([{"id": "a", "text": "y"}]))
     found, _ = read(tmp_path, path=str(local), test_path="memory://test.jsonl")
-    assert [(row["id"], row["split"]) for row in found] == [("t", "test"), ("a", "train")]
+    assert [(row["id"], row["_split"]) for row in found] == [("t", "test"), ("a", "train")]
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from flows.config_file import load
 from tasks.download import blocks, models
 from tests.tiny import make_model, make_rows, write_jsonl
 
-ROWS = "no column is called {}; the data has dialogue, id, split, summary, topic"
+ROWS = "no column is called {}; the data has dialogue, id, summary, topic"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from flows.config_file import load
 from tasks.config import DataConfig, FormattingConfig
 from tasks.download.rows import write_rows
 from tasks.formatting.prompts import write_prompts
+from tests.tiny import read_rows_file
 
 FORMATS = Path(__file__).parents[2] / "examples/formats"
 COUNT = 30
@@ -125,6 +126,6 @@ def test_an_example_formats_its_rows(name: str, source: Any, tmp_path: Path, tin
 def test_a_topic_of_the_table_is_on_one_side(source: Any, tmp_path: Path) -> None:
     write_rows(source("csv")[0], tmp_path)
     sides: dict[str, set[str]] = {}
-    for row in pq.read_table(tmp_path / "rows.parquet").to_pylist():
-        sides.setdefault(row["topic"], set()).add(row["split"])
+    for row in read_rows_file(tmp_path / "rows.parquet"):
+        sides.setdefault(row["topic"], set()).add(row["_split"])
     assert len(sides) == 15 and all(len(side) == 1 for side in sides.values())

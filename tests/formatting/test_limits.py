@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +15,7 @@ from tasks.config import FormattingConfig
 from tasks.errors import UserError
 from tasks.formatting import templates
 from tasks.formatting.prompts import write_prompts
-from tests.tiny import make_model
+from tests.tiny import make_model, write_rows_file
 
 BOMBS = [  # what stands before @@ is outside of the condition that chooses the row
     "{{ 'a' * 10**11 }}",
@@ -59,9 +58,9 @@ def formatted(folder: Path, style: str, bomb: str) -> tuple[int, list[str]]:
     for n in range(30):
         text = "bomb" if n == 7 else f"text {n}"
         said = [{"role": "user", "content": text}, {"role": "assistant", "content": f"answer {n}"}]
-        row = {"_id": f"r{n}", "split": "test" if n < 10 else "train", "text": text, "summary": f"answer {n}"}
+        row = {"_split": "test" if n < 10 else "train", "text": text, "summary": f"answer {n}"}
         rows.append(row | ({"messages": said} if style == "chat" else {}))
-    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    write_rows_file(folder / "rows.parquet", rows)
     if style == "chat":
         model = make_model(folder / "model")
         file = model / "tokenizer_config.json"

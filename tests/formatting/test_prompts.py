@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,15 +16,14 @@ from tasks.errors import UserError
 from tasks.formatting import templates
 from tasks.formatting.prompts import write_prompts
 from tasks.process import pool
-from tests.tiny import make_model
+from tests.tiny import make_model, write_rows_file
 
 ROW = {"dialogue": "Ada: Hi.", "summary": "Ada greets."}
 
 
 def prompts(tmp_path: Path, rows: list[dict[str, Any]], model: Path = Path(), **fields: Any) -> tuple[list, list, dict]:
     """Prompts, ledger and facts."""
-    table = pa.Table.from_pylist([{"split": "train", **row, "_id": f"r{n}"} for n, row in enumerate(rows)])
-    pq.write_table(table, tmp_path / "rows.parquet")
+    write_rows_file(tmp_path / "rows.parquet", rows)
     info = write_prompts(tmp_path / "rows.parquet", model, FormattingConfig(**fields), tmp_path).model_dump()
     return (
         pq.read_table(tmp_path / "prompts.parquet").to_pylist(),
@@ -97,9 +95,9 @@ def test_a_row_without_an_answer_is_in_the_ledger(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prompt": "{{ dialog }}"}, "no column is called dialog; the data has dialogue, split, summary"),
+        ({"prompt": "{{ dialog }}"}, "no column is called dialog; the data has dialogue, summary"),
         ({"completion": "{{ summary"}, "formatting.completion: line 1 is not valid Jinja2"),
-        ({"prompt": '{{ row["dialog"] }}'}, "no column is called dialog; the data has dialogue, split, summary"),
+        ({"prompt": '{{ row["dialog"] }}'}, "no column is called dialog; the data has dialogue, summary"),
         ({"input_column": "dialog"}, "formatting.input_column: no column is called dialog"),
         ({"references": ["summery"]}, "formatting.references: no column is called summery"),
         ({"style": "chat"}, "formatting.messages_column: no column is called messages"),
@@ -285,7 +283,7 @@ def test_text_never_becomes_a_control_token(tmp_path: Path, model: Path) -> None
 def test_a_row_that_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     leak = {**ROW, "dialogue": " ada:  HI."}
     other = {**ROW, "summary": "Another answer."}
-    rows = [leak, other, other, {**ROW, "dialogue": "Ben: Ho."}, {**ROW, "split": "test"}]
+    rows = [leak, other, other, {**ROW, "dialogue": "Ben: Ho."}, {**ROW, "_split": "test"}]
     found, ledger, info = prompts(tmp_path, rows)
     assert [row["id"] for row in found] == ["r4", "r1", "r2", "r3"]
     assert [(entry["id"], entry["verdict"], entry["reason"]) for entry in ledger] == [
@@ -368,10 +366,10 @@ def test_what_a_row_sets_is_not_there_for_the_next(tmp_path: Path) -> None:
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{**ROW, "_id": f"r{n}", "split": "test" if n % 4 == 0 else "train"} for n in range(60)]
+    rows = [{**ROW, "_split": "test" if n % 4 == 0 else "train"} for n in range(60)]
     rows[7] |= {"dialogue": "Ben: Ho."}
     rows[9] |= {"summary": ""}
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=10)
+    write_rows_file(tmp_path / "rows.parquet", rows, group_rows=10)
     written = []
     for cores in (1, 3):
         monkeypatch.setattr(pool, "cores", lambda cores=cores: cores)
@@ -392,7 +390,7 @@ texts = st.lists(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(texts.map("".join), texts.map("".join), st.booleans()), min_size=1, max_size=8))
 def test_every_row_is_handed_on_as_it_is_or_has_a_line(tmp_path: Path, rows: list[tuple[str, str, bool]]) -> None:
-    given_rows = [{"dialogue": d, "summary": s, "split": "test" if held_out else "train"} for d, s, held_out in rows]
+    given_rows = [{"dialogue": d, "summary": s, "_split": "test" if held_out else "train"} for d, s, held_out in rows]
     found, lines, info = prompts(tmp_path, given_rows)
     ledger = [line for line in lines if line["verdict"] != "kept"]
     assert sorted([row["id"] for row in found] + [line["id"] for line in ledger]) == [f"r{n}" for n in range(len(rows))]

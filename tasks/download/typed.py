@@ -1,0 +1,74 @@
+"""Rows of a typed table (Parquet, Arrow, a data set on the Hub) as JSON has them."""
+
+import base64
+import decimal
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.download.blocks import Block
+
+Convert = Callable[[Any], Any]
+
+
+def typed_rows(table: pa.Table | pa.RecordBatch) -> Block:
+    """The rows of a table. A typed object holds every name that others of its column have: one without a value is
+    left out, as in the row that it was made from.
+
+    Raises:
+        ValueError, OverflowError: Python has no such value, for instance a time after the year 9999.
+    """
+    converts = {field.name: convert for field in table.schema if (convert := _convert(field.type))}
+    rows = table.to_pylist(maps_as_pydicts="lossy")
+    for name, convert in converts.items():
+        for row in rows:
+            row[name] = convert(row[name])
+    return rows
+
+
+def _convert(kind: pa.DataType) -> Convert | None:
+    """How values of a type become JSON; None where they are as they are."""
+    types = pa.types
+    if isinstance(kind, pa.JsonType):
+        return lambda value: value if value is None else json.loads(value)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _convert(kind.storage_type) or _scalar
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        return _convert(kind.value_type)
+    if types.is_map(kind):
+        item = _convert(kind.item_type) or _same
+        return lambda value: value and {str(_scalar(name)): item(inside) for name, inside in value.items()}
+    if types.is_struct(kind):
+        items = {field.name: _convert(field.type) or _same for field in kind}
+        return lambda value: (
+            value and {name: items[name](inside) for name, inside in value.items() if inside is not None}
+        )
+    if hasattr(kind, "value_type"):  # every kind of list
+        item_of = _convert(kind.value_type)
+        return item_of and (lambda value: value and [item_of(inside) for inside in value])
+    if any(is_plain(kind) for is_plain in (types.is_integer, types.is_boolean, types.is_null, types.is_unicode)):
+        return None
+    return None if types.is_large_string(kind) or types.is_string_view(kind) else _scalar
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    """One value: a number that is none becomes nothing, a date ISO text, bytes the text that they are or base64."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    if isinstance(value, decimal.Decimal):
+        return f"{value:f}"
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
