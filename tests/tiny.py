@@ -68,6 +68,12 @@ def make_model(folder: Path, template: bool = True) -> Path:
     return folder
 
 
+class Rows(Facts):
+    """Facts of a result that nobody asks for more."""
+
+    rows: int = 0
+
+
 def noted(kind: type[F], **given: Any) -> F:
     """Facts of a stage where a test is about the given ones alone; the others are 0 or empty."""
     fields = {name: field.annotation for name, field in kind.model_fields.items()}

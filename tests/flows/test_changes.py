@@ -1,7 +1,6 @@
 """With which rows a run compares its own."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -9,13 +8,14 @@ from flows.changes import earlier_rows
 from tasks.publishing.registry import add_version
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity
+from tests.tiny import Rows
 
 
 def made(stage: str, content: str, **inputs: str) -> ArtifactRef:
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> Rows:
         (folder / "adapter").mkdir()
         (folder / "adapter" / "file").write_text(f"{stage} {content}")
-        return {}
+        return Rows()
 
     return produce(Identity(stage=stage, inputs=inputs, config={"content": content}), write)
 
@@ -30,6 +30,6 @@ def test_scores_that_two_runs_share_do_not_mix_their_rows(tmp_path: Path) -> Non
         adapter = made("train", content, tokens=tokens.digest)
         scores = made("evaluate", "same", prompts=prompts.digest)
         inputs = {"scores": scores.digest, "adapter": adapter.part("adapter")}
-        add_version(Identity(stage="publish", inputs=inputs), tmp_path / "demo", lambda folder, name: {})
+        add_version(Identity(stage="publish", inputs=inputs), tmp_path / "demo", lambda folder, name: Rows())
         found.append(rows)
     assert earlier_rows(tmp_path / "demo", found[1]) == ("v0001", found[0])

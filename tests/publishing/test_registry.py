@@ -10,17 +10,19 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.publishing import hub
+from tasks.publishing.facts import VersionFacts
 from tasks.publishing.registry import add_version, versions
 from tasks.publishing.task import write_sums
 from tasks.store.identity import Identity, file_digest
 from tasks.store.manifest import DamagedArtifact
+from tests.tiny import noted
 
 
 def add(folder: Path, content: str) -> Any:
-    def write(aside: Path, version: str) -> dict[str, Any]:
+    def write(aside: Path, version: str) -> VersionFacts:
         (aside / "adapter_model.safetensors").write_text(content)
         write_sums(aside)
-        return {"version": version}
+        return noted(VersionFacts, version=version)
 
     return add_version(Identity(stage="publish", config={"content": content}), folder / "demo", write)
 
@@ -29,18 +31,18 @@ def test_versions_count_up_and_the_same_thing_is_one_version(tmp_path: Path, sto
     first, second, again = add(tmp_path, "a"), add(tmp_path, "b"), add(tmp_path, "a")
     assert [path.name for path in versions(tmp_path / "demo")] == ["v0001", "v0002"]
     assert again == first != second
-    assert second.info["version"] == "v0002"
+    assert second.facts(VersionFacts).version == "v0002"
 
 
 def test_two_stores_share_a_registry(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = threading.Thread(target=add, args=(tmp_path, "b"))
 
-    def write(aside: Path, version: str) -> dict[str, Any]:
+    def write(aside: Path, version: str) -> VersionFacts:
         monkeypatch.setenv("QLORA_FLOW_STORE", str(tmp_path / "other"))
         other.start()
         other.join(0.5)
         (aside / "adapter_model.safetensors").write_text("a")
-        return {"version": version}
+        return noted(VersionFacts, version=version)
 
     add_version(Identity(stage="publish"), tmp_path / "demo", write)
     other.join()
@@ -59,7 +61,7 @@ def test_a_number_is_never_used_twice(tmp_path: Path, store: Path) -> None:
 
 
 def test_a_failing_write_leaves_nothing(tmp_path: Path, store: Path) -> None:
-    def write(aside: Path, version: str) -> dict[str, Any]:
+    def write(aside: Path, version: str) -> VersionFacts:
         (aside / "half").write_text("half")
         raise OSError("no space left on device")
 

@@ -19,21 +19,22 @@ from tasks.store.artifact import ArtifactRef, in_use, locked, produce, work_fold
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.identity import Identity
 from tasks.store.manifest import DamagedArtifact
+from tests.tiny import Rows
 
 ROOT = Path(__file__).parents[2]
 WHO = Identity(stage="test", config={"n": 1})
 
 
 def writer(content: str = "content") -> Callable[[Path], dict]:
-    def write(folder: Path) -> dict:
+    def write(folder: Path) -> Rows:
         (folder / "part").mkdir()
         (folder / "part" / "file").write_text(content)
-        return {"rows": 3}
+        return Rows(rows=3)
 
     return write
 
 
-def never(folder: Path) -> dict:
+def never(folder: Path) -> Rows:
     raise AssertionError("computed again")
 
 
@@ -45,7 +46,7 @@ def test_a_finished_folder_is_used_again(store: Path) -> None:
     ref = produce(WHO, writer())
     assert produce(WHO, never) == ref
     assert ref.rows == 3
-    assert ref.info == {"rows": 3}
+    assert ref.facts(Rows) == Rows(rows=3)
     assert ref.name == f"artifacts/{WHO.key}"
 
 
@@ -72,7 +73,7 @@ def test_damage_is_noticed_and_mended(store: Path, damage: Callable[[Path], None
 
 
 def test_a_failure_leaves_nothing_but_the_work_folder(store: Path) -> None:
-    def fail(folder: Path) -> dict:
+    def fail(folder: Path) -> Rows:
         (folder / "half").write_text("half")
         work_folder(WHO).mkdir(parents=True)
         (work_folder(WHO) / "checkpoint").write_text("kept")
@@ -108,12 +109,13 @@ import sys, time
 from pathlib import Path
 from typing import Any
 from tasks.store.artifact import produce
+from tasks.store.facts import Facts
 from tasks.store.identity import Identity
 def write(folder):
     with open(sys.argv[1], "a") as file: file.write("computed\\n")
     time.sleep(float(sys.argv[2]))
     (folder / "file").write_text("x")
-    return {}
+    return Facts()
 print("ready", flush=True)
 print(produce(Identity(stage="slow"), write).digest)
 """
@@ -185,12 +187,12 @@ def flip(file: Path) -> None:
 def test_nothing_is_made_from_an_input_that_changes_while_it_is_read(store: Path, fails: bool) -> None:
     source, later = produce(WHO, writer()), Identity(stage="later")
 
-    def reads(folder: Path) -> dict:
+    def reads(folder: Path) -> Rows:
         work_folder(later).mkdir(parents=True)
         flip(source.path / "part" / "file")
         if fails:
             raise OSError("what is read makes no sense")
-        return {}
+        return Rows()
 
     with pytest.raises(DamagedArtifact, match="part/file has changed"):
         produce(later, reads, inputs=[source])
@@ -198,7 +200,7 @@ def test_nothing_is_made_from_an_input_that_changes_while_it_is_read(store: Path
     with pytest.raises(DamagedArtifact, match="part/file has changed"):
         produce(later, never, inputs=[source])  # not even begun
     produce(WHO, writer())
-    assert produce(later, lambda folder: {}, inputs=[source]).verify() is None
+    assert produce(later, lambda folder: Rows(), inputs=[source]).verify() is None
 
 
 def test_a_reference_reads_the_manifest_it_was_made_from(store: Path) -> None:
@@ -206,7 +208,7 @@ def test_a_reference_reads_the_manifest_it_was_made_from(store: Path) -> None:
     shutil.rmtree(ref.path)
     produce(WHO, writer("other"))
     with pytest.raises(DamagedArtifact, match="not what it was"):
-        _ = ref.info
+        _ = ref.manifest
 
 
 PERMISSIONS = """
@@ -214,11 +216,12 @@ from pathlib import Path
 from typing import Any
 from tasks.publishing.registry import add_version
 from tasks.store.artifact import produce
+from tasks.store.facts import Facts
 from tasks.store.identity import Identity
 def write(folder, version=""):
     (folder / "adapter").mkdir(mode=0o700)
     (folder / "adapter" / "weights").touch(mode=0o600)
-    return {}
+    return Facts()
 made = produce(Identity(stage="train"), write).path
 version = add_version(Identity(stage="publish"), Path(REGISTRY) / "demo", write).path
 for path in (made, made / "adapter", made / "adapter/weights", made / "manifest.json"):
@@ -261,11 +264,11 @@ def test_a_disk_that_does_not_answer_damages_nothing(store: Path, monkeypatch: p
     source, later = produce(WHO, writer()), Identity(stage="later")
     before = {method: getattr(Path, method) for method in ("open", "stat")}
 
-    def reads(folder: Path) -> dict:
+    def reads(folder: Path) -> Rows:
         work_folder(later).mkdir(parents=True)
         for method, own in before.items():
             monkeypatch.setattr(Path, method, failing(own))
-        return {}
+        return Rows()
 
     def failing(own: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Path, *arguments: Any, **named: Any) -> Any:

@@ -20,6 +20,7 @@ from prefect.utilities.dispatch import get_registry_for_type
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.caching import LARGEST_RECORD, VerifiedJSONSerializer, cached
 from tasks.store.identity import Identity
+from tests.tiny import Rows
 
 ROOT = Path(__file__).parents[2]
 WHO = Identity(stage="test")
@@ -34,9 +35,9 @@ class Runs:
         return exec, (f"import os; os.environ[{MARK!r}] = '1'",)
 
 
-def write(folder: Path) -> dict[str, Any]:
+def write(folder: Path) -> Rows:
     (folder / "file").write_text("content")
-    return {"rows": 3}
+    return Rows(rows=3)
 
 
 @task(name="stage", **cached(lambda: WHO))

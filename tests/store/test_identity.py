@@ -14,7 +14,7 @@ from tasks.formatting.facts import PromptFacts
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity, digest_of
 from tasks.store.model import BaseModelRef
-from tests.tiny import make_rows, noted, write_jsonl
+from tests.tiny import Rows, make_rows, noted, write_jsonl
 
 MODEL = BaseModelRef(folder="/m", digest="d", tokenizer_digest="t", source="owner/m", revision="", max_length=512)
 
@@ -58,11 +58,11 @@ def test_evaluation_does_not_depend_on_how_training_was_logged(store: Path) -> N
     from tasks.evaluation.identity import identity
 
     def adapter(seconds: float) -> ArtifactRef:
-        def write(folder: Path) -> dict:
+        def write(folder: Path) -> Rows:
             (folder / "adapter").mkdir()
             (folder / "adapter" / "weights").write_text("same")
             (folder / "training_log").write_text(str(seconds))
-            return {}
+            return Rows()
 
         return produce(Identity(stage="train", config={"seconds": seconds}), write)
 
@@ -91,8 +91,8 @@ def test_a_relative_folder_is_another_one_elsewhere(
     from tasks.publishing.identity import identity as publish
 
     data = DataConfig(path=str(write_jsonl(tmp_path / "rows.jsonl", make_rows(5))))
-    adapter = produce(Identity(stage="train"), lambda folder: {})
-    prompts = produce(Identity(stage="format"), lambda folder: {})
+    adapter = produce(Identity(stage="train"), lambda folder: Rows())
+    prompts = produce(Identity(stage="format"), lambda folder: Rows())
 
     def keys(base: str, registry: str) -> tuple[str, str]:
         versions = publish(adapter, adapter, prompts, MODEL, PublishingConfig(registry=registry))

@@ -12,6 +12,7 @@ from tasks.process.failures import is_transient
 from tasks.store.artifact import discard, produce
 from tasks.store.identity import Identity
 from tasks.store.remote import Remote
+from tests.tiny import Rows
 
 WHO = Identity(stage="test", config={"n": 1})
 
@@ -30,14 +31,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return lambda name: monkeypatch.setenv("QLORA_FLOW_STORE", str(tmp_path / name))
 
 
-def write(folder: Path) -> dict[str, int]:
+def write(folder: Path) -> Rows:
     (folder / "part").mkdir()
     (folder / "part" / "file").write_text("content")
     (folder / "same").write_text("content")
-    return {"rows": 3}
+    return Rows(rows=3)
 
 
-def never(folder: Path) -> dict[str, int]:
+def never(folder: Path) -> Rows:
     raise AssertionError("computed again")
 
 
