@@ -37,7 +37,7 @@ def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] |
 def _rows_of(manifest: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> ArtifactRef | None:
     """Along one input of each stage: scores that two runs share would lead to the other run's rows as well."""
     folder = None
-    while (stage := BY_NAME.get(manifest.identity.stage)) and (name := stage.rows_from):
+    while (stage := BY_NAME.get(manifest.identity.stage)) and (name := next(iter(stage.inputs), "")):
         if not (folders := holding.get(manifest.identity.inputs.get(name, ""))):
             return None
         folder = folders[0]

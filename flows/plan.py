@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.stages import STAGES
+from flows.stages import BY_NAME, STAGES
 from tasks.download.identity import pin
 from tasks.download.models import present_model
 from tasks.publishing.identity import registry_folder
@@ -56,11 +56,11 @@ def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planne
     before = _lineage(registry)
     remote, fetched = Remote.configured(), False
     for stage in STAGES[bool(begun) :]:
-        name, needs = stage.name, stage.needs
+        name, missing = stage.name, [each for each in BY_NAME if each in stage.inputs.values() and each not in found]
         folders = _folders(name, registry)
         last = before.get(name) or latest(folders)
-        if needs and needs not in found:
-            yield Planned(name, False, f"{needs} is fetched first" if fetched else f"{needs} runs", last)
+        if missing:
+            yield Planned(name, False, f"{missing[-1]} is fetched first" if fetched else f"{missing[-1]} runs", last)
             continue
         identity = stage.identity(found, base, {**groups, "data": data})
         folder, why = _found(identity, folders, last)

@@ -17,9 +17,6 @@ from tasks.store.model import BaseModelRef
 from tasks.tokenization.identity import identity as tokenize_identity
 from tasks.training.identity import identity as train_identity
 
-Results = Mapping[str, ArtifactRef]
-Configuration = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -27,61 +24,45 @@ class Stage:
 
     Args:
         name: what manifests, keys and the summary call the stage.
-        identity: what decides its result, given the results of the stages before it, the base model and the
-            configuration's groups.
-        needs: the stage without whose result the identity is unknown; that one needs the others. Empty: none.
+        decided_by: what decides its result, given the results of its inputs, then, if there are any, the base model,
+            and the group of the configuration that it reads.
+        inputs: name of an input in its identity → the stage whose result it is. The first one leads back to the rows.
+        group: of the configuration.
         limit: `execution.<limit>_timeout_minutes` is its time limit.
-        rows_from: the input of its identity that leads back to the rows. Empty: none does.
         refreshable: `--refresh` may name it.
     """
 
     name: str
-    identity: Callable[[Results, BaseModelRef, Configuration], Identity]
-    needs: str
+    decided_by: Callable[..., Identity]
+    inputs: Mapping[str, str]
+    group: str
     limit: str
-    rows_from: str = ""
     refreshable: bool = True
+
+    def identity(self, made: Mapping[str, ArtifactRef], model: BaseModelRef, groups: Mapping[str, Any]) -> Identity:
+        """What decides its result in a run, once the stages before it have theirs."""
+        read = [made[stage] for stage in self.inputs.values()]
+        return self.decided_by(*read, *([model] if read else []), groups[self.group])
 
 
 STAGES = (
-    Stage("download", lambda made, model, groups: rows_identity(groups["data"]), "", "prepare"),
-    Stage(
-        "format",
-        lambda made, model, groups: format_identity(made["download"], model, groups["formatting"]),
-        "download",
-        "prepare",
-        "rows",
-    ),
-    Stage(
-        "tokenize",
-        lambda made, model, groups: tokenize_identity(made["format"], model, groups["tokenization"]),
-        "format",
-        "prepare",
-        "prompts",
-    ),
-    Stage(
-        "train",
-        lambda made, model, groups: train_identity(made["tokenize"], model, groups["training"]),
-        "tokenize",
-        "train",
-        "tokens",
-    ),
+    Stage("download", rows_identity, {}, "data", "prepare"),
+    Stage("format", format_identity, {"rows": "download"}, "formatting", "prepare"),
+    Stage("tokenize", tokenize_identity, {"prompts": "format"}, "tokenization", "prepare"),
+    Stage("train", train_identity, {"tokens": "tokenize"}, "training", "train"),
     Stage(
         "evaluate",
-        lambda made, model, groups: evaluate_identity(
-            made["train"], made["tokenize"], made["format"], model, groups["evaluation"]
-        ),
-        "train",
+        evaluate_identity,
+        {"adapter": "train", "tokens": "tokenize", "prompts": "format"},
+        "evaluation",
         "evaluate",
     ),
     Stage(
         "publish",
-        lambda made, model, groups: publish_identity(
-            made["train"], made["evaluate"], made["format"], model, groups["publishing"]
-        ),
-        "evaluate",
+        publish_identity,
+        {"adapter": "train", "scores": "evaluate", "prompts": "format"},
+        "publishing",
         "publish",
-        "adapter",
         refreshable=False,  # a published version is never changed
     ),
 )
