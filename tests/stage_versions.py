@@ -11,7 +11,6 @@ functions, log and print statements, text of raised errors, descriptions of fiel
 import ast
 import functools
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,9 +201,13 @@ def _says_only(expression: ast.expr) -> bool:
 
 
 def main() -> None:
-    lines = [f"{stage} {value}\n" for stage, value in sorted(current().items())]
-    RECORD.write_text("".join(lines))
-    sys.stdout.write("".join(lines))
+    before, now = recorded(), current()
+    for stage, value in now.items():
+        if value != before.get(stage):
+            version, old = value.split()[0], before.get(stage, "none").split()[0]
+            what = f"version {old} → {version}" if version != old else f"still version {version}: results are the same"
+            print(f"{stage}: recorded, {what}")
+    RECORD.write_text("".join(f"{stage} {value}\n" for stage, value in sorted(now.items())))
 
 
 if __name__ == "__main__":
