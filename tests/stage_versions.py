@@ -37,7 +37,7 @@ STAGES = {
     "train": (TRAIN_VERSION, ["tasks.training.worker", "tasks.training.distributed.launch"]),
 }
 """Stage → its version, and the modules that write its result: in its own process or started by name as a child."""
-LOGS = {"log", "say", "print", "info", "warning"}
+LOGS = {"log", "_log", "say", "_say", "print", "info", "warning"}
 LOOSE = "statements that bind no name"
 
 

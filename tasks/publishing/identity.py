@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks.config import PublishingConfig
+from tasks.config import FormattingConfig, PublishingConfig
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
@@ -22,7 +22,7 @@ def identity(
         | {"registry": str(_registry(config)) if config.registry else ""}  # a store that moves keeps its own registry
         | {"source": model.source, "revision": model.revision}
         # which the model card tells
-        | {f"formatting.{name}": value for name, value in prompts.manifest.identity.config.items()},
+        | {f"formatting.{name}": value for name, value in prompts.manifest.fields(FormattingConfig)},
         version=VERSION,
     )
 
