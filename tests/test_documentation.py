@@ -101,6 +101,7 @@ def test_every_configuration_is_valid(page: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server", "children_here")
+@pytest.mark.slow
 def test_the_first_configuration_runs_as_it_stands(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the bundled model, cut short."""
     (checkout / "my.yaml").write_text(blocks("README.md", "yaml")[0])

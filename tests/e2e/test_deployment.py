@@ -14,6 +14,8 @@ import pytest
 from tests.documented import ROOT
 from tests.e2e.served import Served, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_schedule_plans_runs(deployed: Served) -> None:
     nightly = deployed.api("/deployments/name/retrain/nightly")

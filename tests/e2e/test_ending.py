@@ -11,6 +11,8 @@ import pytest
 from tests.e2e.served import Served, wait_for
 from tests.faults.bench import is_free
 
+pytestmark = pytest.mark.slow
+
 LONG = {"lora_r": 4, "max_steps": 100_000}
 
 

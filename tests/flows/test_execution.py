@@ -27,7 +27,7 @@ from tests.faults.bench import is_free
 from tests.tiny import make_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ import pytest
 from flows import server
 from tests.tiny import make_rows, write_jsonl
 
+pytestmark = pytest.mark.slow
+
 COMMAND = Path(sys.executable).with_name("qlora-flow")
 TRAPS = ("tasks", "flows", "uvicorn", "json", "torch", "prefect", "multiprocessing", "sitecustomize")
 NOWHERE = "http://127.0.0.1:9"

@@ -88,10 +88,9 @@ def test_interrupted_run_resumes_to_the_same_bits(build, monkeypatch, settings):
     (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"half written")  # the next best one must do
     resumed = build("broken", **settings)
     resumed.run()
-    assert resumed.said[:2] == [
-        "checkpoint-7 is damaged and removed: optimizer.pt is not as it was written",
-        "resuming from the checkpoint of step 6",
-    ]
+    assert resumed.said[0].startswith("checkpoint-7 is damaged and removed: ")
+    assert "optimizer.pt has 12 bytes" in resumed.said[0]
+    assert resumed.said[1] == "resuming from the checkpoint of step 6"
     assert_identical(weights(whole), weights(resumed))
     assert [(r.step, r.loss, r.grad_norm) for r in whole.step_log.rows] == [
         (r.step, r.loss, r.grad_norm) for r in resumed.step_log.rows
@@ -253,6 +252,7 @@ def start(job, folder):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_child_stops_on_sigterm_and_the_next_one_finishes(bases, tmp_path):
     config = TrainingConfig(lora_r=4, batch_size=4, max_steps=400)
     for name in ("output", "checkpoints"):

@@ -207,7 +207,7 @@ def test_worker_saves_the_best_and_lists_what_was_held_back(bases, tmp_path, pro
         "processes": processes,
     }
     said: list[str] = []
-    run_child(f"tasks.training.{'launch' if processes > 1 else 'worker'}", job, said.append)
+    run_child(f"tasks.training.{'distributed.launch' if processes > 1 else 'worker'}", job, said.append)
     totals = json.loads((tmp_path / "output" / "training.json").read_text())
     log = pq.read_table(tmp_path / "output" / "training_log.parquet").to_pydict()
     losses = {step: loss for step, loss in zip(log["step"], log["validation_loss"], strict=True) if loss}
