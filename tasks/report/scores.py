@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import METRICS, metric
+from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.tables import finding
 from tasks.report import charts
 from tasks.report.tables import read
@@ -30,12 +31,12 @@ def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
         for row, bar in zip(group, drawn.bars, strict=True):
             row |= {"title": metric(row["metric"]).label, "bar": bar, "zero": drawn.zero}
     headline = rows[0]
-    confidence = manifest.info.get("confidence", manifest.identity.config.get("confidence"))
+    facts = manifest.facts(EvaluationFacts)
     return {
         "rows": rows,
-        "health": [(title, manifest.info["health"][name]) for name, title in HEALTH.items()],
+        "health": [(title, facts.health[name]) for name, title in HEALTH.items()],
         "headline": headline,
-        "percent": f"{100 * confidence:g} %" if confidence else "",
+        "percent": f"{100 * facts.confidence:g} %",
         "finding": finding(headline),
         "few": 1 < headline["rows"] < FEW_ROWS,
         "ticks": ticks,

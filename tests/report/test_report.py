@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import METRICS
+from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.schema import HEALTH, SCORE_SCHEMA, prediction_schema
 from tasks.publishing.facts import VersionFacts
 from tasks.report import charts
@@ -26,9 +27,10 @@ from tasks.report.report import write_report
 from tasks.report.scores import score_table
 from tasks.report.words import duration, signed
 from tasks.store.artifact import ArtifactRef, write_folder
-from tasks.store.facts import Facts
+from tasks.store.facts import Facts, LedgerFacts
 from tasks.store.identity import Identity
 from tasks.store.ledger import Ledger
+from tasks.tokenization.facts import TokenFacts
 from tasks.tokenization.preview import write_preview
 from tasks.tokenization.schema import LEARNT, NOT_LEARNT, TOKEN_SCHEMA
 from tasks.tokenization.statistics import Statistics
@@ -61,7 +63,7 @@ class Run:
     validation: dict[int, float] = field(default_factory=dict)  # step: loss
 
 
-def put(folder: Path, stage: str, write: Callable[[Path], dict[str, Any]], **identity: Any) -> ArtifactRef:
+def put(folder: Path, stage: str, write: Callable[[Path], Any], **identity: Any) -> ArtifactRef:
     return write_folder(Identity(stage=stage, **identity), folder / (stage + "-made"), write)
 
 
@@ -85,17 +87,17 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
     tokenizer = make_tokenizer(base, run.prompt + run.answer)
     splits = ["train"] * 4 + ["test"] * len(run.base)
 
-    def rows(name: str) -> Callable[[Path], dict[str, Any]]:
-        def write(folder: Path) -> dict[str, Any]:
+    def rows(name: str) -> Callable[[Path], Any]:
+        def write(folder: Path) -> Facts:
             pq.write_table(pa.table({"split": splits}), folder / name)
             ledger = Ledger("download" if name == "rows.parquet" else "format", folder)
             for entry in run.lost if name == "rows.parquet" else []:
                 ledger.lost(*entry)
-            return {"rows": len(splits), **ledger.write()}
+            return LedgerFacts(rows=len(splits), **ledger.write())
 
         return write
 
-    def tokens(folder: Path) -> dict[str, Any]:
+    def tokens(folder: Path) -> Facts:
         prompt, answer = tokenizer.encode(run.prompt).ids, [*tokenizer.encode(run.answer).ids, 0]
         row = {"input_ids": prompt + answer, "labels": [NOT_LEARNT] * len(prompt) + answer}
         made = [{"id": f"r{n}", "split": split, **row} for n, split in enumerate(splits)]
@@ -105,7 +107,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         statistics.write(folder, 2048)
         decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
         write_preview(folder, *statistics.training_rows(), decode)
-        return {"rows": len(made), "limit": 2048, **Ledger("tokenize", folder).write()}
+        return noted(TokenFacts, rows=len(made), limit=2048, **Ledger("tokenize", folder).write())
 
     def train(folder: Path) -> dict[str, Any]:
         log = [
@@ -119,7 +121,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         pq.write_table(pa.Table.from_pylist(log), folder / "training_log.parquet")
         return run.info | {"model": str(base)}
 
-    def evaluate(folder: Path) -> dict[str, Any]:
+    def evaluate(folder: Path) -> Facts:
         made = [
             {"id": f"t{n}", "prompt": run.prompt, "references": [run.answer], "base": before, "tuned": after}
             | {f"{who}_{name}": value for who, value in zip(("base", "tuned"), pair, strict=True) for name in METRICS}
@@ -131,7 +133,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         table = pa.Table.from_pylist([{"metric": name, **score} for name in METRICS], SCORE_SCHEMA)
         pq.write_table(table, folder / "scores.parquet")
         health = {name: {"base": 0.125, "tuned": n} for n, name in enumerate(HEALTH)}
-        return {"rows": len(made), "confidence": 0.95, "health": health}
+        return noted(EvaluationFacts, rows=len(made), confidence=0.95, health=health)
 
     def publish(folder: Path) -> Facts:
         (folder / "README.md").write_text("card")
