@@ -46,8 +46,11 @@ def exclusively() -> Iterator[None]:
 
 
 def _clean(keep_last: int, dry_run: bool) -> tuple[list[str], int]:
-    manifests = results()
-    keep = _latest(manifests, keep_last) | _origins(_published(), manifests)
+    manifests, published = results(), list(_published())
+    keep = _latest(manifests, keep_last) | _origins(published, manifests)
+    adapters = {"", *(version.identity.inputs.get("adapter", "") for version in published)}  # "": answers of a base
+    answers = {folder: m.identity for folder, m in manifests.items() if m.identity.stage == "answers"}
+    keep |= {folder for folder, identity in answers.items() if identity.inputs["adapter"] in adapters}
     there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
     keep |= {folder for folder in there if folder.name.startswith("model-")}  # base models of adapters
     removed, freed = [], 0

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tasks.download.identity import DIFFERENCE_VERSION, ROWS_VERSION
 from tasks.download.models import MODEL_VERSION
+from tasks.evaluation.identity import ANSWERS_VERSION
 from tasks.evaluation.identity import VERSION as EVALUATE_VERSION
 from tasks.formatting.identity import VERSION as FORMAT_VERSION
 from tasks.publishing.identity import VERSION as PUBLISH_VERSION
@@ -26,6 +27,7 @@ from tasks.training.identity import VERSION as TRAIN_VERSION
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).with_suffix(".txt")
 STAGES = {
+    "answers": (ANSWERS_VERSION, ["tasks.evaluation.generate", "tasks.evaluation.loss"]),
     "difference": (DIFFERENCE_VERSION, ["tasks.download.difference"]),
     "download": (ROWS_VERSION, ["tasks.download.rows"]),
     "evaluate": (EVALUATE_VERSION, ["tasks.evaluation.worker"]),

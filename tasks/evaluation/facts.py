@@ -27,3 +27,9 @@ class EvaluationFacts(Facts):
     generation_seconds: dict[str, float]
     confidence: float
     stop: list[int]
+
+
+class AnswerFacts(Facts):
+    """Rows of a model's kept losses and answers."""
+
+    rows: int

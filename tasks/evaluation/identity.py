@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tasks.config import METRICS, EvaluationConfig
 from tasks.errors import UserError
@@ -13,8 +14,8 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, digest_of, files_digest
 from tasks.store.model import BaseModelRef
 
-VERSION = 4
-"""Raised when the same inputs can give another result (docs/caching.md)."""
+VERSION, ANSWERS_VERSION = 4, 1
+"""Raised when the same inputs can give another result (docs/caching.md): of the stage, of a model's kept answers."""
 
 
 def identity(
@@ -48,6 +49,26 @@ def identity(
             "regex",
             *(["sacrebleu"] if "chrf" in config.metrics else []),
         ),
+    )
+
+
+def answers_identity(
+    model: str, adapter: str, device: str, training: dict[str, Any], decoding: dict[str, Any]
+) -> Identity:
+    """What decides a model's losses and answers beside the tokens that it is given.
+
+    Args:
+        model, adapter: digests; without an adapter the base alone.
+        device: name of the processor, on which rounding depends.
+        training: how the base is held in memory (tasks.model.quantization.FIELDS).
+        decoding: how an answer ends.
+    """
+    return Identity(
+        stage="answers",
+        inputs={"model": model, "adapter": adapter},
+        config={"device": device, **training, **decoding},
+        version=ANSWERS_VERSION,
+        libraries=("torch", "transformers", "peft", "bitsandbytes"),
     )
 
 

@@ -63,6 +63,7 @@ class EvaluationJob(BaseModel):
         ending: text where an answer is cut.
         eos: the tokenizer's end-of-sequence token.
         model, adapter, champion: folders.
+        digests: content of `model`, and of the adapters `tuned` and `champion`.
         training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
         output: folder to write to.
     """
@@ -76,6 +77,7 @@ class EvaluationJob(BaseModel):
     model: Path
     adapter: Path
     champion: Path | None
+    digests: dict[str, str]
     training: dict[str, Any]
     config: EvaluationConfig
     output: Path

@@ -52,6 +52,8 @@ def evaluate(
             model=Path(model.folder),
             adapter=adapter.path / "adapter",
             champion=champion.path if champion and not left_out else None,
+            digests={"model": model.digest, "tuned": adapter.part("adapter")}
+            | ({"champion": champion.manifest.identity.inputs["adapter"]} if champion and not left_out else {}),
             training={name: training[name] for name in quantization.FIELDS},
             config=config,
             output=folder,

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 from tasks.config import TRUSTED
 from tasks.errors import UserError
 from tasks.evaluation.facts import EvaluationFacts
+from tasks.evaluation.identity import answers_identity
+from tasks.evaluation.kept import Kept
 from tasks.evaluation.metrics import check_references, try_own
 from tasks.evaluation.schema import (
     FACTS,
@@ -41,20 +44,14 @@ def evaluate(work: dict[str, Any]) -> None:
     rows = held_out(job.tokens, job.prompts, config.max_rows)
     check_references(rows, config.metrics)
     try_own(rows[0], config.metrics)
-    began = time.monotonic()
-    model = generate.load(job.model, job.adapter, job.training)
-    tokenizer = generate.tokenizer_of(job.model)
-    print(f"base and adapter loaded in {time.monotonic() - began:.0f} s; {len(rows):,} held-out rows")
+    loaded, tokenizer = _Loaded(job), generate.tokenizer_of(job.model)
+    print(f"{len(rows):,} held-out rows")
     stop = generate.stop_ids(job.model, job.eos)
     seconds = {}
     models = [who for who in MODELS if who != "champion" or job.champion]
-    for who in sorted(models, key=("base", "tuned", "champion").index):  # the loaded adapter is the candidate's
+    for who in models:
         began = time.monotonic()
-        if who == "champion":
-            assert job.champion
-            model = generate.exchange(model, job.champion, job.training)
-        with model.disable_adapter() if who == "base" else contextlib.nullcontext():
-            _ask(model, who, rows, job, stop)
+        _ask(loaded, who, rows, job, stop)
         seconds[who] = round(time.monotonic() - began, 2)
         for row in rows:
             ids = row[who]
@@ -78,29 +75,65 @@ def evaluate(work: dict[str, Any]) -> None:
     (job.output / FACTS).write_text(facts.model_dump_json())
 
 
-def _ask(model: Any, who: str, rows: list[dict[str, Any]], job: EvaluationJob, stop: list[int]) -> None:
+class _Loaded:
+    """The base, loaded when an adapter is first needed, with one adapter after the other on it."""
+
+    def __init__(self, job: EvaluationJob) -> None:
+        self.job, self.adapter = job, job.adapter
+        self.model: Any = None
+
+    @contextlib.contextmanager
+    def model_of(self, who: str) -> Iterator[Any]:
+        """With `base` the adapter is off inside."""
+        from tasks.evaluation import generate
+
+        adapter = (self.job.champion if who == "champion" else None) or self.job.adapter
+        if self.model is None:
+            began = time.monotonic()
+            self.model, self.adapter = generate.load(self.job.model, adapter, self.job.training), adapter
+            print(f"base and adapter loaded in {time.monotonic() - began:.0f} s")
+        elif who != "base" and adapter != self.adapter:
+            self.model, self.adapter = generate.exchange(self.model, adapter, self.job.training), adapter
+        with self.model.disable_adapter() if who == "base" else contextlib.nullcontext():
+            yield self.model
+
+
+def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJob, stop: list[int]) -> None:
     """Put a model's loss and the token ids of its answer into every row."""
-    from torch import tensor
+    from torch import cuda, tensor
 
     from tasks.evaluation import generate
     from tasks.evaluation.loss import losses
     from tasks.training.packing import Row
 
     report, config = functools.partial(print, f"{who}:"), job.config
-    if "loss" in config.metrics:
-        # what has nothing before it is predicted from the token that ended the row before
-        before = [stop[:1] if row["labels"][0] != NOT_LEARNT else [] for row in rows]
-        whole = [
-            Row(tensor(first + row["input_ids"]), tensor([NOT_LEARNT] * len(first) + row["labels"]))
-            for first, row in zip(before, rows, strict=True)
-        ]
-        found = losses(model, whole, report, generate.Progress(len(rows), "losses", report))
-        for row, value in zip(rows, found, strict=True):
-            row[f"{who}_loss"] = value
+    device = cuda.get_device_name() if cuda.is_available() else "cpu"
+    decoding = {"max_new_tokens": config.max_new_tokens, "stop": stop}
+    identity = answers_identity(job.digests["model"], job.digests.get(who, ""), device, job.training, decoding)
+    kept = Kept(identity, report)
+    # what has nothing before it is predicted from the token that ended the row before
+    before = [stop[:1] if row["labels"][0] != NOT_LEARNT else [] for row in rows]
+    whole = [
+        (first + row["input_ids"], [NOT_LEARNT] * len(first) + row["labels"])
+        for first, row in zip(before, rows, strict=True)
+    ]
     prompts = [row["prompt_ids"] or stop[:1] for row in rows]
-    ids = generate.answer(model, prompts, stop, config.max_new_tokens, config.batch_tokens, report)
-    for row, answer in zip(rows, ids, strict=True):
-        row[who] = answer
+
+    def predict(numbers: list[int]) -> list[float]:
+        asked = [Row(*map(tensor, whole[n])) for n in numbers]
+        with loaded.model_of(who) as model:
+            return losses(model, asked, report, generate.Progress(len(asked), "losses", report))
+
+    def answer(numbers: list[int]) -> list[list[int]]:
+        asked = [prompts[n] for n in numbers]
+        with loaded.model_of(who) as model:
+            return generate.answer(model, asked, stop, config.max_new_tokens, config.batch_tokens, report)
+
+    if "loss" in config.metrics:
+        for row, loss in zip(rows, kept.all("loss", whole, predict), strict=True):
+            row[f"{who}_loss"] = loss
+    for row, ids in zip(rows, kept.all("answer", [(ids,) for ids in prompts], answer), strict=True):
+        row[who] = ids
 
 
 def held_out(tokens: Path, prompts: Path, max_rows: int) -> list[dict[str, Any]]:

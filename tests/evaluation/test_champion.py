@@ -11,7 +11,10 @@ import pytest
 
 from flows.__main__ import main
 from tasks.config import EvaluationConfig, ExecutionConfig
+from tasks.evaluation import generate, loss
 from tasks.evaluation.facts import EvaluationFacts
+from tasks.evaluation.identity import answers_identity
+from tasks.evaluation.kept import Kept
 from tasks.evaluation.task import evaluate
 from tasks.store.artifact import ArtifactRef, reference
 from tasks.store.manifest import describe_files, files_digest, read_manifest
@@ -33,13 +36,15 @@ class Made:
             "training: {learning_rate: 1e-2, lora_r: 4, batch_size: 8, max_steps: 3}\n"
             "evaluation: {max_new_tokens: 4, metrics: [loss, rouge1]}\n"
         )
-        summaries = []
-        for rate in ("1e-2", "3e-2"):
-            file = folder / f"{rate}.json"
-            assert main(["run", str(config), "--summary", str(file), "--training.learning_rate", rate]) == 0
-            summaries.append(json.loads(file.read_text()))
-        self.first, self.second = ({n: Path(s["path"]) for n, s in made["stages"].items()} for made in summaries)
+        self.config, self.data = config, data
+        self.first, self.second = self.run("1e-2"), self.run("3e-2")
         self.model = BaseModelRef.of(model, str(model), "")
+
+    def run(self, rate: str) -> dict[str, Path]:
+        """Where a run's stages are."""
+        file = self.config.with_suffix(".json")
+        assert main(["run", str(self.config), "--summary", str(file), "--training.learning_rate", rate]) == 0
+        return {name: Path(stage["path"]) for name, stage in json.loads(file.read_text())["stages"].items()}
 
     def evaluate(self, champion: ArtifactRef | None, **changed: ArtifactRef) -> ArtifactRef:
         from prefect.logging import disable_run_logger
@@ -120,3 +125,47 @@ def test_a_champion_that_cannot_answer_these_rows_is_left_out_and_it_is_said(mad
     facts = scores.facts(EvaluationFacts)
     assert f"v0009 {why}" in facts.champion_left_out and facts.champion == ""
     assert "champion" not in pq.read_schema(scores.path / "predictions.parquet").names
+
+
+def test_the_next_retrain_computes_the_new_rows_alone(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth more rows and another adapter: of base and champion only what is new is answered and predicted."""
+    counts: list[tuple[str, int]] = []
+    for module, name in ((generate, "answer"), (loss, "losses")):
+
+        def counted(model: Any, rows: Any, *more: Any, name: str = name, usual: Any = getattr(module, name)) -> Any:
+            counts.append((name, len(rows)))
+            return usual(model, rows, *more)
+
+        monkeypatch.setattr(module, name, counted)
+    rows = make_rows(90)
+    for number, row in enumerate(rows):
+        row["dialogue"] += f"\nEve: Number {number}."  # no prompt comes twice
+    write_jsonl(made.data, rows[:80])
+    champion = made.run("1e-2")
+    before = len(pq.read_table(champion["evaluate"] / "predictions.parquet"))
+    write_jsonl(made.data, rows)
+    counts.clear()
+    third = made.run("2e-2")
+    now = pq.read_table(third["evaluate"] / "predictions.parquet")
+    new = len(now) - before
+    assert 0 < new < before
+    assert counts == [(name, rows) for rows in (new, len(now)) for name in ("losses", "answer")]  # base, tuned
+    counts.clear()
+    stages = {name: ref(third[name]) for name in ("train", "tokenize", "format")}
+    compared = made.evaluate(ref(champion["publish"]), **stages)
+    assert counts == [("losses", new), ("answer", new)]  # the champion's
+    assert pq.read_table(compared.path / "predictions.parquet")["base"] == now["base"]
+
+
+def test_kept_answers_that_are_damaged_are_computed_again(store: Path) -> None:
+    said: list[str] = []
+    kept = Kept(answers_identity("m", "", "cpu", {}, {}), said.append)
+    ask = lambda *texts: kept.all("answer", [([*text.encode()],) for text in texts], lambda new: [[n] for n in new])  # noqa: E731
+    assert ask("a", "b", "a") == [[2], [1], [2]]
+    assert kept.all("loss", [([1], [2])], lambda new: [0.5]) == [0.5]
+    assert ask("b", "c") == [[1], [1]] and said[-1] == "1 of 2 answers were kept"
+    file = next(store.glob("artifacts/answers-*/answers.parquet"))
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert ask("b", "d") == [[0], [1]]
+    assert any("is computed again" in line and "answers.parquet has changed" in line for line in said)
+    assert ask("d", "b") == [[1], [0]] and said[-1] == "2 of 2 answers were kept"
