@@ -6,13 +6,14 @@ from pathlib import Path
 from tasks.config import DataConfig, ModelConfig
 from tasks.download.hub import refusals
 from tasks.download.models import BUNDLED, MODEL_VERSION, bundled_file
-from tasks.download.places import digest, is_remote, pin_files, places
+from tasks.download.places import digest, is_remote, pin_files
+from tasks.download.sources import sided_files
 from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity
 
-ROWS_VERSION = 2
+ROWS_VERSION = 3
 DIFFERENCE_VERSION = 2
 """Raised when the same source can give other rows, or a comparison other counts (docs/caching.md)."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -56,13 +57,9 @@ def _commit(kind: str, name: str, revision: str) -> str:
 
 
 def rows_identity(data: DataConfig) -> Identity:
-    """The rows depend on the files' content, not on where they lie."""
-    inputs = {
-        f"{field} {number} {place.name}": digest(place)
-        for field in ("path", "test_path")
-        if getattr(data, field)
-        for number, place in enumerate(places(data, field))
-    }
+    """The rows depend on the files' content and on the side that a name says, not on where the files lie."""
+    files = [] if data.hub_id else sided_files(data)
+    inputs = {f"file {n} {place.name}, {side or 'both'}": digest(place) for n, (side, place) in enumerate(files)}
     return Identity(
         stage="download",
         inputs=inputs,

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from tasks.text import hide_secrets, public_url, visible
 
 TEXT = (".jsonl", ".json", ".csv")
 ENDINGS = (*TEXT, ".parquet", ".arrow", *(kind + packed for kind in TEXT for packed in (".gz", ".zst")))
+TEMPORARY = ("~", ".tmp", ".temp", ".swp", ".part", ".partial", ".crc", ".bak", ".crdownload", ".incomplete")
+"""How the names of temporary files and backups end, before the format or instead of it."""
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "sha", "blob_id", "LastModified", "last_modified", "Last-Modified")
 """What file systems call a file's version, the surest first. One that tells none is read once more."""
@@ -123,15 +126,33 @@ def find_files(pattern: str, field: str) -> list[Place]:
             alone, found = _find_remote(pattern)
     else:
         alone, found = _find_local(Path(pattern).expanduser())
-    files = found if alone else [where for where in found if public_url(where).lower().endswith(ENDINGS)]
+    files = found if alone else [where for where in found if _is_data(public_url(where), pattern)]
     if not files:
         what = "holds no" if found else "does not exist or is empty; it takes a"
         where = public_url(pattern) if "://" in pattern else Path(pattern).expanduser().absolute()
-        raise UserError(f"{field}: {where} {what} {', '.join(ENDINGS)} file.")
+        hidden = "; hidden and temporary ones are not taken" if any(w.lower().endswith(ENDINGS) for w in found) else ""
+        raise UserError(f"{field}: {where} {what} {', '.join(ENDINGS)} file{hidden}.")
     if not alone and any(Path(public_url(where)).name == "dataset_info.json" for where in files):
         folder = public_url(pattern).rstrip("/")
         raise UserError(f"{field}: {folder} is of datasets.save_to_disk; name its rows alone: {folder}/**/*.arrow.")
     return [Place(where, field) for where in files]
+
+
+def _is_data(where: str, pattern: str) -> bool:
+    """Whether a file below a folder is data: not what editors, notebooks and interrupted writers leave there."""
+    name = where.lower()
+    ending = max((e for e in ENDINGS if name.endswith(e)), key=len, default="")
+    asked = Path(public_url(pattern)).expanduser().parts
+    open_parts = [part for part in asked if re.search(r"[*?\[]", part)]
+    below = [part for part in Path(where).parts if part not in asked]
+    return (
+        bool(ending)
+        and not any(
+            part.startswith((".", "_", "~", "#")) and not any(each.startswith(part[0]) for each in open_parts)
+            for part in below
+        )
+        and not name.removesuffix(ending).endswith(TEMPORARY)
+    )
 
 
 def _find_local(path: Path) -> tuple[bool, list[str]]:

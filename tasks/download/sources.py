@@ -39,12 +39,15 @@ def _parts(data: DataConfig, formats: Counter[str]) -> list[tuple[str, Reader]]:
             for split, side in names.items()
             if split in there
         ]
+    return [(side, functools.partial(read_file, place, formats)) for side, place in sided_files(data)]
+
+
+def sided_files(data: DataConfig) -> list[tuple[str, Place]]:
+    """The files of a source, each with its side; empty where its rows decide."""
     found = places(data, "path")
     if data.test_path:
-        files = [("train", place) for place in found] + [("test", place) for place in places(data, "test_path")]
-    else:
-        files = _by_name(data, found)
-    return [(side, functools.partial(read_file, place, formats)) for side, place in files]
+        return [("train", place) for place in found] + [("test", place) for place in places(data, "test_path")]
+    return _by_name(data, found)
 
 
 def _by_name(data: DataConfig, files: list[Place]) -> list[tuple[str, Place]]:

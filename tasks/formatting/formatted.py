@@ -12,6 +12,7 @@ class Formatted(NamedTuple):
     answer: str  # the same as evaluation sees it: without ending and special tokens
     learnt: Sequence[tuple[int, int]] = ()  # parts of the prompt that are learnt too, in characters
     notes: Sequence[tuple[str, str]] = ()  # what is not in these texts as the row has it: reason and detail
+    input: tuple[int, int] | None = None  # where the input column stands in the prompt, in characters
 
 
 Format = Callable[[dict[str, Any]], Formatted]

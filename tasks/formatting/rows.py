@@ -19,13 +19,15 @@ from tasks.formatting.flags import NotLearnt, check_row
 from tasks.formatting.formatted import Format, Formatted
 from tasks.formatting.repeats import common_part, signs
 from tasks.formatting.schema import PROMPT_SCHEMA, SIGNS
-from tasks.formatting.templates import Runaway, compile_template, render_limits
+from tasks.formatting.templates import Render, Runaway, compile_template, names_read, render_limits
 from tasks.process.pool import Result, serve
 from tasks.text import answer_text
 
 SIDES = ("test", "train")  # held-out rows first, so that training rows can be compared with them
 SIGNED_SCHEMA = PROMPT_SCHEMA.append(pa.field(SIGNS, pa.binary()))
 PROMPT, COMPLETION = (PROMPT_SCHEMA.get_field_index(name) for name in ("prompt", "completion"))
+BEGIN, END = "\ue000", "\ue001"
+"""Characters that no text holds, for private use: marks around the input column."""
 SAMPLE = 1000
 BATCH = 1000
 MOST_RUNAWAYS = 10
@@ -106,11 +108,35 @@ def _template(config: FormattingConfig, columns: set[str]) -> Format:
     prompt = compile_template(config.prompt, "formatting.prompt", columns)
     completion = compile_template(config.completion, "formatting.completion", columns)
 
+    read = config.input_column in names_read(config.prompt, "formatting.prompt")
+
     def format_row(row: dict[str, Any]) -> Formatted:
-        answer = completion(row)
-        return Formatted(prompt(row), answer + config.ending, answer_text(answer + config.ending, config.ending))
+        answer, text = completion(row), prompt(row)
+        place = _input(prompt, text, row, config.input_column) if read else None
+        return Formatted(text, answer + config.ending, answer_text(answer + config.ending, config.ending), input=place)
 
     return format_row
+
+
+def _input(render: Render, prompt: str, row: dict[str, Any], column: str) -> tuple[int, int] | None:
+    """Where the text of the input column stands in the prompt, whatever filters it went through.
+
+    Returns:
+        None where it stands more than once, nowhere, or where that cannot be told.
+    """
+    value = row.get(column)
+    if not isinstance(value, str) or not (core := value.strip()):
+        return None
+    for text in (value, core):
+        if prompt.count(text) == 1:
+            return (start := prompt.find(text)), start + len(text)
+    try:
+        marked = render({**row, column: value.replace(core, f"{BEGIN}{core}{END}", 1)})
+    except UNFIT:
+        return None
+    before, _, rest = marked.partition(BEGIN)
+    inside, end, after = rest.partition(END)
+    return (len(before), len(before) + len(inside)) if end and before + inside + after == prompt else None
 
 
 def _text(config: FormattingConfig) -> Format:
@@ -138,7 +164,7 @@ def _formatted(
             check_row(row, read, ignored)
             if ignored and config.dropped == "refuse":
                 raise ValueError(f"{'; '.join(ignored)}. formatting.dropped: allow ignores it")
-            prompt, completion, answer, learnt, notes = format_row(row)
+            prompt, completion, answer, learnt, notes, place = format_row(row)
         except NotLearnt as error:
             ledger.append(["left out", id, split, "not to be learnt", str(error)])
             continue
@@ -155,8 +181,6 @@ def _formatted(
             continue
         if notes := [*(("flag ignored", flag) for flag in ignored), *notes]:
             ledger.append(["changed", id, split, notes[0][0], "; ".join(detail for _, detail in notes)])
-        text = row.get(config.input_column) if config.style == "template" else None
-        start = prompt.find(text) if isinstance(text, str) and text and prompt.count(text) == 1 else -1
         yield (
             id,
             split,
@@ -165,8 +189,7 @@ def _formatted(
             completion,
             _references(row, config.references) or [answer],
             [{"start": start, "end": end} for start, end in learnt],
-            start if start >= 0 else None,
-            start + len(text) if start >= 0 and text else None,
+            *(place or (None, None)),
         )
 
 

@@ -1,6 +1,7 @@
 """Templates are data: Jinja2 in a sandbox, checked against the columns before any row is read."""
 
 import contextlib
+import functools
 import json
 import signal
 import threading
@@ -26,6 +27,11 @@ LONGEST_SECONDS = 10.0
 
 MOST_MEMORY = 2 << 30
 """Bytes that rendering may take beside what the process has."""
+
+TEXT_FILTERS = (
+    *("trim", "upper", "lower", "title", "capitalize", "replace", "string", "truncate", "wordwrap"),
+    *("indent", "striptags", "escape", "e", "center", "format", "urlize"),
+)
 
 Render = Callable[[dict[str, Any]], str]
 
@@ -85,9 +91,22 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
 
 def _environment() -> jinja2.Environment:
     """The sandbox, which computes no constant expression while it compiles, outside of all limits."""
-    return jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         keep_trailing_newline=True, undefined=jinja2.ChainableUndefined, finalize=_finalize, optimized=False
     )
+    for name in TEXT_FILTERS:
+        environment.filters[name] = _of_text(environment.filters[name])
+    return environment
+
+
+def _of_text(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of text for which an absent value is no text, and not the word None."""
+
+    @functools.wraps(filter)
+    def of_text(*arguments: Any, **named: Any) -> Any:
+        return filter(*("" if each is None else each for each in arguments), **named)
+
+    return of_text
 
 
 @jinja2.pass_context  # which there is not while it compiles

@@ -6,7 +6,7 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs can give another result (docs/caching.md)."""
 
 

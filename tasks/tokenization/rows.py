@@ -57,6 +57,8 @@ def _encoded(
             fitted = fit(row, prompt, answer, length - limit, config, vocabulary)
             if fitted is None:
                 detail = f"{length:,} tokens, the limit is {limit:,}"
+                if config.too_long == "truncate_prompt" and row["input_start"] is None:
+                    detail += "; the text of formatting.input_column, which may be shortened, is not in the prompt once"
                 ledger.append(["lost", row["id"], row["split"], "too long", detail])
                 continue
             detail = f"{length - limit:,} of {length:,} tokens were taken out"

@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tasks.config import DataConfig
 from tasks.download import blocks
+from tasks.download.identity import rows_identity
 from tasks.download.schema import columns_of
 from tasks.errors import UserError
 from tests.download.reading import download, sides, write_kind
@@ -68,6 +70,36 @@ def test_a_split_is_not_trained_on_for_want_of_the_other(tmp_path: Path, names: 
         write_jsonl(tmp_path / f"{name}.jsonl", make_rows(9))
     with pytest.raises(UserError, match=sentence):
         download(tmp_path, path=str(tmp_path))
+
+
+def test_a_rename_that_changes_the_side_changes_the_key(tmp_path: Path) -> None:
+    keys = set()
+    for folders in (("train", "test"), ("test", "train"), ("x", "y")):
+        for folder, rows in zip(folders, (make_rows(20), make_rows(40)[20:]), strict=True):
+            (tmp_path / "-".join(folders) / folder).mkdir(parents=True)
+            write_jsonl(tmp_path / "-".join(folders) / folder / "part.jsonl", rows)
+        keys.add(rows_identity(DataConfig(path=str(tmp_path / "-".join(folders)))).key)
+    assert len(keys) == 3
+
+
+NO_DATA = [
+    *(".ipynb_checkpoints/rows-checkpoint.jsonl", "_temporary/0/part.jsonl", ".rows.jsonl", "a/_SUCCESS.json"),
+    *("rows.jsonl~", "rows.tmp.jsonl", ".#rows.jsonl", "rows.jsonl.crc", "~rows.jsonl", "old.bak.jsonl", "b~.jsonl"),
+]
+
+
+def test_hidden_and_temporary_files_are_no_data(tmp_path: Path) -> None:
+    folder = tmp_path / ".cache/source"
+    for name in NO_DATA:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / name, [{"id": name}])
+    with pytest.raises(UserError, match="file; hidden and temporary ones are not taken"):
+        download(tmp_path, path=str(folder))
+    write_jsonl(folder / "rows.jsonl", make_rows(20))
+    for path in (folder, folder / "**/*.jsonl"):
+        assert len(download(tmp_path, path=str(path))[0]) == 20
+    write_jsonl(folder / "_part.jsonl", make_rows(9))
+    assert len(download(tmp_path, path=str(folder / "_*.jsonl"), test_share=0.5)[0]) == 9
 
 
 def test_rows_beyond_the_most_are_listed(tmp_path: Path) -> None:

@@ -358,6 +358,34 @@ def test_a_loop_that_only_takes_time_ends(tmp_path: Path, monkeypatch: pytest.Mo
     assert "did not end within 0.2 s of processor time" in ledger[0]["detail"]
 
 
+@pytest.mark.parametrize(
+    ("template", "place"),
+    [
+        ("{{ dialogue }}!", " Ada: Hi. "),
+        ("{{ dialogue | trim }}!", "Ada: Hi."),
+        ("{{ dialogue | upper }}!", "ADA: HI."),
+        ("{{ dialogue | trim | replace('Hi', 'Ho') }}!", "Ada: Ho."),
+        ("{{ row['dialogue'] | trim | title }}!", "Ada: Hi."),
+        ("{{ dialogue[:3] }}!", None),
+        ("{{ dialogue }}{{ dialogue | lower }}{{ dialogue }}", None),
+        ("{% if dialogue | length > 12 %}{{ dialogue | upper }}{% endif %}!", None),
+    ],
+)
+def test_the_input_column_is_found_whatever_filters_it_went_through(
+    tmp_path: Path, template: str, place: str | None
+) -> None:
+    row = {"dialogue": " Ada: Hi. ", "summary": "Ada greets."}
+    ((found,), _, _) = prompts(tmp_path, [row], prompt=template)
+    start, end = found["input_start"], found["input_end"]
+    assert (None if start is None else found["prompt"][start:end]) == place
+
+
+def test_an_absent_value_is_no_text_for_filters(tmp_path: Path) -> None:
+    template = "[{{ topic | trim }}{{ row.topic | upper }}{{ x.y | replace('a', 'b') }}{{ topic | tojson }}]"
+    ((found,), _, _) = prompts(tmp_path, [{**ROW, "topic": None, "x": {"y": None}}], prompt=template)
+    assert found["prompt"] == "[null]"
+
+
 def test_what_a_row_sets_is_not_there_for_the_next(tmp_path: Path) -> None:
     template = "{% if dialogue == 'first' %}{% set topic = 'set' %}{% endif %}[{{ topic }}]"
     rows = [{**ROW, "dialogue": text, "topic": None} for text in ("first", "second")]

@@ -135,6 +135,7 @@ def test_an_input_that_cannot_be_found_is_not_cut(tmp_path: Path, model: Path) -
     found, ledger, _ = tokens(tmp_path, model, [row(LONG) | {"input_start": None, "input_end": None}], limit=100)
     assert found == []
     assert ledger[0]["reason"] == "too long"
+    assert "formatting.input_column, which may be shortened, is not in the prompt once" in ledger[0]["detail"]
 
 
 def test_a_tokenizer_without_an_end_is_one_sentence(tmp_path: Path) -> None:
