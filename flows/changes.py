@@ -1,4 +1,4 @@
-"""What a retrain's rows have new, compared with those of the adapter's last version that was made from others."""
+"""Compares the rows of a run with those of the adapter's last version that was made from other rows."""
 
 import contextlib
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,7 @@ def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] |
 
 
 def _rows_of(manifest: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> ArtifactRef | None:
-    """Along one input of each stage: scores that two runs share would lead to the other run's rows as well."""
+    """Follows the first input of each stage; scores that two runs share would also lead to the other run's rows."""
     folder = None
     while (stage := BY_NAME.get(manifest.identity.stage)) and (name := next(iter(stage.inputs), "")):
         if not (folders := holding.get(manifest.identity.inputs.get(name, ""))):

@@ -1,4 +1,4 @@
-"""How a stage is called: with the run's time limits, and again after transient failures."""
+"""Time limits of stages, and retries after transient failures."""
 
 from typing import Any
 

@@ -137,7 +137,9 @@ def retrain(
             try:
                 summary = chain()
             except DamagedArtifact as error:
-                get_run_logger().warning(f"{error}. Once more: what is intact is reused, what is damaged is made anew.")
+                get_run_logger().warning(
+                    f"{error}. Once more: intact results are reused, damaged ones are computed again."
+                )
                 summary = chain()
         except UserError as error:
             return Failed(message=str(error), data=error)  # the sentence alone, without a stack

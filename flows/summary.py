@@ -1,4 +1,4 @@
-"""What a run leaves behind for people and programs: one JSON-able summary."""
+"""The summary of a run: a dictionary for programs, Markdown for people."""
 
 import time
 from pathlib import Path

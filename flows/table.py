@@ -1,4 +1,4 @@
-"""The end of a run in the terminal."""
+"""Prints a summary or a plan in the terminal."""
 
 from typing import Any
 
