@@ -1,5 +1,6 @@
 # make install  everything into .venv
 # make run    the bundled example, from nothing to a published adapter
+# make serve  a Prefect server, its deployments and a worker on this machine, until Ctrl-C
 # make test   the whole test suite        make check   linter, types and imports
 # make upstream  the newest releases of the libraries: does what is relied on still hold?
 # make faults a hundred runs, each killed or damaged at a random moment, then run again
@@ -8,12 +9,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run test check upstream faults confirm docs
+.PHONY: install run serve test check upstream faults confirm docs
 
 install: .venv/ready
 
 run: .venv/ready
 	$(BIN)/qlora-flow run examples/dialogue-summary.yaml
+
+serve: .venv/ready
+	$(BIN)/qlora-flow serve
 
 test: .venv/ready
 	$(BIN)/pytest -q -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import flows.commands.clean
+import flows.commands.deploy
 import flows.commands.doctor
 import flows.commands.init
 import flows.commands.plan
+import flows.commands.retrain_all
 import flows.commands.run
+import flows.commands.serve
 from flows.commands.environment import check_store
 from tasks.config import GROUPS
 from tasks.errors import UserError
@@ -20,9 +23,12 @@ from tasks.text import visible
 COMMANDS = (
     flows.commands.init,
     flows.commands.run,
+    flows.commands.retrain_all,
     flows.commands.plan,
     flows.commands.clean,
     flows.commands.doctor,
+    flows.commands.serve,
+    flows.commands.deploy,
 )
 
 
@@ -65,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     for module in COMMANDS:
-        name, about = module.__name__.rpartition(".")[2], module.__doc__
+        name, about = module.__name__.rpartition(".")[2].replace("_", "-"), module.__doc__
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         command.add_argument(
             "--store", type=Path, metavar="FOLDER", help="where results are kept (default: .qlora-flow)"

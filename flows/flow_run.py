@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import os
 import re
+import shutil
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,7 +12,11 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
+
+from tasks.store.root import LITTLE_DISK, store_root
 
 GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
 """What server and form call a run that nobody named, such as brave-otter."""
@@ -18,9 +24,43 @@ PROGRESS = re.compile(r"(?:(step) |(base|tuned): )([\d,]+)/([\d,]+) ?")
 """The lines of the training and evaluation processes that say how far they are."""
 
 
-def of_a_deployment() -> bool:
+MOST_CRASHES = 2
+
+
+def by_a_worker() -> bool:
+    """Whether a worker has started this process, and no command."""
+    return "PREFECT__FLOW_RUN_ID" in os.environ
+
+
+def crashed_too_often() -> str:
+    """Why a run that deployments/automations.yaml started again ends for good; empty for any other."""
     context = FlowRunContext.get()
-    return bool(context and context.flow_run and context.flow_run.deployment_id)
+    if not (by_a_worker() and context and context.flow_run):
+        return ""
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(context.flow_run.id)
+    crashes = sum(state.type == StateType.CRASHED for state in states)
+    said = f"The process of this run was lost {crashes} times, so it is not started again. A new run goes on from its "
+    return f"{said}last checkpoint." if crashes >= MOST_CRASHES else ""
+
+
+def tell(event: str, name: str, said: str) -> None:
+    """Emit an event that automations can act on.
+
+    Args:
+        event: such as `published`; it becomes `qlora-flow.published`.
+        name: of the adapter.
+        said: what has happened, in a sentence.
+    """
+    if by_a_worker():
+        resource = {"prefect.resource.id": f"qlora-flow.adapter.{name}", "prefect.resource.name": name}
+        emit_event(f"qlora-flow.{event}", resource=resource, payload={"name": name, "said": said})
+
+
+def tell_little_disk(name: str) -> None:
+    free = shutil.disk_usage(store_root()).free
+    if free < LITTLE_DISK:
+        tell("disk.low", name, f"{store_root()} has {free / 2**30:.1f} GiB free.")
 
 
 def describe(name: str, tags: list[str]) -> None:

@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 from flows.budget import check_losses, check_sides
 from flows.changes import earlier_rows, sentence, too_little_new
 from flows.data import show_data
-from flows.flow_run import describe, due_again, of_a_deployment
+from flows.flow_run import by_a_worker, crashed_too_often, describe, due_again, tell, tell_little_disk
 from flows.limits import options
 from flows.logs import readable_logs
 from flows.summary import artifact_key, markdown, skipped, summarize
@@ -78,6 +78,8 @@ def retrain(
     if due_again():
         why = "Skipped: this run is due again, and of runs that were missed only the last one catches up."
         return Completed(message=why, data=skipped(why, began))
+    if why := crashed_too_often():
+        return Failed(message=why)
     groups: dict[str, Any] = dict(
         data=data,
         model=model,
@@ -129,7 +131,7 @@ def retrain(
 
     with in_use():
         try:
-            if of_a_deployment():
+            if by_a_worker():
                 from flows.checks import check  # imports pyarrow
 
                 check(groups)  # as the command `run` does
@@ -144,4 +146,6 @@ def retrain(
         except UserError as error:
             return Failed(message=str(error), data=error)  # the sentence alone, without a stack
     get_run_logger().info(summary["said"])
+    tell(summary["outcome"], publishing.name, summary["said"])
+    tell_little_disk(publishing.name)
     return Completed(message=summary["said"], data=summary)

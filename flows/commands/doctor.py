@@ -17,7 +17,7 @@ from typing import Any
 
 from tasks.process.child import main as child
 from tasks.process.child import run_child
-from tasks.store.root import store_root
+from tasks.store.root import LITTLE_DISK, store_root
 from tasks.text import visible
 
 Finding = tuple[str, str, str]
@@ -25,7 +25,7 @@ Finding = tuple[str, str, str]
 
 PINS = Path(__file__).parents[2] / "constraints.txt"  # where the project is installed from its repository
 INSTALL = "pip install -c constraints.txt ."
-LITTLE_DISK, NO_DISK = 20 << 30, 1 << 30
+NO_DISK = 1 << 30
 LARGEST_SKEW_SECONDS = 60
 DATES: dict[str, str] = {}
 """URL → the `Date` header of a server that answered."""

@@ -1,6 +1,5 @@
 """What the end-to-end tests share: one server with a worker, and a run of seconds."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,10 @@ from tests.tiny import make_rows, write_jsonl
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     server = Served(tmp_path_factory.mktemp("server"))
     try:
-        server.start_all()
+        server.start()
         yield server
     finally:
-        for process in reversed(server.processes):
-            process.terminate()
-        for process in server.processes:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        server.end()
 
 
 @pytest.fixture

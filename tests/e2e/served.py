@@ -1,26 +1,48 @@
 """A Prefect server and a worker on loopback, by the commands that deployments/prefect.yaml tells."""
 
+import contextlib
 import json
+import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import psutil
 
 from tests.documented import DEPLOYMENT, ROOT, commands
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
-"""The one of `.venv/bin`, whatever this environment is called."""
+COMMAND = str(Path(sys.executable).with_name("qlora-flow"))
+"""Those of `.venv/bin`, whatever this environment is called."""
+
+
+class Webhook(BaseHTTPRequestHandler):
+    """What automations send to people; `said` has the texts."""
+
+    said: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.said.append(json.loads(body)["text"])
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 class Served:
-    """A server with both deployments and a worker, and the environment that reaches it."""
+    """`qlora-flow serve`: a server with the deployments and a worker, and the environment that reaches it."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
@@ -28,57 +50,67 @@ class Served:
             self.port = free.getsockname()[1]
         self.folder = folder
         self.url = f"http://127.0.0.1:{self.port}"
-        lines = commands(DEPLOYMENT)
-        program = ".venv/bin/prefect "
-        self.commands = [shlex.split(line) for line in lines if line.startswith(program)]
-        before = [line.replace("4200", str(self.port)) for line in lines if not line.startswith(program)]
-        exported = subprocess.run(
-            ["bash", "-ec", "\n".join([*before, "env -0"])], cwd=folder, capture_output=True, check=True
-        )
-        self.environment = {
-            **dict(line.split("=", 1) for line in exported.stdout.decode().split("\0") if line),
-            "PWD": str(ROOT),
-            "PREFECT_HOME": str(folder / "home"),
-            "PREFECT_SERVER_API_PORT": str(self.port),
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
-        }
+        self.webhook = ThreadingHTTPServer(("127.0.0.1", 0), Webhook)
+        threading.Thread(target=self.webhook.serve_forever, daemon=True).start()
         self.store = {  # in place of the one in the working tree
             "QLORA_FLOW_STORE": str(folder / "store"),
             "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(folder / "store" / "results"),
         }
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
+            "PREFECT_HOME": str(folder / "home"),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+            "QLORA_FLOW_WEBHOOK": f"http://127.0.0.1:{self.webhook.server_port}",
+        }
 
-    def start_all(self) -> None:
-        """Run the commands in their order, but the worker's last, and without the run that they trigger."""
-        blocking = [command for command in self.commands if command[2] == "start"]
-        for command in self.commands:
-            if command not in blocking:
-                done = self.prefect(*command[1:])
-                assert done.returncode == 0, f"{shlex.join(command)}: {done.stdout}{done.stderr}"
-            elif command[1] == "server":
-                self.start(*command[1:])
-                wait_for(lambda: self.api("/health"), "the server did not start")
+    def start(self) -> None:
+        """Run the commands of deployments/prefect.yaml, and cancel the run that they trigger."""
+        lines = [shlex.split(line) for line in commands(DEPLOYMENT) if line.startswith(".venv/bin/")]
+        assert lines[0] == [".venv/bin/qlora-flow", "serve"]
+        log = (self.folder / "serve.log").open("wb")
+        self.process = subprocess.Popen(
+            [COMMAND, "serve", "--port", str(self.port)],
+            env=self.environment | self.store,
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
+        wait_for(lambda: "Prefect UI: " in self.said() or self.process.poll() is not None, "it does not come up")
+        assert self.process.poll() is None, self.said()
+        self.environment |= {
+            "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_API_AUTH_STRING": (self.folder / "store" / "prefect.secret").read_text(),
+        }
+        self.worker = next(
+            child for child in psutil.Process(self.process.pid).children() if "worker" in child.cmdline()
+        )
+        self.worker.suspend()
+        done = self.prefect(*lines[1][1:])
+        assert done.returncode == 0, done.stdout + done.stderr
         deployment = self.api("/deployments/name/retrain/on-demand")["id"]
         (triggered,) = self.api("/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}})
         assert triggered["parameters"]["training"] == {"learning_rate": 0.0001}
         cancelled = {"state": {"type": "CANCELLED"}, "force": True}  # it would take minutes
         assert self.api(f"/flow_runs/{triggered['id']}/set_state", cancelled)["status"] == "ACCEPT"
-        for command in blocking[1:]:
-            self.start(*command[1:])
+        self.worker.resume()
 
-    def start(self, *command: str) -> None:
-        log = (self.folder / f"{command[0]}.log").open("wb")
-        self.processes.append(
-            subprocess.Popen(
-                [PREFECT, *command],
-                env=self.environment,
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-            )
-        )
+    def said(self) -> str:
+        return (self.folder / "serve.log").read_text()
+
+    def end(self) -> None:
+        """As Ctrl-C does; nothing is left behind."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGINT)
+        try:
+            assert self.process.wait(300) == 0, self.said()
+            assert psutil.wait_procs(below, timeout=60)[1] == []
+        finally:
+            for process in below:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            self.process.kill()
+            self.webhook.shutdown()
 
     def prefect(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([PREFECT, *command], env=self.environment, cwd=ROOT, capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import urllib.error
 import urllib.request
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.documented import ROOT
-from tests.e2e.served import Served, wait_for
+from tests.e2e.served import Served, Webhook, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +23,8 @@ def test_the_schedule_plans_runs(deployed: Served) -> None:
         lambda: deployed.api("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}),
         "nothing was scheduled",
     )
-    assert {run["deployment_id"] for run in runs} == {nightly["id"]}
+    weekly = deployed.api("/deployments/name/clean/weekly")
+    assert {run["deployment_id"] for run in runs} <= {nightly["id"], weekly["id"]}
 
 
 def test_both_deployments_are_the_example(deployed: Served) -> None:
@@ -45,10 +45,9 @@ def test_a_triggered_run_publishes_and_is_reused(deployed: Served, parameters: d
     assert "| train | ran |" in artifacts[0]["data"]
 
     assert (run["name"].partition(" · ")[0], run["name"].rpartition(" · ")[2]) == ("adapter", "lr 0.0002")
-    worker = deployed.processes[-1]
-    worker.send_signal(signal.SIGSTOP)  # as a machine that is off while two runs are due
+    deployed.worker.suspend()  # as a machine that is off while two runs are due
     missed = [deployed.start_run(parameters), deployed.start_run(parameters, name="my own")]
-    worker.send_signal(signal.SIGCONT)
+    deployed.worker.resume()
     first, again = (wait_for(lambda id=id: deployed.finished(id), "a missed run did not finish") for id in missed)
     assert first["state"]["message"].startswith("Skipped: this run is due again")
     assert again["state"]["message"].startswith("Nothing changed: ")
@@ -81,6 +80,8 @@ def test_a_mistake_in_the_data_is_one_sentence_in_the_ui(deployed: Served, param
     run = deployed.trigger(parameters | {"data": {"path": "/nowhere/rows.jsonl"}})
     assert run["state_type"] == "FAILED"
     assert run["state"]["message"].startswith("data.path: /nowhere/rows.jsonl does not exist")
+    told = wait_for(lambda: [text for text in Webhook.said if run["name"] in text], "nobody was told")
+    assert told[0].startswith(f"retrain failed: {run['name']}\ndata.path: /nowhere/rows.jsonl does not exist")
     logs = deployed.api("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
     assert not any("Traceback" in line["message"] for line in logs)
 

@@ -1,6 +1,7 @@
 """The shipped examples: the bundled data, and the article's own run with the Hub pointed at files."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from flows.__main__ import main
 from flows.config_file import load
-from tests.tiny import make_rows
+from tests.tiny import make_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,3 +70,22 @@ def test_the_articles_own_run(hub: dict[str, Any], store: Path, tmp_path: Path) 
     adapter = json.loads((version / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "meta-llama/Meta-Llama-3-8B-Instruct"
     assert adapter["revision"] == "e" * 40
+
+
+@pytest.mark.usefixtures("prefect_server", "children_here")
+def test_every_stage_can_be_called_as_plain_python(
+    store: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, config = write_jsonl(tmp_path / "rows.jsonl", make_rows(40)), tmp_path / "my.yaml"
+    config.write_text(
+        f"data: {{path: {rows}}}\nmodel: {{base: {tiny_model}}}\ntraining: {{max_steps: 2, lora_r: 4}}\n"
+        "evaluation: {max_new_tokens: 2}\n"
+    )
+    version = runpy.run_path(str(ROOT / "examples/stage_by_stage.py"))["main"](config)
+    shown = capsys.readouterr().out
+    assert [line.partition(":")[0] for line in shown.splitlines() if str(store) in line] == [
+        *("rows", "prompts", "tokens", "adapter", "scores", "version")
+    ]
+    assert (version.path / "adapter_model.safetensors").exists()
+    assert main(["run", str(config), "--summary", str(tmp_path / "summary.json")]) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["outcome"] == "unchanged"  # it finds what was made

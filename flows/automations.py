@@ -1,0 +1,47 @@
+"""deployments/automations.yaml → automations of the Prefect server, and the webhook that they tell people by."""
+
+from pathlib import Path
+
+import yaml
+from prefect.automations import Automation
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import get_client
+
+WEBHOOK = "qlora-flow"
+"""Name of the block; automations of the file that send notifications name none."""
+
+
+def apply(file: Path, webhook: str) -> list[str]:
+    """Create or update every automation, by its name. Returns a line for each.
+
+    Args:
+        webhook: URL that takes {"text": …} by POST, as Slack and Mattermost do. Empty: what sends notifications is left
+            out.
+    """
+    block = None
+    if webhook:
+        sender = CustomWebhookNotificationBlock(
+            name=WEBHOOK,
+            url="{{url}}",
+            json_data={"text": "{{subject}}\n{{body}}"},
+            secrets={"url": webhook},  # whoever knows it can write to the channel
+        )
+        block = str(sender.save(WEBHOOK, overwrite=True))
+    lines = []
+    for given in yaml.safe_load(file.read_text("utf-8"))["automations"]:
+        sends = [action for action in given["actions"] if action["type"] == "send-notification"]
+        if sends and not block:
+            lines.append(f"automation {given['name']}: left out, QLORA_FLOW_WEBHOOK names no webhook")
+            continue
+        for action in sends:
+            action["block_document_id"] = block
+        automation = Automation.model_validate(given)
+        with get_client(sync_client=True) as client:
+            there = client.read_automations_by_name(automation.name)
+        if there:
+            automation.id = there[0].id
+            automation.update()
+        else:
+            automation.create()
+        lines.append(f"automation {automation.name}")
+    return lines

@@ -1,0 +1,25 @@
+"""run every configuration of a folder on this machine; one that fails does not stop the others"""
+
+import argparse
+import signal
+import sys
+from typing import Any
+
+from flows.commands.environment import homes_in_store, local_settings
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", metavar="FOLDER", help="folder of YAML files, each one a configuration")
+
+
+def main(options: argparse.Namespace) -> int:
+    homes_in_store()
+    local_settings()
+    from flows.server import ensure_server
+    from flows.upkeep import retrain_all
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    ensure_server()
+    state: Any = retrain_all(options.folder, return_state=True)
+    print(state.message, file=sys.stderr if state.is_failed() else sys.stdout)
+    return int(state.is_failed())

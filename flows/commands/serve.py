@@ -1,0 +1,128 @@
+"""start a Prefect server, its deployments and a worker on this machine, until Ctrl-C"""
+
+import argparse
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+from flows.commands.deploy import FILE, check_file, deploy, prefect
+from flows.commands.environment import homes_in_store, local_settings
+from tasks.errors import UserError
+from tasks.process.child import IMPORT_NOTHING_HERE, follow_parent
+from tasks.store.root import store_root
+
+HOST = "127.0.0.1"
+SECRET = "prefect.secret"
+START_SECONDS = 180
+GRACE_SECONDS = 60
+"""For the worker's run to save a checkpoint."""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--file", type=Path, default=FILE, metavar="FILE.yaml", help=f"deployments [default {FILE}]")
+    command.add_argument("--port", type=int, default=4200, metavar="N", help="of the server [default 4200]")
+
+
+def main(options: argparse.Namespace) -> int:
+    content = check_file(options.file)
+    _check_port(options.port)
+    homes_in_store()
+    local_settings()
+    file, secret = _secret()
+    url = f"http://{HOST}:{options.port}"
+    os.environ.update(
+        PREFECT_API_URL=f"{url}/api",
+        PREFECT_API_AUTH_STRING=secret,
+        PREFECT_SERVER_API_AUTH_STRING=secret,
+        PREFECT_SERVER_API_HOST=HOST,
+        PREFECT_SERVER_API_PORT=str(options.port),
+        # a run's place in a limit outlives the server
+        PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="prefect.server.concurrency.lease_storage.filesystem",
+    )
+    from flows.server import reach_this_machine_directly
+
+    reach_this_machine_directly()
+    pool = content["deployments"][0]["work_pool"]["name"]
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell that starts this with & has SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with _started("server", "server", "start") as server:
+            _wait_until_up(url, server)
+            print(*deploy(options.file), sep="\n", flush=True)
+            with _started("worker", "worker", "start", "--pool", pool) as worker:
+                print(f"\nPrefect UI: {url}\nIts password is in {file}. Ctrl-C ends server and worker.", flush=True)
+                while True:
+                    for name, process in (("server", server), ("worker", worker)):
+                        if process.poll() is not None:
+                            raise UserError(f"The {name} ended ({process.returncode}); its output is in {_log(name)}.")
+                    time.sleep(0.5)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _check_port(port: int) -> None:
+    try:
+        socket.create_server((HOST, port)).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--port: {port} cannot be used ({error}); another server runs there, or take another port."
+        ) from error
+
+
+def _secret() -> tuple[Path, str]:
+    """The server's password, the same at each start; only this user can read it."""
+    file = store_root() / SECRET
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.touch(0o600)
+        file.write_text(secrets.token_hex(32))
+    return file, file.read_text().strip()
+
+
+def _log(name: str) -> Path:
+    return store_root() / f"{name}.log"
+
+
+@contextlib.contextmanager
+def _started(name: str, *command: str):  # type: ignore[no-untyped-def]
+    """Prefect's server or worker; whatever ends the body ends it as well, with time for its runs to save their work."""
+    own = os.getpid()
+
+    def as_a_child() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Prefect turns SIGTERM into it
+        follow_parent(own)
+
+    with _log(name).open("ab") as log:
+        process = subprocess.Popen(
+            prefect(*command),
+            env={**os.environ, **IMPORT_NOTHING_HERE},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is this command's, which ends the worker before its server
+            preexec_fn=as_a_child,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_until_up(url: str, server: "subprocess.Popen[bytes]") -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{url}/api/health", timeout=5).close()
+            return
+        time.sleep(0.2)
+    raise UserError(f"The Prefect server does not come up; its output is in {_log('server')}.")

@@ -1,0 +1,39 @@
+"""Every configuration of a folder is retrained, and one that fails does not stop the others."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import main
+from tests.tiny import make_rows, write_jsonl
+
+
+@pytest.mark.usefixtures("prefect_server", "children_here")
+def test_configurations_share_stages_and_fail_alone(
+    tmp_path: Path, tiny_model: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(40))
+    folder = tmp_path / "all"
+    folder.mkdir()
+    common = f"model: {{base: {tiny_model}}}\nevaluation: {{max_new_tokens: 2}}\npublishing: {{name: "
+    for name, path, lr in (("a", rows, "1e-3"), ("b", "nowhere.jsonl", "1e-3"), ("c", rows, "2e-3")):
+        (folder / f"{name}.yaml").write_text(
+            f"{common}{name}}}\ndata: {{path: {path}}}\ntraining: {{max_steps: 2, lora_r: 4, learning_rate: {lr}}}\n"
+        )
+    (folder / "d.yml").write_text("traning: {}")
+    assert main(["retrain-all", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "2 of 4 failed: b.yaml: data.path: " in said and "d.yml: " in said and "did you mean training?" in said
+    assert {path.parent.name for path in store.glob("registry/*/v0001")} == {"a", "c"}
+    assert [len([*store.glob(f"artifacts/{stage}-*")]) for stage in ("tokenize", "train")] == [1, 2]
+    for broken in ("b.yaml", "d.yml"):
+        (folder / broken).unlink()
+    assert main(["retrain-all", str(folder)]) == 0
+    assert "2 configurations: Nothing changed" in capsys.readouterr().out
+
+
+def test_a_folder_without_configurations_is_one_sentence(
+    tmp_path: Path, prefect_server: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["retrain-all", str(tmp_path)]) == 1
+    assert f"folder: {tmp_path} holds no .yaml file." in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""The files of deployments/ as far as they can be checked without Docker, a cluster or systemd at work."""
+
+import importlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import prefect
+import pytest
+import yaml
+from docker.types import DeviceRequest
+from prefect.events.schemas.automations import AutomationCore
+from prefect.utilities.templating import apply_values
+
+from flows.__main__ import main
+from tests.documented import ROOT
+
+FOLDER = ROOT / "deployments"
+DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((FOLDER / "prefect.yaml").read_text())["deployments"]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["entrypoint"])
+def test_a_deployment_names_a_flow_that_takes_its_parameters(deployment: dict[str, Any]) -> None:
+    module, name = deployment["entrypoint"].split(":")
+    flow = getattr(importlib.import_module(module), name)
+    flow.validate_parameters(deployment.get("parameters", {}))
+    assert deployment["name"] == "weekly" or deployment["concurrency_limit"]["collision_strategy"]
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ({"data": {"path": "nowhere/rows.jsonl"}}, "data.path nowhere/rows.jsonl is not in the folder"),
+        ({"data": {"path": "examples/*.jsonl", "test_path": "x.csv"}}, "data.test_path x.csv is not in the folder"),
+        ({"model": {"base": "./model"}}, "model.base ./model is not in the folder"),
+    ],
+)
+def test_a_relative_path_that_no_worker_could_find_is_refused(
+    group: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "prefect.yaml"
+    file.write_text(yaml.safe_dump({"deployments": [DEPLOYMENTS[0] | {"parameters": group}]}))
+    for command in ("serve", "deploy"):
+        assert main([command, "--file", str(file)]) == 2
+        assert f"nightly: {said}" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_sentence(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
+    assert "another server runs there" in capsys.readouterr().err
+    assert not store.exists()
+
+
+def test_every_automation_is_one_that_prefect_takes() -> None:
+    automations = yaml.safe_load((FOLDER / "automations.yaml").read_text())["automations"]
+    assert len({automation["name"] for automation in automations}) == len(automations)
+    for automation in automations:
+        for action in automation["actions"]:
+            if action["type"] == "send-notification":
+                action["block_document_id"] = "00000000-0000-0000-0000-000000000000"
+        AutomationCore.model_validate(automation)
+
+
+def own(kind: str) -> Any:
+    """Prefect's own template for a kind of work pool, which the server shows before the kind's package is installed."""
+    views = Path(prefect.__file__).parent / "server/api/collections_data/views/aggregate-worker-metadata.json"
+    return json.loads(views.read_text())[f"prefect-{kind}"][kind]["default_base_job_configuration"]
+
+
+def holds(value: Any, wanted: Any) -> bool:
+    """Whether everything in `wanted` is in `value` as well."""
+    if isinstance(wanted, dict):
+        return all(name in value and holds(value[name], part) for name, part in wanted.items())
+    if isinstance(wanted, list):
+        return all(map(holds, value, wanted))
+    return bool(value == wanted)
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_a_job_template_is_prefects_own_with_additions(kind: str) -> None:
+    template = json.loads((FOLDER / f"{kind}.json").read_text())
+    assert holds(template["job_configuration"], own(kind)["job_configuration"])
+    variables = template["variables"]
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
+    assert used == set(variables["properties"])
+    defaults = {name: about["default"] for name, about in variables["properties"].items() if "default" in about}
+    jsonschema.Draft202012Validator.check_schema(variables)
+    jsonschema.validate(defaults, variables)
+    job = apply_values(template["job_configuration"], defaults)
+    if kind == "docker":
+        (gpu,) = job["container_create_kwargs"]["device_requests"]
+        assert DeviceRequest(**gpu)["Capabilities"] == [["gpu"]]
+    else:
+        pod = job["job_manifest"]["spec"]["template"]["spec"]
+        assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+        assert pod["terminationGracePeriodSeconds"] > 12  # what training has to save a checkpoint
+        assert pod["securityContext"]["runAsNonRoot"]
+        mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounted == {"shm": "/dev/shm", "store": "/store"}
+        assert {volume["name"] for volume in pod["volumes"]} == set(mounted)
+
+
+def test_the_image_is_made_of_files_that_are_there_and_runs_as_no_root() -> None:
+    lines = (FOLDER / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    assert copied and all((ROOT / name).exists() for name in copied)
+    assert [line for line in lines if line.startswith("USER ")] == ["USER worker"]
+    user = json.loads((FOLDER / "kubernetes.json").read_text())["job_configuration"]["job_manifest"]["spec"]
+    assert f"--uid {user['template']['spec']['securityContext']['runAsUser']} " in "\n".join(lines)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
+    for unit in (FOLDER / "systemd").iterdir():
+        text = unit.read_text().replace("/srv/qlora-flow/.venv", sys.prefix).replace("User=qlora-flow\n", "")
+        (tmp_path / unit.name).write_text(text.replace("/srv/qlora-flow", str(ROOT)))
+    units = [str(unit) for unit in tmp_path.glob("*.service")]
+    assert len(units) == 2
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "qlora-flow" in line]) == (0, [])
