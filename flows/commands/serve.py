@@ -45,6 +45,7 @@ def main(options: argparse.Namespace) -> int:
         # a run's place in a limit outlives the server
         PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="prefect.server.concurrency.lease_storage.filesystem",
     )
+    os.environ.setdefault("PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED", "events,flow_runs")  # old ones are removed
     from flows.server import reach_this_machine_directly
 
     reach_this_machine_directly()
