@@ -86,14 +86,15 @@ def reachable(entries: list[str]) -> list[tuple[Module, ast.stmt]]:
     return [(module, statement) for statement, module in found.items()]
 
 
-def recorded() -> dict[str, str]:
-    """Stage → `version digest`, as confirmed last."""
-    return dict(line.split(" ", 1) for line in RECORD.read_text().splitlines()) if RECORD.exists() else {}
+def recorded() -> list[str]:
+    """Lines `stage version digest`, as confirmed; a merge leaves those of both sides."""
+    return RECORD.read_text().splitlines() if RECORD.exists() else []
 
 
-def current() -> dict[str, str]:
-    """The same as the code is now."""
-    return {stage: f"{version} {digest(entries)}" for stage, (version, entries) in STAGES.items()}
+def current(stage: str) -> str:
+    """The line of a stage as the code is now."""
+    version, entries = STAGES[stage]
+    return f"{stage} {version} {digest(entries)}"
 
 
 def _used(module: Module, statement: ast.stmt) -> Iterator[tuple[str, str]]:
@@ -203,13 +204,13 @@ def _says_only(expression: ast.expr) -> bool:
 
 
 def main() -> None:
-    before, now = recorded(), current()
-    for stage, value in now.items():
-        if value != before.get(stage):
-            version, old = value.split()[0], before.get(stage, "none").split()[0]
-            what = f"version {old} → {version}" if version != old else f"still version {version}: results are the same"
-            print(f"{stage}: recorded, {what}")
-    RECORD.write_text("".join(f"{stage} {value}\n" for stage, value in sorted(now.items())))
+    before, now = recorded(), [current(stage) for stage in sorted(STAGES)]
+    for line in now:
+        stage, version, _ = line.split()
+        if line not in before:
+            same = any(old.startswith(f"{stage} {version} ") for old in before)
+            print(f"{stage}: recorded, {'still' if same else 'new'} version {version}")
+    RECORD.write_text("".join(f"{line}\n" for line in now))
 
 
 if __name__ == "__main__":

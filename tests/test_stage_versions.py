@@ -84,8 +84,7 @@ def test_an_edit_that_can_change_results_is_noticed(digest, edit: tuple[str, str
 
 @pytest.mark.parametrize("stage", stage_versions.STAGES)
 def test_code_that_decides_results_is_as_confirmed(stage: str) -> None:
-    version, entries = stage_versions.STAGES[stage]
-    assert stage_versions.recorded().get(stage) == f"{version} {stage_versions.digest(entries)}", (
+    assert stage_versions.current(stage) in stage_versions.recorded(), (
         f"The code that decides the result of {stage} is not what was confirmed last. If the same inputs can now give "
         f"another result, raise the stage's version (VERSION in its identity.py). Then, in either case, run "
         "`make confirm` and commit tests/stage_versions.txt."
