@@ -60,6 +60,15 @@ def test_a_relative_path_that_no_worker_could_find_is_refused(
         assert f"nightly: {said}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", "a: [", "deployments: [1]", "deployments: [{name: a}]", "deployments: {a: 1}"])
+def test_a_file_that_holds_no_deployments_is_one_sentence(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := tmp_path / "prefect.yaml").write_text(text)
+    assert main(["serve", "--file", str(file)]) == 2
+    assert f"--file: {file} is no file of deployments" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_one_sentence(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

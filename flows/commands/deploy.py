@@ -20,7 +20,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     check_file(options.file)
-    if not os.environ.get("PREFECT_API_URL"):
+    from prefect.settings import get_current_settings
+
+    if not get_current_settings().api.url:
         raise UserError("deploy: PREFECT_API_URL names no server; qlora-flow serve starts one and deploys to it.")
     for line in deploy(options.file):
         print(line, flush=True)
@@ -37,24 +39,31 @@ def check_file(file: Path) -> dict[str, Any]:
     from tasks.download.models import looks_local
 
     try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-        deployments = content["deployments"]
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"--file: {file} is no file of deployments ({error}); run this in the repository.") from error
-    for deployment in deployments:
-        given = deployment.get("parameters") or {}
-        data, model = DataConfig.model_construct(**given.get("data", {})), ModelConfig(**given.get("model", {}))
+        content: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
+        found = [
+            (str(one["name"]), one["work_pool"]["name"], {**(one.get("parameters") or {})})
+            for one in content["deployments"]
+        ]
+        groups = [(name, {**given.get("data", {})}, {**given.get("model", {})}) for name, _, given in found]
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"--file: {file} is no file of deployments with name, work_pool and parameters ({why}); run this in the "
+            "repository, or name another file."
+        ) from error
+    for name, data_given, model_given in groups:
+        data, model = DataConfig.model_construct(**data_given), ModelConfig.model_construct(**model_given)
         paths = {"data.path": data.path, "data.test_path": data.test_path}
         if looks_local(model) and "/" in model.base:
             paths["model.base"] = model.base
         for field, where in paths.items():
-            path = Path(where).expanduser()
-            if where and "://" not in where and not path.is_absolute() and not any(Path().glob(where)):
+            path = Path(str(where)).expanduser()
+            if where and "://" not in str(where) and not path.is_absolute() and not any(Path().glob(str(path))):
                 raise UserError(
-                    f"{deployment['name']}: {field} {where} is not in the folder that is deployed, {Path.cwd()}, where "
+                    f"{name}: {field} {where} is not in the folder that is deployed, {Path.cwd()}, where "
                     "relative paths begin; write an absolute path that the worker has."
                 )
-    return dict(content)
+    return content
 
 
 def deploy(file: Path) -> list[str]:
