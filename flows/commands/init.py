@@ -16,6 +16,7 @@ LOOKED_AT = 1000
 """Rows; more would not change the guess."""
 ANSWERS = ("completion", "response", "output", "answer", "summary", "target", "highlights", "chosen", "label")
 QUESTIONS = ("prompt", "question", "input", "dialogue", "article", "document", "text", "context", "query")
+ANSWERING = ("assistant", "gpt")
 CHARACTERS_PER_TOKEN = 3  # English has about four, and what is written here should be enough for other languages
 FILE = """\
 # Written by `qlora-flow init` after a look at {count:,} rows: {said}.
@@ -87,8 +88,10 @@ def configuration(where: str, rows: list[dict[str, Any]], name: str) -> str:
         said = f"conversations in the column {chat}"
         lines = ["style: chat   # the model's own chat template; every answer of the assistant is learnt"]
         lines += [f"messages_column: {_quoted(chat)}"] if chat != "messages" else []
+        if "chosen" in columns and not all(_learnable(row.get(chat)) for row in rows):
+            lines.append("answer_column: chosen   # the conversation ends with what is asked")
         turns = [message for row in rows for message in _messages(row.get(chat))]
-        answers = [len(str(text)) for who, text in turns if who in ("assistant", "gpt")]
+        answers = [len(str(text)) for who, text in turns if who in ANSWERING]
         whole = [sum(len(str(text)) for _, text in _messages(row.get(chat))) for row in rows]
     else:
         said, asked, answer, lines = _templates(columns, rows)
@@ -113,6 +116,9 @@ def _templates(columns: list[str], rows: list[dict[str, Any]]) -> tuple[str, lis
     texts = {c.lower(): c for c in reversed(columns) if any(isinstance(row.get(c), str) and row[c] for row in rows)}
     answer = next((texts[known] for known in ANSWERS if known in texts), None)
     others = [c for c in columns if c in texts.values() and c != answer and not re.search(r"(^|_)(uu)?id$", c.lower())]
+    if answer is None and len(others) == 1:
+        lines = ["style: text   # every token is learnt; there is no prompt"]
+        return "plain text", [], others[0], [*lines, f"text_column: {_quoted(others[0])}"]
     if answer is None or not others:
         raise UserError(
             f"FILE: no column is called like an answer ({', '.join(ANSWERS[:6])}) with one to ask beside it; there are "
@@ -164,6 +170,11 @@ def _messages(value: Any) -> list[tuple[Any, Any]]:
     messages = [message for message in value if isinstance(message, dict)] if isinstance(value, list) else []
     names = (("role", "content"), ("from", "value"))
     return [(m[who], m[text]) for m in messages for who, text in names if {who, text} <= m.keys()]
+
+
+def _learnable(value: Any) -> bool:
+    """Whether a conversation ends with an answer."""
+    return bool(messages := _messages(value)) and messages[-1][0] in ANSWERING
 
 
 def _quoted(text: str) -> str:

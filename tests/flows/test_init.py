@@ -43,6 +43,8 @@ def test_a_configuration_for_the_bundled_data_is_accepted_by_plan(
         ({"instruction": "Add.", "response": "2"}, {"completion": "{{ response }}", "input_column": "instruction"}),
         ({"prompt": "1+1=", "completion": "2"}, {"completion": "{{ completion }}", "input_column": "prompt"}),
         ({"the question": "1+1=", "Answer": "2"}, {"completion": "{{ Answer }}", "input_column": "the question"}),
+        ({"prompt": TURNS[:1], "chosen": TURNS[1:]}, {"messages_column": "prompt", "answer_column": "chosen"}),
+        ({"id": "a", "page": "Once upon a time."}, {"style": "text", "text_column": "page"}),
         ({"id": "a" * 40, "passage": "1+1=", "label": "2"}, {"completion": "{{ label }}", "input_column": "passage"}),
     ],
 )
