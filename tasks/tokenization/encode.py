@@ -1,6 +1,7 @@
 """prompts.parquet → tokens.parquet: ids and labels, loss on the answer alone, end-of-sequence always learnt."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,24 +44,20 @@ def write_tokens(
     """
     ledger, statistics = Ledger("tokenize", folder), Statistics()
     vocabulary = Vocabulary(model, rendered=special_tokens == "rendered")
-    job = {
-        "prompts": str(prompts),
-        "rendered": special_tokens == "rendered",
-        "model": str(model),
-        "limit": limit,
-        "config": config.model_dump(),
-    }
-    units = pq.ParquetFile(prompts).num_row_groups
-    with (
-        contextlib.closing(spread("tasks.tokenization.rows", job, units, log)) as results,
-        pq.ParquetWriter(folder / TOKENS, TOKEN_SCHEMA, **LAYOUT) as writer,
-    ):
-        for rows, lines in results:
-            for verdict, *line in lines:
-                {"lost": ledger.lost, "changed": ledger.changed}[verdict](*line)
-            statistics.add(rows, lines)
-            if rows.num_rows:
-                writer.write_batch(rows.drop_columns([LEARNT]))
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = vocabulary.saved(Path(scratch) / "tokenizer.json")
+        job = {"prompts": str(prompts), "vocabulary": saved, "limit": limit, "config": config.model_dump()}
+        units = pq.ParquetFile(prompts).num_row_groups
+        with (
+            contextlib.closing(spread("tasks.tokenization.rows", job, units, log)) as results,
+            pq.ParquetWriter(folder / TOKENS, TOKEN_SCHEMA, **LAYOUT) as writer,
+        ):
+            for rows, lines in results:
+                for verdict, *line in lines:
+                    {"lost": ledger.lost, "changed": ledger.changed}[verdict](*line)
+                statistics.add(rows, lines)
+                if rows.num_rows:
+                    writer.write_batch(rows.drop_columns([LEARNT]))
     found = statistics.write(folder, limit)["splits"]
     write_preview(folder, *statistics.training_rows(), vocabulary.decode)
     return TokenFacts(

@@ -20,5 +20,5 @@ def identity(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConf
             "special_tokens": prompts.facts(PromptFacts).special_tokens,
         },
         version=VERSION,
-        libraries=("tokenizers", "pyarrow"),
+        libraries=("tokenizers", "transformers", "pyarrow"),
     )

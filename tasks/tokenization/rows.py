@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config import TokenizationConfig
+from tasks.errors import UserError
 from tasks.process.pool import Result, serve
 from tasks.tokenization.schema import LEARNT, NOT_LEARNT, TOKEN_SCHEMA
 from tasks.tokenization.truncation import fit
@@ -25,14 +25,14 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
     """The tokens of a row group.
 
     Args:
-        job: `prompts` (file), `rendered`, `model` (folder), `limit` and `config`.
+        job: `prompts` (file), `vocabulary` (as saved), `limit` and `config`.
         units: row groups of the file.
     Yields:
         rows of COUNTED_SCHEMA; noted is a ledger line for each row that is not among them or changed:
         [verdict, id, split, reason, detail].
     """
     config = TokenizationConfig(**job["config"])
-    vocabulary = Vocabulary(Path(job["model"]), job["rendered"])
+    vocabulary = Vocabulary.opened(**job["vocabulary"])
     source = pq.ParquetFile(job["prompts"])
     for unit in units:
         rows = source.read_row_group(unit, COLUMNS).to_pylist()
@@ -50,54 +50,57 @@ def _encoded(
     """Rows as Arrow lists over one flat array each."""
     flat = array("i")
     kept: list[dict[str, Any]] = []
-    starts, answers, learnt = [0], [], []  # where each kept row and its answer begin; prompt tokens learnt all the same
-    for row, prompt, answer in _texts_encoded(rows, vocabulary):
-        length = len(prompt) + len(answer)
-        if length > limit:
-            fitted = fit(row, prompt, answer, length - limit, config, vocabulary)
+    starts, answers, learnt = (
+        [0],
+        array("i"),
+        array("q"),
+    )  # where each kept row and its answer begin; prompt tokens learnt all the same
+    for row, ids in _texts_encoded(rows, vocabulary):
+        prefix = len(vocabulary.prefix)
+        split = vocabulary.split(row["prompt"] + row["completion"], ids)
+        answer = prefix + split(len(row["prompt"]))
+        spans = [(prefix + split(span["start"]), prefix + split(span["end"])) for span in row["learnt"] or ()]
+        ids = [*vocabulary.prefix, *ids, *([] if ids and ids[-1] == vocabulary.eos else [vocabulary.eos])]
+        if len(ids) > limit:
+            length, fitted = len(ids), fit(row, ids, answer, len(ids) - limit, config, vocabulary)
             if fitted is None:
                 detail = f"{length:,} tokens, the limit is {limit:,}"
                 if config.too_long == "truncate_prompt" and row["input_start"] is None:
                     detail += "; the text of formatting.input_column, which may be shortened, is not in the prompt once"
                 ledger.append(["lost", row["id"], row["split"], "too long", detail])
                 continue
-            detail = f"{length - limit:,} of {length:,} tokens were taken out"
+            ids, answer = fitted
+            detail = f"{length - len(ids):,} of {length:,} tokens were taken out"
             ledger.append(["changed", row["id"], row["split"], "shortened", detail])
-            prompt, answer = fitted
-        if spans := row["learnt"]:
-            inside = vocabulary.inside(row["prompt"], [(span["start"], span["end"]) for span in spans])
-            learnt += [len(flat) + index for index in inside]
-        flat.fromlist(prompt)
-        answers.append(len(flat))
-        flat.fromlist(answer)
+        for start, end in spans:
+            learnt.extend(range(len(flat) + start, len(flat) + end))
+        answers.append(len(flat) + answer)
+        flat.fromlist(ids)
         starts.append(len(flat))
         kept.append(row)
-    ids = np.frombuffer(flat, np.int32) if flat else np.zeros(0, np.int32)
-    labels = ids.copy()
-    for start, answer_start in zip(starts, answers, strict=False):
-        labels[start:answer_start] = NOT_LEARNT
-    labels[learnt] = ids[learnt]
+    tokens = np.frombuffer(flat, np.int32) if flat else np.zeros(0, np.int32)
+    if vocabulary.size and tokens.size and tokens.max() >= vocabulary.size:
+        highest = vocabulary.tokenizer.id_to_token(int(tokens.max()))
+        raise UserError(f"model.base: the tokenizer has the token {highest}, and the model has no embedding for it.")
+    labels = tokens.copy()
+    for first, after in zip(starts, answers, strict=False):
+        labels[first:after] = NOT_LEARNT
+    labels[learnt] = tokens[learnt]
     offsets = np.array(starts, np.int32)
     before = np.concatenate([[0], np.cumsum(labels != NOT_LEARNT)])[offsets]
     arrays = [
         *(pa.array([row[name] for row in kept], pa.string()) for name in ("id", "split", "group")),
-        *(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (ids, labels)),
+        *(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (tokens, labels)),
         pa.array(np.diff(before).astype(np.int32)),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=COUNTED_SCHEMA)
 
 
-def _texts_encoded(
-    rows: list[dict[str, Any]], vocabulary: Vocabulary
-) -> Iterator[tuple[dict[str, Any], list[int], list[int]]]:
-    """Each row with the ids of its prompt and of its answer, which ends with the end of sequence."""
+def _texts_encoded(rows: list[dict[str, Any]], vocabulary: Vocabulary) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Each row with the ids of its prompt and answer, which are one text."""
     for first in range(0, len(rows), AT_ONCE):
         some = rows[first : first + AT_ONCE]
-        ids = vocabulary.encode([row["prompt"] for row in some] + [row["completion"] for row in some])
-        for row, prompt, answer in zip(some, ids[: len(some)], ids[len(some) :], strict=True):
-            if not answer or answer[-1] != vocabulary.eos:
-                answer.append(vocabulary.eos)
-            yield row, vocabulary.prefix + prompt, answer
+        yield from zip(some, vocabulary.encode([row["prompt"] + row["completion"] for row in some]), strict=True)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,71 @@
-"""The base model's tokenizer without transformers: text to ids, and the ids that begin and end a sequence."""
+"""The base model's tokenizer as transformers makes it: text to ids, and where characters stand among them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import numpy as np
+from tokenizers import Tokenizer, decoders
 
 from tasks.errors import UserError
 
+Split = Callable[[int], int]
+"""A place in a text, in characters → how many tokens end there or before."""
+
 
 class Vocabulary:
-    """A fast tokenizer whose special tokens are never made by text in the data.
+    """A tokenizer whose special tokens are made by chat templates alone, never by text in the data.
+
+    transformers makes it, since it reads more than tokenizer.json: added and special tokens, prefix spaces and other
+    settings come from several files and from the tokenizer's class.
 
     Args:
         folder: the base model's folder.
         rendered: the text comes from a chat template, so special tokens written in it are meant.
+    Raises:
+        UserError: there is no end-of-sequence token, or the model has no embedding for it.
     """
 
     def __init__(self, folder: Path, rendered: bool) -> None:
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        settings = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
-        self.eos = self._id(settings.get("eos_token"), folder)
-        begins = settings.get("bos_token")
-        bos = self._id(begins, folder) if begins else None
-        own = self.tokenizer.encode("", add_special_tokens=True).ids
-        self.prefix = [bos] if bos is not None and bos in own and not rendered else []
-        self.tokenizer.encode_special_tokens = not rendered
+        from transformers import AutoTokenizer
+
+        whole = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer, size = whole.backend_tokenizer, _embeddings(folder)
+        if whole.eos_token_id is None or (size and whole.eos_token_id >= size):
+            raise UserError(
+                f"model.base: the tokenizer in {folder} names no end-of-sequence token that the model knows."
+            )
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        own, text = (tokenizer.encode("a", add_special_tokens=add).ids for add in (True, False))
+        start = next((n for n in range(len(own)) if own[n : n + len(text)] == text), 0)
+        tokenizer.post_processor = None  # it adds what `prefix` has, and changes offsets
+        self._set(tokenizer, whole.eos_token_id, [] if rendered else own[:start], rendered, size)
+
+    def saved(self, file: Path) -> dict[str, Any]:
+        """Write it to a file; returns arguments of `opened`, which does without transformers."""
+        file.write_text(self.tokenizer.to_str(), encoding="utf-8")
+        given = {"eos": self.eos, "prefix": self.prefix, "rendered": self.rendered, "size": self.size}
+        return {"file": str(file), **given}
+
+    @classmethod
+    def opened(cls, file: str, **given: Any) -> "Vocabulary":
+        self = cls.__new__(cls)
+        self._set(Tokenizer.from_file(file), **given)
+        return self
+
+    def _set(self, tokenizer: Tokenizer, eos: int, prefix: list[int], rendered: bool, size: int) -> None:
+        self.tokenizer, self.eos, self.prefix, self.rendered, self.size = tokenizer, eos, prefix, rendered, size
+        tokenizer.encode_special_tokens = not rendered
+        self._bytes = None
+        if isinstance(tokenizer.decoder, decoders.ByteLevel):  # a token has a character for each of its bytes
+            vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+            lengths = np.zeros(1 + max(tokenizer.get_vocab().values()), np.int64)
+            lengths[list(vocabulary.values())] = [len(token) for token in vocabulary]
+            for id, token in tokenizer.get_added_tokens_decoder().items():
+                lengths[id] = len(token.content.encode())
+            self._bytes = lengths
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -37,22 +74,24 @@ class Vocabulary:
         """Text of ids, special tokens included."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
-    def inside(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """Indices of a sequence's tokens, prefix included, that lie wholly inside one of some spans of characters."""
-        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
-        return [
-            index
-            for index, (a, b) in enumerate(offsets, len(self.prefix))
-            if b > a and any(a >= start and b <= end for start, end in spans)
-        ]
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text begins and ends, in characters; a part of a character stands where it does."""
+        return self.tokenizer.encode(text, add_special_tokens=False).offsets
 
-    def _id(self, token: str | dict[str, str] | None, folder: Path) -> int:
-        text = token["content"] if isinstance(token, dict) else token
-        id = self.tokenizer.token_to_id(text) if text else None
-        if id is None:
-            raise UserError(f"model.base: the tokenizer in {folder} names no end-of-sequence token that it knows.")
-        return id
+    def split(self, text: str, ids: list[int]) -> Split:
+        """Where places of a text are among its ids. A token on both sides of a place belongs to what follows."""
+        if self._bytes is not None:  # offsets take a quarter of the time of encoding
+            ends = np.cumsum(self._bytes[ids])
+            size = len(text.encode())
+            if len(ids) and ends[-1] == size:
+                if size == len(text):
+                    return lambda place: int(np.searchsorted(ends, place, "right"))
+                return lambda place: int(np.searchsorted(ends, len(text[:place].encode()), "right"))
+        found = np.maximum.accumulate([0, *(end for _, end in self.offsets(text))])[1:]
+        return lambda place: int(np.searchsorted(found, place, "right"))
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _embeddings(folder: Path) -> int:
+    """Tokens that the model has embeddings for; 0: its configuration does not say."""
+    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    return int(config.get("text_config", config).get("vocab_size") or 0)
