@@ -1,5 +1,7 @@
 """How many rows a run may lose before it is wrong to go on."""
 
+from typing import Any
+
 from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
 from tasks.store.facts import LedgerFacts
@@ -21,6 +23,20 @@ def check_losses(stages: list[ArtifactRef], budget: float) -> None:
         raise UserError(
             f"{lost:,} of {total:,} rows are lost, more than data.max_lost_share = {budget:g} allows. "
             f"The first: {first}. All of them: {', '.join(ledgers)}"
+        )
+
+
+def check_removed(changes: dict[str, Any], most: float) -> None:
+    """Compare the rows that are gone since the version named in `changes` with the rows that it had.
+
+    Raises:
+        UserError: more than the share `most` (a fraction of 1) is gone.
+    """
+    before = changes["removed"] + changes["changed"] + changes["same"]
+    if changes["removed"] > most * before:
+        raise UserError(
+            f"{changes['removed']:,} of the {before:,} rows of {changes['since']} are gone from the source, more than "
+            f"data.max_removed_share = {most:g} allows. If that is meant, run once with --data.max_removed_share 1."
         )
 
 

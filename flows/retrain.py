@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.budget import check_losses, check_sides
+from flows.budget import check_losses, check_removed, check_sides
 from flows.changes import earlier_rows, sentence, too_little_new
 from flows.data import show_data
 from flows.flow_run import by_a_worker, crashed_too_often, describe, due_again, tell, tell_little_disk
@@ -102,6 +102,7 @@ def retrain(
             difference = compare_rows.with_options(**limits("download"))(earlier[1], source.rows).facts(DifferenceFacts)
             changes = {"since": earlier[0], **difference.model_dump()}
             get_run_logger().info(sentence(changes))
+            check_removed(changes, data.max_removed_share)
             if why := too_little_new(groups, earlier[1], source.model, changes):
                 return skipped(why, began, changes)
         new = f" (+{changes['added']:,})" if changes else ""

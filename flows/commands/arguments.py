@@ -16,6 +16,8 @@ def add_configuration(command: argparse.ArgumentParser) -> None:
         schema = group.model_json_schema()["properties"]
         fields = command.add_argument_group(name, (group.__doc__ or "").splitlines()[0])
         for field, about in schema.items():
+            if "$ref" in about.get("items", {}):  # objects are for files alone
+                continue
             fields.add_argument(f"--{name}.{field}", metavar=_kind(about), default=argparse.SUPPRESS, help=_help(about))
 
 

@@ -22,16 +22,15 @@ def columns(data: DataConfig, wanted: set[str]) -> set[str] | None:
         UserError: a file is not there or not what it is called, a package for its protocol is missing, or a column
             that `data` names is not there.
     """
-    if data.hub_id:
-        return None
     elsewhere, files = False, list[Place]()
-    for field, where in (("data.path", data.path), ("data.test_path", data.test_path)):
+    fields = [("data.path", data.path), ("data.test_path", data.test_path)]
+    for field, where in fields + [(f"data.mix {source.name}", source.path) for source in data.mix]:
         if "://" in where and not where.startswith("file://"):
             check_protocol(where, field)
             elsewhere = True
         elif where:
             files += find_files(where, field)
-    if elsewhere:
+    if elsewhere or data.hub_id or any(source.hub_id for source in data.mix):
         return None
     named = {data.id_column, data.group_column} - {""}
     seen = set[str]()

@@ -2,20 +2,27 @@
 
 import re
 from pathlib import Path
+from typing import Any, TypeVar
 
-from tasks.config import DataConfig, ModelConfig
+from tasks.config import DataConfig, MixedSource, ModelConfig
 from tasks.download.hub import refusals
 from tasks.download.models import BUNDLED, MODEL_VERSION, bundled_file
-from tasks.download.places import digest, is_remote, pin_files
+from tasks.download.places import digest, is_remote, pin_files, sources_of
 from tasks.download.sources import sided_files
 from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity
 
-ROWS_VERSION = 3
+ROWS_VERSION = 4
 DIFFERENCE_VERSION = 2
 """Raised when the same source can give other rows, or a comparison other counts (docs/caching.md)."""
+UNREAD: Any = {
+    **dict.fromkeys(("path", "max_lost_share", "max_removed_share", "files"), True),
+    "mix": {"__all__": {"path"}},
+}
+"""What does not decide the rows: the content of the files is what counts."""
+Pinnable = TypeVar("Pinnable", DataConfig, MixedSource)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -23,7 +30,7 @@ def moving(data: DataConfig, model: ModelConfig) -> tuple[bool, bool]:
     """Whether rows and base model lie behind a Hub branch or tag or a URL, where something else may be tomorrow."""
     local = model.base == BUNDLED or Path(model.base).expanduser().is_dir()
     return (
-        is_remote(data) or (bool(data.hub_id) and not COMMIT.fullmatch(data.hub_revision)),
+        is_remote(data) or any(each.hub_id and not COMMIT.fullmatch(each.hub_revision) for _, each in sources_of(data)),
         not local and model.base.count("/") == 1 and not COMMIT.fullmatch(model.revision),
     )
 
@@ -35,13 +42,19 @@ def pin(data: DataConfig, model: ModelConfig) -> tuple[DataConfig, ModelConfig]:
         UserError: the Hub does not know the name, or nothing can be read behind a URL.
     """
     rows, base = moving(data, model)
+    if rows and data.mix:
+        data = data.model_copy(update={"mix": [_at_commit(each) if each.hub_id else each for each in data.mix]})
+    elif data.hub_id and rows:
+        data = _at_commit(data)
     if is_remote(data):
         data = pin_files(data)
-    elif rows:
-        data = data.model_copy(update={"hub_revision": _commit("dataset", data.hub_id, data.hub_revision)})
     if base:
         model = model.model_copy(update={"revision": _commit("model", model.base, model.revision)})
     return data, model
+
+
+def _at_commit(data: Pinnable) -> Pinnable:
+    return data.model_copy(update={"hub_revision": _commit("dataset", data.hub_id, data.hub_revision)})
 
 
 def _commit(kind: str, name: str, revision: str) -> str:
@@ -58,14 +71,18 @@ def _commit(kind: str, name: str, revision: str) -> str:
 
 def rows_identity(data: DataConfig) -> Identity:
     """The rows depend on the files' content and on the side that a name says, not on where the files lie."""
-    files = [] if data.hub_id else sided_files(data)
-    inputs = {f"file {n} {place.name}, {side or 'both'}": digest(place) for n, (side, place) in enumerate(files)}
+    inputs = {
+        f"{source.name if source else 'file'} {n} {place.name}, {side or 'both'}": digest(place)
+        for source, each in sources_of(data)
+        for n, (side, place) in enumerate([] if each.hub_id else sided_files(each))
+    }
     return Identity(
         stage="download",
         inputs=inputs,
-        config=data.model_dump(exclude={"path", "max_lost_share", "files"}) | {"test_path": bool(data.test_path)},
+        config=data.model_dump(exclude={"path", "max_lost_share", "max_removed_share", "files"})
+        | {"test_path": bool(data.test_path)},
         version=ROWS_VERSION,
-        libraries=("pyarrow", "orjson", *(["datasets"] if data.hub_id else [])),
+        libraries=("pyarrow", "orjson", *(["datasets"] if any(each.hub_id for _, each in sources_of(data)) else [])),
     )
 
 

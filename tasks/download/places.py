@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tasks.config import DataConfig
+from tasks.config import DataConfig, MixedSource
 from tasks.errors import UserError
 from tasks.process.failures import TRANSIENT_STATUS, causes, http_status, is_network_error
 from tasks.store.checked import content_digest
@@ -70,6 +70,20 @@ class Place:
             raise UserError(f"{self.field}: {self.shown} changed while this run read it; run again.")
 
 
+def sources_of(data: DataConfig) -> list[tuple[MixedSource | None, DataConfig]]:
+    """The sources of `data.mix`, each with a configuration of its own; else the one there is."""
+    if not data.mix:
+        return [(None, data)]
+    found: list[tuple[MixedSource | None, DataConfig]] = []
+    for source in data.mix:
+        update = source.model_dump(exclude={"name", "share", "max_rows", "repeat"}) | {"mix": []}
+        if isinstance(data, PinnedData):
+            pinned = data.files.get(f"mix {source.name}")
+            update["files"] = {"path": pinned} if pinned else {}
+        found.append((source, data.model_copy(update=update)))
+    return found
+
+
 class PinnedData(DataConfig):
     """A configuration whose remote files have been looked up: field → URL → mark."""
 
@@ -77,7 +91,11 @@ class PinnedData(DataConfig):
 
 
 def is_remote(data: DataConfig) -> bool:
-    return any("://" in where and not where.startswith("file://") for where in (data.path, data.test_path))
+    return any(map(_is_url, (data.path, data.test_path, *(source.path for source in data.mix))))
+
+
+def _is_url(where: str) -> bool:
+    return "://" in where and not where.startswith("file://")
 
 
 def pin_files(data: DataConfig) -> PinnedData:
@@ -89,8 +107,11 @@ def pin_files(data: DataConfig) -> PinnedData:
     """
     files = {
         field: {place.where: _mark(place.where, place.field) for place in find_files(where, f"data.{field}")}
-        for field, where in (("path", data.path), ("test_path", data.test_path))
-        if "://" in where and not where.startswith("file://")
+        for field, where in (
+            *(("path", data.path), ("test_path", data.test_path)),
+            *((f"mix {source.name}", source.path) for source in data.mix),
+        )
+        if _is_url(where)
     }
     return PinnedData(**data.model_dump(), files=files)
 

@@ -1,17 +1,22 @@
 """Source rows → rows.parquet: every row gets an id and a side, train or test, that it keeps in every later run."""
 
+import contextlib
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.config import DataConfig
+import numpy as np
+
+from tasks.config import DataConfig, MixedSource
 from tasks.download.blocks import BadRow, Block, Row
 from tasks.download.facts import RowsFacts
 from tasks.download.formats import AT_ONCE, MOST_MEMORY
+from tasks.download.places import sources_of
 from tasks.download.rows_file import RowsFile
 from tasks.download.schema import CONTENT, ROWS
-from tasks.download.sources import source_parts
+from tasks.download.sources import Reader, source_parts
 from tasks.download.text_cleaning import CONTROLS, stored
 from tasks.errors import UserError
 from tasks.process.limits import memory_limit
@@ -31,9 +36,13 @@ def write_rows(data: DataConfig, folder: Path) -> RowsFacts:
     formats: Counter[str] = Counter()
     file = RowsFile(folder / ROWS)
     sort = _Sorter(data, ledger, file)
-    for side, blocks in source_parts(data, formats):
+    parts = [(source, *part) for source, own in sources_of(data) for part in source_parts(own, formats)]
+    for mixed in data.mix:
+        sort.use(mixed, [blocks for source, _, blocks in parts if source is mixed])
+    # held-out parts come first: of two rows with one name it is the training row that goes
+    for source, side, blocks in sorted(parts, key=lambda part: part[1] != "test"):
         for block in _bounded(blocks()):
-            sort.take(block, side)
+            sort.take(block, side, source)
     file.close(list(sort.columns))
     check_columns(data, list(sort.columns))
     counts = sort.counts
@@ -50,6 +59,7 @@ def write_rows(data: DataConfig, folder: Path) -> RowsFacts:
         test=counts["test"],
         unused=counts["unused"],
         formats=dict(formats),
+        sources=sort.sources,
         **ledger.write(),
     )
 
@@ -77,28 +87,53 @@ class _Sorter:
         self.counts = {"train": 0, "test": 0, "unused": 0}
         self.columns: dict[str, None] = {}
         self.by_column = False  # whether a column `split` decided
+        self.sources: dict[str, dict[str, int]] = {}
         self._seen: set[bytes] = set()
+        self._limits: dict[str, float] = {}
+        self._origins: dict[bytes, str] = {}  # content of a named row of the mix → its source
 
-    def take(self, block: Block, part_side: str) -> None:
+    def use(self, source: MixedSource, readers: list[Reader]) -> None:
+        """Find the hash below which rows of a source are used; reads the source where a number of rows is asked for."""
+        self.sources[source.name] = {"read": 0, "train": 0, "test": 0}
+        self._limits[source.name] = source.share
+        if source.max_rows:
+            rows = (row for reader in readers for block in _bounded(reader()) for row in block)
+            hashes = array("d")
+            for row in rows:
+                with contextlib.suppress(RecursionError):
+                    if not isinstance(row, BadRow):
+                        hashes.append(_hash(self._name(row, source)[1]))
+            lowest = np.unique(np.frombuffer(hashes) if hashes else np.zeros(0))  # copies count once
+            if len(lowest) > source.max_rows:
+                self._limits[source.name] = min(source.share, float(lowest[source.max_rows]))
+
+    def _name(self, row: Row, source: MixedSource | None) -> tuple[str, bytes, bool]:
+        """A row's id, its digest, and whether the source names it."""
+        given = row.get(self.data.id_column)
+        named = given not in (None, "")
+        id = str(given) if named else _digest(CONTENT(row)).hex()[:16]
+        id = f"{source.name}/{id}" if source and named else id
+        return id, _digest(id), named
+
+    def take(self, block: Block, part_side: str, source: MixedSource | None = None) -> None:
         """Args: part_side: of all rows, or empty where each row decides."""
         for row in block:
             if isinstance(row, BadRow):
                 self.ledger.lost("", part_side, "unreadable", row)
                 continue
             try:
-                self._take(row, part_side)
+                self._take(row, part_side, source)
             except RecursionError:
                 self.ledger.lost("", part_side, "wrong value", "lists or objects are too deep in each other")
 
-    def _take(self, row: Row, part_side: str) -> None:
+    def _take(self, row: Row, part_side: str, source: MixedSource | None) -> None:
         data = self.data
-        given = row.get(data.id_column)
-        named = given not in (None, "")
-        id = str(given) if named else _digest(CONTENT(row)).hex()[:16]
-        digest = _digest(id)
+        id, digest, named = self._name(row, source)
+        counts = self.sources[source.name] if source else {"read": 0, "train": 0, "test": 0}
+        counts["read"] += 1
         group = row.get(data.group_column) if data.group_column else None
         group_digest = None if group in (None, "") else _digest(str(group))  # rows without a group are no group
-        side = part_side or _side(row, group_digest or digest, data)
+        side = part_side or _side(row, group_digest or digest, source or data, data.test_share)
         self.by_column |= not part_side and SPLIT in row
         if not row.keys() <= self.columns.keys():
             self.columns.update(dict.fromkeys(row))
@@ -112,8 +147,15 @@ class _Sorter:
             else:
                 self.ledger.left_out(id, side, "copy", "an earlier row has the same content in every column")
             return
+        if source and named:
+            other = self._origins.setdefault(_digest(CONTENT(row))[:12], source.name)
+            if other != source.name:
+                self.ledger.left_out(id, side, "copy", f"a row of {other} has the same content in every column")
+                return
         why = ""
-        if side == "unused":
+        if source and _hash(digest) >= self._limits[source.name]:
+            why = f"data.mix uses a share of {source.name}, and this row's hash is not in it"
+        elif side == "unused":
             why = "its split is neither data.train_split nor data.test_split"
         elif side == "train" and data.max_train_rows and self.counts["train"] >= data.max_train_rows:
             why = f"data.max_train_rows is {data.max_train_rows:,}"
@@ -131,11 +173,22 @@ class _Sorter:
             id = id.translate(CONTROLS)
             for name, count in removed:
                 self.ledger.changed(id, side, "control characters", f"column {name}: {count:,} taken out")
-        self.counts[side] += 1
-        self.file.add(id, side, group_digest.hex()[:16] if group_digest else None, text)
+        group_name = group_digest.hex()[:16] if group_digest else None
+        times = source.repeat if source and side == "train" else 1
+        if times > 1:  # the same row is never validated on and trained on
+            group_name = group_name or digest.hex()[:16]
+        for n in range(times):
+            self.counts[side] += 1
+            counts[side] += 1
+            self.file.add(f"{id}#{n + 1}" if n else id, side, group_name, text)
 
 
-def _side(row: Row, digest: bytes, data: DataConfig) -> str:
+def _hash(digest: bytes) -> float:
+    """Where a row stands among all that could be, from 0 to 1: other bytes than those that decide its side."""
+    return int.from_bytes(digest[8:16]) / 2**64
+
+
+def _side(row: Row, digest: bytes, data: DataConfig | MixedSource, test_share: float) -> str:
     """A `split` column decides; without one a hash of the group or id does, the same for ever.
 
     Args:
@@ -143,7 +196,7 @@ def _side(row: Row, digest: bytes, data: DataConfig) -> str:
     """
     if SPLIT in row:
         return {data.train_split: "train", data.test_split: "test"}.get(str(row[SPLIT]), "unused")
-    return "test" if int.from_bytes(digest[:8]) / 2**64 < data.test_share else "train"
+    return "test" if int.from_bytes(digest[:8]) / 2**64 < test_share else "train"
 
 
 def _digest(name: str) -> bytes:

@@ -18,14 +18,7 @@ Reader = Callable[[], Iterator[Block]]
 
 
 def source_parts(data: DataConfig, formats: Counter[str]) -> list[tuple[str, Reader]]:
-    """The source as (side, reader) parts; side is empty where the rows themselves decide.
-
-    Held-out parts come first: of two rows with one name it is the training row that goes.
-    """
-    return sorted(_parts(data, formats), key=lambda part: part[0] != "test")
-
-
-def _parts(data: DataConfig, formats: Counter[str]) -> list[tuple[str, Reader]]:
+    """The source as (side, reader) parts; side is empty where the rows themselves decide."""
     if data.hub_id:
         names = {data.train_split: "train", data.test_split: "test"}
         there = hub_splits(data)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.download.facts import RowsFacts
 from tasks.report import charts
 from tasks.report.tables import read
 from tasks.store.artifact import ArtifactRef
@@ -36,6 +37,7 @@ def data(stages: Mapping[str, ArtifactRef], training: Mapping[str, Any]) -> dict
         ledgers["train"] = read_ledger(stages["train"].path)
     return {
         "splits": names,
+        "sources": stages["download"].facts(RowsFacts).sources.items(),
         "verdicts": VERDICTS,
         "stages": [(name, splits[name], ledgers[name]) for name in files],
         "ledger": [entry for ledger in ledgers.values() for entry in ledger["first"]][:LEDGER_ROWS],

@@ -23,7 +23,7 @@ from tasks.store.manifest import Manifest
 from tasks.store.root import store_root
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-VERSION = 2
+VERSION = 3
 """Raised when the code writes another page of the same outputs (docs/caching.md)."""
 
 

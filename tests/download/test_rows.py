@@ -82,6 +82,91 @@ def test_a_rename_that_changes_the_side_changes_the_key(tmp_path: Path) -> None:
     assert len(keys) == 3
 
 
+def mixed(tmp_path: Path, sizes: dict[str, int], **fields: dict[str, Any]) -> dict[str, str]:
+    """The side of each row of sources called a, b, … that name their rows 0, 1, 2, …"""
+    mix = []
+    for name, size in sizes.items():
+        rows = [{"id": n, "text": f"{name} {n}"} for n in range(size)]
+        mix.append({"name": name, "path": str(write_jsonl(tmp_path / f"{name}.jsonl", rows)), **fields.get(name, {})})
+    return sides(download(tmp_path, mix=mix)[0])
+
+
+def test_more_rows_of_one_source_never_reshuffle_the_mix(tmp_path: Path) -> None:
+    fields: dict[str, dict[str, Any]] = {"a": {"max_rows": 50}, "b": {"share": 0.5}, "c": {"repeat": 3}}
+    before = mixed(tmp_path, {"a": 200, "b": 200, "c": 20}, **fields)
+    count = {name: sum(id[0] == name for id in before) for name in "abc"}
+    assert count["a"] == 50 and 70 < count["b"] < 130
+    held_out = [id for id, side in before.items() if id[0] == "c" and side == "test"]
+    assert held_out and not any("#" in id for id in held_out) and count["c"] == 3 * 20 - 2 * len(held_out)
+    after = mixed(tmp_path, {"a": 400, "b": 200, "c": 20}, **fields)
+    assert {id: side for id, side in after.items() if id[0] != "a"} == {
+        id: side for id, side in before.items() if id[0] != "a"
+    }
+    kept = [id for id in before if id[0] == "a" and id in after]
+    assert 10 < len(kept) < 50 and all(before[id] == after[id] for id in kept)  # those with the lowest hashes of all
+    assert mixed(tmp_path, {"b": 200, "a": 400}, **fields).items() <= after.items()  # in another order, without c
+    more = mixed(tmp_path, {"a": 400, "b": 200, "c": 20}, **fields | {"b": {"share": 0.6}})
+    assert after.items() <= more.items()
+
+
+def test_groups_copies_and_repeats_are_known_across_the_mix(tmp_path: Path) -> None:
+    one = [{"id": n, "talk": f"t{n % 20}", "text": f"one {n}"} for n in range(60)]
+    two = [{"id": n, "talk": f"t{n % 20}", "text": f"two {n}"} for n in range(60)] + one[:5] + [{"text": "no id"}] * 2
+    mix = [
+        {"name": name, "path": str(write_jsonl(tmp_path / f"{name}.jsonl", rows)), "repeat": repeat}
+        for name, rows, repeat in (("one", one, 1), ("two", two, 2))
+    ]
+    found, ledger, info = download(tmp_path, mix=mix, group_column="talk", test_share=0.5)
+    talks: dict[str, set[str]] = {}
+    for row in found:
+        talks.setdefault(row.get("talk"), set()).add(row["_split"])
+    assert all(len(side) == 1 for side in talks.values())
+    reasons = [(line["id"], line["reason"]) for line in ledger]
+    assert reasons[:5] == [(f"two/{n}", "duplicate id") for n in range(5)] and reasons[5][1] == "copy"
+    assert info["sources"]["two"]["read"] == 67
+    assert sum(counts["train"] + counts["test"] for counts in info["sources"].values()) == len(found) == info["rows"]
+    groups = pq.read_table(tmp_path / "out/rows.parquet").to_pylist()
+    own = {row["id"]: row["group"] for row in groups}
+    assert all(own[id] == own[id.partition("#")[0]] != None for id in own if "#" in id)  # noqa: E711
+
+
+def test_a_row_that_two_sources_have_is_a_copy(tmp_path: Path) -> None:
+    rows = make_rows(20)
+    mix = [
+        {"name": name, "path": str(write_jsonl(tmp_path / f"{name}.jsonl", some))}
+        for name, some in (("one", rows), ("two", [*rows[15:], {**rows[0], "summary": "Another."}]))
+    ]
+    found, ledger, _ = download(tmp_path, mix=mix)
+    assert len(found) == 21
+    assert {(line["reason"], line["detail"]) for line in ledger} == {
+        ("copy", "a row of one has the same content in every column")
+    }
+
+
+def test_the_key_of_a_mix_follows_its_contents(tmp_path: Path) -> None:
+    def key(**fields: Any) -> str:
+        return rows_identity(DataConfig(mix=[{"name": "a", "path": str(tmp_path / "a.jsonl"), **fields}])).key  # type: ignore[list-item]
+
+    write_jsonl(tmp_path / "a.jsonl", make_rows(9))
+    first = key()
+    assert len({first, key(share=0.5), key(repeat=2), key(max_rows=3)}) == 4
+    write_jsonl(tmp_path / "a.jsonl", make_rows(10))
+    assert key() != first
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"path": "a.jsonl", "mix": [{"name": "a", "path": "b.jsonl"}]}, "or several in data.mix"),
+        ({"mix": [{"name": "a", "path": "b.jsonl"}] * 2}, "two sources called a"),
+        ({"mix": [{"name": "a"}]}, "the source a needs either a path or a hub_id"),
+    ],
+)
+def test_a_mix_that_is_wrong_is_one_sentence(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        DataConfig(**fields)
+
+
 NO_DATA = [
     *(".ipynb_checkpoints/rows-checkpoint.jsonl", "_temporary/0/part.jsonl", ".rows.jsonl", "a/_SUCCESS.json"),
     *("rows.jsonl~", "rows.tmp.jsonl", ".#rows.jsonl", "rows.jsonl.crc", "~rows.jsonl", "old.bak.jsonl", "b~.jsonl"),

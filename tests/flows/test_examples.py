@@ -9,6 +9,7 @@ import pytest
 
 from flows.__main__ import main
 from flows.config_file import load
+from tasks.download.rows import write_rows
 from tests.tiny import make_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,14 @@ def test_the_bundled_dialogues_are_varied_and_complete() -> None:
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_example_is_a_valid_configuration(example: Path) -> None:
     load(example, {})
+
+
+def test_the_example_of_a_mix_is_what_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    info = write_rows(load(ROOT / "examples/mix.yaml", {})["data"], tmp_path)  # type: ignore[arg-type]
+    page = (ROOT / "docs/data.md").read_text()
+    for name, counts in info.sources.items():
+        assert f"| {name} | {counts['read']} | {counts['train']} | {counts['test']} |" in page
 
 
 @pytest.fixture

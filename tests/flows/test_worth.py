@@ -56,6 +56,12 @@ publishing: {{name: worth}}
     named = retrain.with_options(flow_run_name="mine")(**load(file, {}), return_state=True)  # type: ignore[arg-type]
     assert run_of(named).name == "mine"
 
+    trained = len([*store.glob("artifacts/train-*")])
+    broken = run(20)
+    assert broken.is_failed() and str(broken.message).startswith("25 of the 45 rows of v0003 are gone from the source")
+    assert len([*store.glob("artifacts/train-*")]) == trained
+    assert run(20, data={"max_removed_share": 1.0}).message == "Published worth v0004"
+
 
 def test_a_mistake_is_the_message_of_the_state(tmp_path: Path, store: Path) -> None:
     file = tmp_path / "config.yaml"

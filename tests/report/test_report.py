@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import METRICS
+from tasks.download.facts import RowsFacts
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.schema import HEALTH, SCORE_SCHEMA, prediction_schema
 from tasks.publishing.facts import VersionFacts
@@ -93,7 +94,8 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
             ledger = Ledger("download" if name == "rows.parquet" else "format", folder)
             for entry in run.lost if name == "rows.parquet" else []:
                 ledger.lost(*entry)
-            return LedgerFacts(rows=len(splits), **ledger.write())
+            sources = {"sources": {"support": {"read": 36, "train": 84, "test": 8}}} if name == "rows.parquet" else {}
+            return noted(RowsFacts if sources else LedgerFacts, rows=len(splits), **ledger.write(), **sources)
 
         return write
 
@@ -268,6 +270,11 @@ def test_answers_are_picked_by_rule(store: Path) -> None:
 def test_a_row_that_gained_is_not_called_worsened(store: Path) -> None:
     page = text_of(write_report(make_run(store, Run(scores=[(0.9, 0.1), (0.5, 0.1), (0.2, 0.1)]))).read_text())
     assert "Least improved · row t2" in page and "Most worsened" not in page
+
+
+def test_what_each_source_of_a_mix_gave_is_shown(store: Path) -> None:
+    page = text_of(write_report(make_run(store, Run())).read_text())
+    assert "Sources sourcerows readto train onheld out support36848" in page
 
 
 def test_lost_rows_are_named(store: Path) -> None:
