@@ -40,6 +40,7 @@ def test_a_deployment_names_a_flow_that_takes_its_parameters(deployment: dict[st
     [
         ({"data": {"path": "nowhere/rows.jsonl"}}, "data.path nowhere/rows.jsonl is not in the folder"),
         ({"data": {"path": "examples/*.jsonl", "test_path": "x.csv"}}, "data.test_path x.csv is not in the folder"),
+        ({"data": {"mix": [{"name": "a", "path": "a.csv"}]}}, "data.mix: a a.csv is not in the folder"),
         ({"model": {"base": "./model"}}, "model.base ./model is not in the folder"),
     ],
 )

@@ -54,6 +54,7 @@ def check_file(file: Path) -> dict[str, Any]:
     for name, data_given, model_given in groups:
         data, model = DataConfig.model_construct(**data_given), ModelConfig.model_construct(**model_given)
         paths = {"data.path": data.path, "data.test_path": data.test_path}
+        paths |= {f"data.mix: {source.get('name')}": source.get("path", "") for source in data_given.get("mix", [])}
         if looks_local(model) and "/" in model.base:
             paths["model.base"] = model.base
         for field, where in paths.items():
