@@ -44,7 +44,7 @@ def ours(base: Path, rows: list, seed: int, output: Path) -> list[float]:
     from tasks.config import TrainingConfig
     from tasks.model import base as bases
     from tasks.model.device import device
-    from tasks.training.trainer import PackedTrainer
+    from tasks.training.trl_adapter import PackedTrainer
 
     config = TrainingConfig(**SETTINGS, seed=seed)
     model = bases.load(base, config, device())
@@ -52,8 +52,8 @@ def ours(base: Path, rows: list, seed: int, output: Path) -> list[float]:
         trainer = PackedTrainer(model, Dataset.from_list(rows), config, Path(folder))
         trainer.run()
     model.save_pretrained(output)
-    assert all(torch.isfinite(torch.tensor(row.grad_norm)) for row in trainer.step_log.rows)
-    return [row.loss for row in trainer.step_log.rows]
+    assert all(torch.isfinite(torch.tensor(row.grad_norm)) for row in trainer.step.metrics.rows)
+    return [row.loss for row in trainer.step.metrics.rows]
 
 
 def trl(base: Path, rows: list, seed: int, output: Path) -> list[float]:

@@ -157,7 +157,7 @@ def timed(trainer: Any) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
-    from tasks.model import flops
+    from tasks.training.compute_plan import operations_per_token
 
     counted: dict[str, Any] = {"tokens": 0}
     step = trainer.training_step
@@ -185,5 +185,5 @@ def timed(trainer: Any) -> dict[str, Any]:
         "losses": [float(entry["loss"]) for entry in history],
         "norms": [float(entry["grad_norm"]) for entry in history],
         "tokens_per_step": counted["tokens"] / (len(history) - WARM),
-        "flops": flops.per_token(trainer.model),
+        "flops": operations_per_token(trainer.model),
     }

@@ -138,7 +138,7 @@ def train(base_folder: Path, case: Case) -> dict[str, Any]:
 
     from tasks.config import TrainingConfig
     from tasks.model import base
-    from tasks.training.trainer import PackedTrainer
+    from tasks.training.trl_adapter import PackedTrainer
 
     generator = random.Random(1)
     rows = []
@@ -159,11 +159,12 @@ def train(base_folder: Path, case: Case) -> dict[str, Any]:
         trainer = PackedTrainer(model, Dataset.from_list(rows[8:]), config, Path(folder), said.append, held_back)
         began = time.monotonic()
         trainer.run()
-    steps = trainer.step_log.rows
+    step = trainer.step
+    steps = step.metrics.rows
     return {
         "losses": [row.loss for row in steps],
         "norms": [row.grad_norm for row in steps],
-        "validation": [loss for _, loss in trainer.validation.points] if trainer.validation else [],
+        "validation": [loss for _, loss in step.validation.points] if step.validation else [],
         "seconds": time.monotonic() - began,
         "said": [line for line in said if "failed" in line or "memory" in line],
     }

@@ -135,8 +135,9 @@ def run_ours(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
 
     from tasks.config import TrainingConfig
-    from tasks.model import base, flops
-    from tasks.training.trainer import PackedTrainer
+    from tasks.model import base
+    from tasks.training.compute_plan import operations_per_token
+    from tasks.training.trl_adapter import PackedTrainer
 
     config = TrainingConfig(**LORA, **OURS[mode])
     model = base.load(arguments.base, config, torch.device("cuda", 0))
@@ -149,7 +150,7 @@ def run_ours(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
             profile_steps(trainer)
         trainer.run()
     spent = time.time() - psutil.Process().create_time() - own
-    steps = trainer.step_log.rows
+    steps = trainer.step.metrics.rows
     timed = steps[WARM:]
     return {
         "tokens": sum(row.tokens for row in timed),
@@ -157,11 +158,11 @@ def run_ours(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "losses": [row.loss for row in steps],
         "norms": [row.grad_norm for row in steps],
         "tokens_per_step": sum(row.tokens for row in steps) / len(steps),
-        "halvings": trainer.halvings,
-        "micro_batch_tokens": trainer.micro_batch_tokens,
+        "halvings": trainer.step.halvings,
+        "micro_batch_tokens": trainer.step.micro_batch_tokens,
         "first_step_seconds": steps[0].seconds,
         "start_to_first_step_seconds": spent - sum(row.seconds for row in steps[1:]),
-        "flops": flops.per_token(model),
+        "flops": operations_per_token(model),
     }
 
 
@@ -215,9 +216,24 @@ def one_mode(mode: str, arguments: argparse.Namespace) -> None:
 
 def matmul_tflops() -> float:
     """The card's measured bfloat16 rate, in a process that gives the memory back."""
-    code = "import torch; from tasks.model.flops import measured_rate; print(measured_rate(torch.device('cuda', 0)))"
-    root = Path(__file__).parents[1]
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout) / 1e12
+    code = "import train_throughput; print(train_throughput.measured_rate())"
+    here = Path(__file__).parent
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here).stdout) / 1e12
+
+
+def measured_rate(size: int = 8192, repeats: int = 20) -> float:
+    """Operations per second of a large bfloat16 matrix product."""
+    import torch
+
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        a @ b
+    torch.cuda.synchronize()
+    return 2 * size**3 * repeats / (time.perf_counter() - began)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has one core: more threads w
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from pydantic import BaseModel
 
 from tests.tiny import make_model
 
@@ -91,13 +92,13 @@ def children_here() -> Iterator[None]:
     from tasks.evaluation import task as evaluation_room
     from tasks.training import task as training_room
 
-    def run_here(module: str, job: dict[str, Any], log: Callable[[str], None], hang_minutes: float) -> None:
+    def run_here(module: str, job: Any, log: Callable[[str], None], hang_minutes: float) -> None:
         worker = importlib.import_module(module)
-        work = worker.alone if module == "tasks.training.worker" else worker.evaluate
+        work = worker.train_in_one_process if module == "tasks.training.worker" else worker.evaluate
         environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
         try:
             with contextlib.redirect_stdout(Lines(log)):
-                work(json.loads(json.dumps(job)))
+                work(job if isinstance(job, BaseModel) else json.loads(json.dumps(job)))
         finally:
             signal.signal(signal.SIGTERM, handler)
             os.environ.clear()

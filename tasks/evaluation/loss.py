@@ -90,7 +90,7 @@ def _mean_losses(base: PreTrainedModel, rows: list[Row]) -> list[float]:
         max_length_q=batch.longest,
         max_length_k=batch.longest,
     ).last_hidden_state[0]
-    hidden, targets = hidden[batch.keep.to(hidden.device)], batch.targets.to(hidden.device)
+    hidden, targets = hidden[batch.target_positions.to(hidden.device)], batch.targets.to(hidden.device)
     head: Any = base.get_output_embeddings()
     scale = logit_scale(config)
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -101,5 +101,5 @@ def _mean_losses(base: PreTrainedModel, rows: list[Row]) -> list[float]:
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         parts.append(F.cross_entropy(logits, target, reduction="none"))
-    each = torch.cat(parts).double().cpu().split([row.learnt for row in rows])
+    each = torch.cat(parts).double().cpu().split([row.targets for row in rows])
     return [float(row.mean()) for row in each]

@@ -31,7 +31,7 @@ from tasks.evaluation.scores import health, score
 from tasks.process.child import main
 from tasks.process.quiet import silence
 from tasks.text import answer_text
-from tasks.tokenization.schema import NOT_LEARNT
+from tasks.tokenization.schema import IGNORE_INDEX
 
 
 def evaluate(work: dict[str, Any]) -> None:
@@ -112,9 +112,9 @@ def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJ
     identity = answers_identity(job.digests["model"], job.digests.get(who, ""), device, job.training, decoding)
     kept = Kept(identity, report)
     # what has nothing before it is predicted from the token that ended the row before
-    before = [stop[:1] if row["labels"][0] != NOT_LEARNT else [] for row in rows]
+    before = [stop[:1] if row["labels"][0] != IGNORE_INDEX else [] for row in rows]
     whole = [
-        (first + row["input_ids"], [NOT_LEARNT] * len(first) + row["labels"])
+        (first + row["input_ids"], [IGNORE_INDEX] * len(first) + row["labels"])
         for first, row in zip(before, rows, strict=True)
     ]
     prompts = [row["prompt_ids"] or stop[:1] for row in rows]
@@ -156,7 +156,7 @@ def held_out(tokens: Path, prompts: Path, max_rows: int) -> list[dict[str, Any]]
     return [
         {
             **row,
-            "target_tokens": sum(label != NOT_LEARNT for label in row["labels"]),
+            "target_tokens": sum(label != IGNORE_INDEX for label in row["labels"]),
             "prompt_ids": row["input_ids"][: prompt_length(row["labels"])],
             "references": references[row["id"]],
         }
@@ -167,7 +167,7 @@ def held_out(tokens: Path, prompts: Path, max_rows: int) -> list[dict[str, Any]]
 def prompt_length(labels: list[int]) -> int:
     """Tokens before the last answer."""
     last = len(labels)
-    while last > 0 and labels[last - 1] != NOT_LEARNT:
+    while last > 0 and labels[last - 1] != IGNORE_INDEX:
         last -= 1
     return last
 

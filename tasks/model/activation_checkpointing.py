@@ -1,10 +1,11 @@
-"""What a layer keeps of its forward pass for the backward pass, and what is computed again instead.
+"""Activation checkpointing of the decoder layers, in three degrees.
 
-    fast       everything is kept
-    balanced   products and attention are kept; norms, rotations and activations between them are computed again
-    lean       a layer's input alone is kept, the layer is computed again
+    fast       everything is kept for the backward pass
+    balanced   matrix products and attention are kept; norms, rotations and activations are computed again
+    lean       only a layer's input is kept; the layer is computed again
 
-Wrapped inside the compiled layers, where the compiler sees what need not be computed again: a layer's last product.
+The checkpoint is inside the compiled layer, so that the compiler can leave out what the backward pass does not need: a
+layer's last product.
 """
 
 import functools
@@ -22,17 +23,17 @@ _KEPT = {
 }
 
 
-def recompute(model: torch.nn.Module, speed: str, dropout: bool) -> None:
+def checkpoint_activations(model: torch.nn.Module, speed: str, dropout: bool) -> None:
     """Wrap every decoder layer's forward so that its backward pass computes again what `speed` does not keep."""
     if speed == "fast":
         return
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": dropout}
     if speed == "balanced":
         choose = functools.partial(create_selective_checkpoint_contexts, _balanced)
-        choose.cache_hash = "balanced"  # type: ignore[attr-defined]  # without it nothing compiled is kept for later
+        choose.cache_hash = "balanced"  # type: ignore[attr-defined]  # without it torch does not cache compiled layers
         options["context_fn"] = choose
     for layer in decoder_layers(model):
-        layer.forward = _Recomputed(layer.forward, options)
+        layer.forward = _CheckpointedForward(layer.forward, options)
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -46,8 +47,8 @@ def _balanced(context: Any, op: Any, *arguments: Any, **options: Any) -> Checkpo
     return CheckpointPolicy.MUST_SAVE if name in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-class _Recomputed:
-    """A forward that is run under torch's activation checkpointing."""
+class _CheckpointedForward:
+    """A forward that runs under torch's activation checkpointing."""
 
     def __init__(self, forward: Any, options: dict[str, Any]) -> None:
         self.forward, self.options = forward, options

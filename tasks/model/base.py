@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
@@ -16,8 +15,6 @@ from tasks.model import attention, modules_to_save, quantization
 from tasks.model.activation_checkpointing import decoder_layers
 from tasks.model.lora import fuse
 from tasks.model.sharding import shard
-from tasks.training import memory
-from tasks.training.distributed.collectives import Peers
 
 
 def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bool = False) -> PeftModel:
@@ -63,22 +60,6 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
     if sharded:
         shard(model, device)
     return model
-
-
-def to_be_sharded(folder: Path, config: TrainingConfig, rows: Dataset, device: torch.device, peers: Peers) -> bool:
-    """Whether the processes divide the base among them: as asked, or because it does not fit into one GPU.
-
-    Raises:
-        UserError: it was asked for, and there is one process.
-    """
-    if config.sharding == "always" and peers.count == 1:
-        raise UserError("training.sharding always needs several processes, and this run has one")
-    if config.sharding != "auto":
-        return config.sharding == "always"
-    if peers.count == 1 or device.type == "cpu" or config.dora:
-        return False
-    total = torch.cuda.get_device_properties(device).total_memory
-    return bool(peers.most(not memory.base_fits(folder, config, int(memory.lengths(rows).max()), total)))
 
 
 def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:

@@ -1,7 +1,9 @@
-"""The device a process trains on, its clock and its random numbers."""
+"""The device a process computes on: its name, peak memory, clock and random numbers."""
 
 import os
+import resource
 import time
+from pathlib import Path
 
 import torch
 
@@ -13,8 +15,24 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def device_name() -> str:
+    """Name of the GPU, or of the processor with its number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = models[0].partition(":")[2].strip() if models else "CPU"
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def peak_memory() -> int:
+    """Largest number of bytes in use so far: allocated on the GPU, or resident in this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 class Instant:
-    """A moment in the device's work: on a GPU the one at which what was queued so far is done."""
+    """A moment of the device's time: on a GPU, when the work queued so far is done."""
 
     def __init__(self, device: torch.device) -> None:
         self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
@@ -23,7 +41,7 @@ class Instant:
         self.clock = time.monotonic()
 
     def wait(self) -> None:
-        """Until it has happened; work queued later is not waited for."""
+        """Wait until it has happened, and not for work that is queued later."""
         if self.event is not None:
             self.event.synchronize()
 

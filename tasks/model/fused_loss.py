@@ -1,8 +1,8 @@
-"""The model's forward pass in training: packed rows in, summed loss out, logits only where something is learnt.
+"""The model's forward pass in training: packed rows in, summed loss out, logits for target tokens only.
 
-With completion-only loss most positions carry no label, so gathering the hidden states before the head saves most of
-its work. Its gradients are computed together with the loss, chunk by chunk, and no `[tokens, vocabulary]` tensor
-outlives its chunk: that for its input, and where the head is trained as well (whole.py) its own.
+With completion-only loss most positions have no target, so gathering the hidden states before the head saves most of
+its work. The gradients are computed together with the loss, in chunks: for the head's input, and for the head itself
+where it is trained (modules_to_save.py). No `[tokens, vocabulary]` tensor outlives its chunk.
 """
 
 import types
@@ -11,22 +11,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tasks.model import last_layer
-
 LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of one chunk's float32 logits: near the cache, or a small share
 
 
-def train_on_packs(model: PreTrainedModel, noise: float = 0.0) -> None:
+def use_fused_loss(model: PreTrainedModel, noise: float = 0.0) -> None:
     """Replace `model.forward` by one that takes a micro-batch's fields and returns the summed loss (float32, `[]`).
 
-    The original forward is gone: this is for a process that trains and ends.
+    The original forward is lost: this is for a process that trains and ends.
 
     Args:
         noise: alpha of NEFTune (arXiv 2310.05914): uniform noise on a row's embeddings in training, its bound
             alpha / sqrt(length · width).
     """
     config = model.config.get_text_config()
-    backbone, gathered = model.base_model, last_layer.on_learnt_positions(model)
+    backbone = model.base_model
     scale, softcap = logit_scale(config), getattr(config, "final_logit_softcapping", None)
 
     def forward(
@@ -35,7 +33,7 @@ def train_on_packs(model: PreTrainedModel, noise: float = 0.0) -> None:
         position_ids: torch.Tensor,
         boundaries: torch.Tensor,
         longest: int,
-        keep: torch.Tensor,
+        target_positions: torch.Tensor,
         targets: torch.Tensor,
         **_: Any,
     ) -> torch.Tensor:
@@ -50,31 +48,30 @@ def train_on_packs(model: PreTrainedModel, noise: float = 0.0) -> None:
             cu_seq_lens_k=boundaries,
             max_length_q=longest,
             max_length_k=longest,
-            **({"keep": keep} if gathered else {}),
         ).last_hidden_state[0]
         head = self.get_output_embeddings()
-        return _HeadLoss.apply(hidden if gathered else hidden[keep], head.weight, head.bias, targets, scale, softcap)
+        return _FusedLoss.apply(hidden[target_positions], head.weight, head.bias, targets, scale, softcap)
 
     model.forward = types.MethodType(forward, model)
 
 
 def _noisy(embedded: torch.Tensor, lengths: torch.Tensor, alpha: float) -> torch.Tensor:
-    """NEFTune's noise on `[1, tokens, width]`; a row is noised by its own length, not that of the pack."""
+    """Add NEFTune's noise to `[1, tokens, width]`; its bound follows each row's own length, not the micro-batch's."""
     bound = (alpha / (lengths * embedded.shape[-1]).sqrt()).repeat_interleave(lengths, output_size=embedded.shape[1])
     noise = (torch.rand_like(embedded, dtype=torch.float32) * 2 - 1) * bound[None, :, None]
     return embedded + noise.to(embedded.dtype)
 
 
 def logit_scale(config: Any) -> float:
-    """What an architecture multiplies its logits by (Cohere, Granite)."""
+    """The factor of an architecture's logits (Cohere, Granite)."""
     if (value := getattr(config, "logit_scale", None)) is not None:
         return float(value)
     divisor = getattr(config, "logits_scaling", None)
     return 1.0 if divisor is None else 1.0 / float(divisor)
 
 
-class _HeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of a head, with the gradients for its input and, where they are trained, weight and bias."""
+class _FusedLoss(torch.autograd.Function):
+    """Summed cross-entropy of the head, with gradients for its input and for the weight and bias that are trained."""
 
     @staticmethod
     def forward(
@@ -86,9 +83,9 @@ class _HeadLoss(torch.autograd.Function):
         scale: float,
         softcap: float | None,
     ) -> torch.Tensor:
-        learns, *own = ctx.needs_input_grad[:3]  # without gradients, in a validation, the input needs none
-        d_weight = torch.zeros_like(weight) if learns and own[0] else None
-        d_bias = torch.zeros_like(bias) if learns and own[1] and bias is not None else None
+        wanted, *own = ctx.needs_input_grad[:3]  # none in a validation
+        d_weight = torch.zeros_like(weight) if wanted and own[0] else None
+        d_bias = torch.zeros_like(bias) if wanted and own[1] and bias is not None else None
         weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         gradient = torch.empty_like(hidden)
         loss = hidden.new_zeros((), dtype=torch.float32)
@@ -102,7 +99,7 @@ class _HeadLoss(torch.autograd.Function):
                 logits = capped * softcap
             normal = logits.logsumexp(1, keepdim=True)
             loss += normal.sum() - logits.gather(1, target[:, None]).sum()
-            if not learns:
+            if not wanted:
                 continue
             probability = logits.sub_(normal).exp_()
             probability.scatter_add_(1, target[:, None], probability.new_full((len(target), 1), -1.0))
@@ -123,7 +120,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
         (gradient,) = ctx.saved_tensors
-        # multiplied in float32: one over a step's tokens, rounded to bfloat16, would scale every gradient by it
+        # in float32: a factor of 1 / tokens rounded to bfloat16 would bias every gradient
         factor = grad_output.float()
         own = [None if g is None else g.mul_(factor) for g in ctx.own]
         return (gradient * factor).to(gradient.dtype), *own, None, None, None

@@ -144,7 +144,7 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
 torch.library.register_autograd("qlora_flow::lora_linear", _backward, setup_context=_remember)
 
 
-class Group:
+class LoraGroup:
     """Adapted layers that read the same input and are computed together when the first of them is called.
 
     Their frozen weights are moved into one tensor, of which each layer's own weight becomes a view.
@@ -260,7 +260,7 @@ class Group:
 class _Fused:
     """Forward of an adapted layer, mixed in before PEFT's class."""
 
-    group: Group
+    group: LoraGroup
     member: int
 
     def set_up(self: Any, compute_dtype: torch.dtype) -> None:
@@ -302,13 +302,13 @@ def fuse(model: PeftModel, compute_dtype: torch.dtype) -> None:
         children = {name: child for name, child in parent.named_children() if isinstance(child, _Fused)}
         together = [[children.pop(n) for n in names] for names in _SIBLINGS if children.keys() >= set(names)]
         for members in [*together, *([child] for child in children.values())]:
-            group = Group(members)
+            group = LoraGroup(members)
             for number, member in enumerate(members):
                 member.group, member.member = group, number
     refresh(model)
 
 
-def groups(model: torch.nn.Module) -> list[Group]:
+def groups(model: torch.nn.Module) -> list[LoraGroup]:
     """Those of a model or a part of it, in its layers' order."""
     fused: list[Any] = [m for m in model.modules() if isinstance(m, FusedLinear4bit | FusedLinear)]
     return list(dict.fromkeys(m.group for m in fused))

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from tasks.model.activation_checkpointing import decoder_layers
-from tasks.model.lora import Group, groups
+from tasks.model.lora import LoraGroup, groups
 
 _LAYERS_IN_FLIGHT = 3  # gathered at once: the one that computes, the next one, and the buffer it arrives in
 
@@ -38,7 +38,7 @@ class _Frozen(nn.Module):
         self.absmax = None if absmax is None else nn.Parameter(absmax, requires_grad=False)
 
 
-class _ShardedGroup(Group):
+class _ShardedLoraGroup(LoraGroup):
     """A group whose frozen weights are whole only while its decoder layer computes."""
 
     frozen: _Frozen
@@ -49,7 +49,7 @@ class _ShardedGroup(Group):
         return weight.view(torch.uint8).unsqueeze(-1) if self.kind else weight
 
     @property
-    def absmax(self) -> Tensor | None:  # type: ignore[override]  # set in a Group, read here
+    def absmax(self) -> Tensor | None:  # type: ignore[override]  # set in a LoraGroup, read here
         return self.frozen.absmax
 
 
@@ -94,7 +94,7 @@ def _hand_over(group: Any, device: torch.device) -> None:
     """Make a group's frozen weights parameters below its first frozen layer, and leave nothing of them elsewhere."""
     frozen = _Frozen(group.weight, group.absmax)
     del group.weight, group.absmax
-    group.__class__, group.frozen = _ShardedGroup, frozen
+    group.__class__, group.frozen = _ShardedLoraGroup, frozen
     group.a_compute, group.b_compute = group.a_compute.to(device), group.b_compute.to(device)
     group.members[0].get_base_layer().frozen = frozen  # on the adapted layer itself, PEFT would save it
     for member in group.members:

@@ -1,7 +1,7 @@
-"""GPU work runs in a child process of its own: its memory is really freed, and it can be ended at any moment.
+"""Child processes. GPU work runs in one: when it ends its memory is free, and it can be ended at any moment.
 
-Parent: `run_child("tasks.training.worker", job, log)`. Child: `if __name__ == "__main__": main(train)`.
-A child's printed lines become log lines of the task; a user's mistake travels back as one sentence.
+Parent: `run_child("tasks.training.worker", job, log)`. Child: `if __name__ == "__main__": main(train, TrainingJob)`.
+The child's printed lines become log lines of the task; a UserError comes back as its sentence.
 """
 
 import contextlib
@@ -18,28 +18,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic_core import to_json
+
 from tasks.errors import UserError
 from tasks.process.failures import ChildFailed, full_disk, is_transient
 from tasks.text import visible
 
 GRACE_SECONDS = 12.0
 USER_ERROR_EXIT = 3
-STOPPED_EXIT = 143  # a child that was asked to end, and saved what it had
-TRANSIENT_EXIT = 75  # EX_TEMPFAIL: a disk or file system that may answer next time
+STOPPED_EXIT = 143  # a child that was asked to end, and saved its work
+TRANSIENT_EXIT = 75  # EX_TEMPFAIL
 IMPORT_NOTHING_HERE = {"PYTHONSAFEPATH": "1"}
-"""Environment in which `python -m` does not look for modules in the working directory: a tasks.py there is the user's
-own. The processes that a child starts inherit it."""
+"""With this environment `python -m` does not import from the working directory, where a tasks.py may be the user's own.
+The processes that a child starts inherit it."""
 _PR_SET_PDEATHSIG = 1
 
 
-def run_child(module: str, job: dict[str, Any], log: Callable[[str], None], hang_minutes: float | None = None) -> None:
+def run_child(
+    module: str, job: BaseModel | dict[str, Any], log: Callable[[str], None], hang_minutes: float | None = None
+) -> None:
     """Run `python -m MODULE` on a job and wait; whatever interrupts the wait also ends the child and its children.
 
     Args:
         module: importable module that calls `main`.
-        job: JSON-serializable arguments.
+        job: goes to the child as JSON.
         log: receives every line the child prints.
-        hang_minutes: a child that says nothing for this long is ended.
+        hang_minutes: a child that prints nothing for this long is ended.
     Raises:
         UserError: the child found a mistake in configuration or data.
         ChildFailed: the child ended otherwise than by finishing.
@@ -50,15 +55,15 @@ def run_child(module: str, job: dict[str, Any], log: Callable[[str], None], hang
 
 @contextlib.contextmanager
 def started(
-    module: str, job: dict[str, Any], log: Callable[[str], None], pass_fds: tuple[int, ...] = ()
+    module: str, job: BaseModel | dict[str, Any], log: Callable[[str], None], pass_fds: tuple[int, ...] = ()
 ) -> Iterator["Child"]:
-    """`run_child` for those who do something meanwhile: whatever interrupts the body ends the child.
+    """Like `run_child`, with a body that runs meanwhile; whatever interrupts the body ends the child.
 
     Args:
         pass_fds: open files that the child gets as well, under the same numbers.
     """
     with _memory_file() as job_file, _memory_file() as sentence:
-        os.write(job_file, json.dumps(job).encode())
+        os.write(job_file, to_json(job))
         process = subprocess.Popen(
             [sys.executable, "-m", module, f"/proc/self/fd/{job_file}", str(os.getpid()), f"/proc/self/fd/{sentence}"],
             stdin=subprocess.DEVNULL,  # no library's question is answered by what is piped into the command
@@ -138,7 +143,7 @@ def _wait(process: subprocess.Popen[str], said: _Said, hang_minutes: float | Non
     while True:
         silence_left = said.latest + 60 * hang_minutes - time.monotonic()
         if silence_left <= 0:
-            raise ChildFailed(f"the child said nothing for {hang_minutes:g} minutes and was ended", transient=True)
+            raise ChildFailed(f"the child printed nothing for {hang_minutes:g} minutes and was ended", transient=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(silence_left)
 
@@ -164,15 +169,19 @@ def follow_parent(parent: int) -> None:
         sys.exit(STOPPED_EXIT)
 
 
-def main(work: Callable[[dict[str, Any]], None]) -> None:
-    """Entry of a child: read the job, follow the parent into death, turn mistakes into one sentence.
+def main(work: Callable[[Any], None], kind: type[BaseModel] | None = None) -> None:
+    """Entry of a child: read the job, end when the parent ends, report a UserError as its sentence.
 
     Command line: JOB (a JSON file), the parent's process id, and where to write the sentence (standard error).
+
+    Args:
+        kind: model of the job; without one `work` gets the JSON as it is.
     """
     job, parent, sentence = Path(sys.argv[1]), int(sys.argv[2]), Path(*sys.argv[3:] or ["/dev/stderr"])
     follow_parent(parent)
     try:
-        work(json.loads(job.read_text()))
+        given = job.read_bytes()
+        work(kind.model_validate_json(given) if kind else json.loads(given))
     except UserError as error:
         sentence.write_text(str(error))
         sys.exit(USER_ERROR_EXIT)

@@ -47,7 +47,6 @@ def training_facts(log: Mapping[str, list[Any]], info: Mapping[str, Any]) -> Ite
     """(what, value, note) of the whole run; what the run did not note has no value."""
     tokens, learnt = info.get("tokens", sum(log["tokens"])), info.get("learnt_tokens", sum(log["learnt_tokens"]))
     speed, memory = info.get("tokens_per_second"), info.get("peak_memory_bytes", max(log["memory_bytes"], default=0))
-    used, padding = info.get("model_flop_utilisation"), info.get("padding_share")
     resumed, halvings = info.get("resumed_from_step"), info.get("out_of_memory_halvings")
     notes = [f"continued from step {resumed:,}"] if resumed else []
     notes += ["stopped early: validation loss no longer fell"] if info.get("stopped_early") else []
@@ -62,10 +61,6 @@ def training_facts(log: Mapping[str, list[Any]], info: Mapping[str, Any]) -> Ite
     yield "tokens learnt", number(learnt), f"{100 * learnt / max(1, tokens):.1f} % of those read"
     yield "tokens per second", number(round(speed)) if speed else "", "without the first step"
     yield "peak memory", f"{memory / 2**30:.2f} GiB" if memory else "", ""
-    yield "padding", f"{100 * padding:.1f} %" if padding is not None else "", "of the tokens computed"
-    expanding = info.get("dequantization_share")
-    yield "expanding 4-bit weights", f"{100 * expanding:.1f} %" if expanding is not None else "", "of the time in steps"
-    yield "FLOP utilisation", f"{100 * used:.1f} %" if used else "", "of the matrix products' speed measured there"
     yield "tokens at once", number(info.get("micro_batch_tokens", 0)), f"speed: {info.get('speed')}"
     yield "batches halved", number(halvings) if halvings is not None else "", "after memory ran out"
     yield "device", str(info.get("device", "")), ""

@@ -89,9 +89,9 @@ def _beside(kind: str, text: str) -> str:
 
 
 def _learnt(row: Mapping[str, Any]) -> list[bool]:
-    from tasks.tokenization.schema import NOT_LEARNT
+    from tasks.tokenization.schema import IGNORE_INDEX
 
-    return [label != NOT_LEARNT for label in row["labels"]]
+    return [label != IGNORE_INDEX for label in row["labels"]]
 
 
 def _rows_at(folder: Path, numbers: Mapping[int, Any]) -> Iterator[tuple[int, dict[str, Any]]]:

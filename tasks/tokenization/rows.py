@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from tasks.config import TokenizationConfig
 from tasks.errors import UserError
 from tasks.process.pool import Result, serve
-from tasks.tokenization.schema import LEARNT, NOT_LEARNT, TOKEN_SCHEMA
+from tasks.tokenization.schema import IGNORE_INDEX, LEARNT, TOKEN_SCHEMA
 from tasks.tokenization.truncation import fit
 from tasks.tokenization.vocabulary import Vocabulary
 
@@ -84,10 +84,10 @@ def _encoded(
         raise UserError(f"model.base: the tokenizer has the token {highest}, and the model has no embedding for it.")
     labels = tokens.copy()
     for first, after in zip(starts, answers, strict=False):
-        labels[first:after] = NOT_LEARNT
+        labels[first:after] = IGNORE_INDEX
     labels[learnt] = tokens[learnt]
     offsets = np.array(starts, np.int32)
-    before = np.concatenate([[0], np.cumsum(labels != NOT_LEARNT)])[offsets]
+    before = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX)])[offsets]
     arrays = [
         *(pa.array([row[name] for row in kept], pa.string()) for name in ("id", "split", "group")),
         *(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)) for values in (tokens, labels)),

@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 TOKENS = "tokens.parquet"
-NOT_LEARNT = -100
+IGNORE_INDEX = -100
 """Label of a token that carries no loss."""
 TOKEN_SCHEMA = pa.schema(
     [
@@ -11,7 +11,7 @@ TOKEN_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("group", pa.string()),  # rows with one value belong together; null: it belongs to none
         ("input_ids", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())),  # the token itself where it is learnt, not shifted; else NOT_LEARNT
+        ("labels", pa.list_(pa.int32())),  # the token itself where it is learnt, not shifted; else IGNORE_INDEX
     ]
 )
 LEARNT = "learnt_tokens"

@@ -1,15 +1,11 @@
-"""Checkpoints that are whole or not there: written aside, sealed with a manifest, renamed into place."""
+"""Checkpoints that are complete or absent: written aside, listed in a manifest, renamed into place."""
 
 import re
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from transformers import TrainerCallback
-
-from tasks.model.device import Instant
 from tasks.store.artifact import check_folder, move_into_place, write_manifest
 from tasks.store.identity import Identity
 from tasks.store.manifest import MANIFEST, DamagedArtifact
@@ -20,14 +16,14 @@ KEPT = 2
 _NAME = re.compile("checkpoint-[1-9][0-9]{0,17}")
 
 
-class StepEnd(TrainerCallback):
-    """Checkpoints by the clock and by steps, for a `PackedTrainer`.
+class Schedule:
+    """Checkpoints by the clock, and every `steps` steps where that is not 0.
 
     Saving is a barrier, and clocks differ: `due` is what all processes have agreed on.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def __init__(self) -> None:
+        self.steps = 0
         self.due = False
         self.saved = now()
 
@@ -35,38 +31,35 @@ class StepEnd(TrainerCallback):
         """Whether the last checkpoint is too old by this process's clock."""
         return now() - self.saved >= 60 * MINUTES
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.began = Instant(args.device)
-        self.saved = now()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        every = self.trainer.checkpoint_steps
-        if (self.due or (every and state.global_step % every == 0)) and state.global_step < state.max_steps:
+    def save_after(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after `step`; the clock starts again if so."""
+        save = self.due or bool(self.steps and step % self.steps == 0)
+        if save:
             self.saved = now()
-            control.should_save = True
+        return save
 
 
 def seal(written: Path, final: Path) -> None:
-    """Publish the finished checkpoint folder `written` as `final` and drop all but the last `KEPT`."""
+    """Publish the finished checkpoint folder `written` as `final`, and remove all but the last `KEPT`."""
     write_manifest(_identity(final), written)
     move_into_place(written, final)
     for old in _newest_first(final.parent)[KEPT:]:
         _remove(old)
 
 
-def last_valid(folder: Path, say: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint that holds the files that were written, and no other; None when there is none.
+def last_valid(folder: Path, log: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint that holds exactly the files that were written; None when there is none.
 
-    Damaged ones are removed on the way: they must not count among the `KEPT`. So is what a killed attempt was writing.
+    Removes damaged ones, which must not count among the `KEPT`, and what a killed attempt was writing.
 
     Args:
-        say: told of each that is damaged.
+        log: told of each that is damaged.
     """
     for path in folder.glob(".writing-*"):
         _remove(path)
     for path in _newest_first(folder):
-        if trouble := _trouble(path):
-            say(f"{path.name} is damaged and removed: {trouble}")
+        if damage := _damage(path):
+            log(f"{path.name} is damaged and removed: {damage}")
             _remove(path)
         else:
             return path
@@ -82,8 +75,8 @@ def _identity(path: Path) -> Identity:
     return Identity(stage="checkpoint", config={"name": path.name})
 
 
-def _trouble(path: Path) -> str:
-    """What keeps a checkpoint from being used; nothing is loaded that its manifest does not list."""
+def _damage(path: Path) -> str:
+    """Why a checkpoint cannot be used, or an empty string. A file that the manifest does not list is damage too."""
     try:
         manifest = check_folder(path)
         there = {file.name for file in path.iterdir()} - {MANIFEST}
@@ -96,7 +89,7 @@ def _trouble(path: Path) -> str:
 
 
 def _remove(path: Path) -> None:
-    """A folder, or what else has its name; several processes may do so at the same time."""
+    """Remove a folder, or a file or link of that name; several processes may do so at the same time."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,4 +1,4 @@
-"""The rows to learn, out of the tokenization stage's Parquet file."""
+"""The training and validation rows, from the tokenization stage's Parquet file."""
 
 import hashlib
 from pathlib import Path
@@ -9,60 +9,55 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from tasks.errors import UserError
-from tasks.training.packing import IGNORED
+from tasks.tokenization.schema import IGNORE_INDEX
 
 HELD_BACK = "held back for validation"
+"""The reason in the ledger."""
 
 
-def read_rows(file: Path) -> Dataset:
-    """The training split's `input_ids` and `labels`, in the file's order.
+def read_rows(file: Path, validation_share: float = 0.0) -> tuple[Dataset, Dataset | None, list[str]]:
+    """`input_ids` and `labels` of the training split, in the file's order, without the rows for validation.
 
-    Raises:
-        UserError: there is no training row, or none of them holds a token to learn.
-    """
-    return _data_set(_training_rows(file))
-
-
-def read_divided(file: Path, share: float) -> tuple[Dataset, Dataset, list[str]]:
-    """The training split without the rows held back for validation, those rows, and their ids.
-
-    A row's side follows from a hash of its group, or else its id, so it never changes as the data grows.
+    A hash of a row's group, or else of its id, decides whether it is for validation, so that this never changes as the
+    data grows.
 
     Args:
-        share: of the training rows to hold back, a fraction of 1.
+        validation_share: of the training rows, a fraction of 1.
+    Returns:
+        training rows, validation rows (None where the share is 0), and the ids of the latter.
     Raises:
-        UserError: one of the two has no row, or none that holds a token to learn.
+        UserError: one of the two has no row, or none with a target token.
     """
-    table = _training_rows(file, "id", "group")
-    names = pc.coalesce(table["group"], table["id"]).to_pylist()
-    back = pa.array([_held_back(name, share) for name in names], pa.bool_())
-    held = table.filter(back)
-    if not len(held) or len(held) == len(table):
+    names = ["id", "group"] if validation_share else []
+    table = pq.read_table(file, columns=[*names, "input_ids", "labels"], filters=[("split", "==", "train")])
+    if not len(table):
+        raise UserError("there is no training row: every row was held out, dropped or unusable")
+    if not validation_share:
+        return _data_set(table), None, []
+    groups = pc.coalesce(table["group"], table["id"]).to_pylist()
+    chosen = pa.array([_is_for_validation(group, validation_share) for group in groups], pa.bool_())
+    validation = table.filter(chosen)
+    if not len(validation) or len(validation) == len(table):
         raise UserError(
-            f"training.validation_share {share:g} holds back {len(held):,} of {len(table):,} training rows: give a "
-            f"{'larger' if not len(held) else 'smaller'} share or more rows (those of one group go together)"
+            f"training.validation_share {validation_share:g} holds back {len(validation):,} of {len(table):,} training "
+            f"rows: give a {'smaller' if len(validation) else 'larger'} share or more rows (those of one group go "
+            "together)"
         )
-    return _data_set(table.filter(pc.invert(back))), _data_set(held, "validation"), held["id"].to_pylist()
+    training = _data_set(table.filter(pc.invert(chosen)))
+    return training, _data_set(validation, "validation"), validation["id"].to_pylist()
 
 
-def _held_back(name: str, share: float) -> bool:
-    """By a hash of its own: the one that chose the training rows would hold back none of them, or all."""
+def _is_for_validation(name: str, share: float) -> bool:
+    """By a hash of its own: with the one that chose the training rows, all or none of them would be for validation."""
     digest = hashlib.sha256(f"validation {name}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8]) / 2**64 < share
 
 
-def _training_rows(file: Path, *names: str) -> pa.Table:
-    table = pq.read_table(file, columns=[*names, "input_ids", "labels"], filters=[("split", "==", "train")])
-    if not len(table):
-        raise UserError("there is no training row: every row was held out, dropped or unusable")
-    return table
-
-
 def _data_set(table: pa.Table, kind: str = "training") -> Dataset:
     labels = pc.list_flatten(table["labels"])
-    if not pc.any(pc.not_equal(labels, IGNORED)).as_py():
+    if not pc.any(pc.not_equal(labels, IGNORE_INDEX)).as_py():
         raise UserError(
-            f"no {kind} row has a token to learn: all labels are masked. Check formatting.completion, and "
+            f"no {kind} row has a target token: all labels are masked. Check formatting.completion, and "
             "tokenization.max_length, which may have cut the answers off"
         )
     return Dataset(table.select(["input_ids", "labels"]))

@@ -8,7 +8,7 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, file_digest
 from tasks.store.model import BaseModelRef
 
-VERSION = 1
+VERSION = 2
 """Raised when the same inputs can give another adapter (docs/caching.md)."""
 _MADE_BY: dict[str, Any] = {
     "version": VERSION,

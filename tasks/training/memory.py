@@ -1,14 +1,15 @@
-"""How fast a model can be trained in the memory there is: what to keep for the backward pass, how many tokens at once.
+"""How much GPU memory training needs: what each speed keeps, and how many tokens fit at once.
 
-What each speed (recompute.py) needs is computed from the layers' shapes; what the chosen one really needs is measured
-with two micro-batches of real rows.
+The need of each speed (activation_checkpointing.py) is computed from the layers' shapes. The number of tokens at once
+is then measured with two micro-batches of real rows.
 """
 
 import math
 import os
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import nn
@@ -19,44 +20,44 @@ from tasks.model.activation_checkpointing import decoder_layers
 from tasks.model.lora import groups
 from tasks.training.packing import collate, flatten, pack
 
-_USED_SHARE = 0.85  # of the memory; the rest is for fragments
-_WORKING_BYTES = 3 << 29  # a chunk of logits, one dequantized weight, gradients on their way
-_FEWEST_TOKENS = 2048  # with fewer at once a GPU waits for its launches, and computing layers again is faster
+_USED_SHARE = 0.85  # of the memory; the rest is lost to fragmentation
+_WORKING_BYTES = 3 << 29  # a chunk of logits, one dequantized weight, temporary gradients
+_FEWEST_TOKENS = 2048  # with fewer at once a GPU waits for kernel launches, and lean is faster
 _PROBES = (1024, 3072)  # tokens of the micro-batches that are measured
 _CPU_TOKENS = 2048  # more at once is no faster there
-_EXPANSION = 0.5  # its time, in that which any micro-batch takes whatever its size (27 of 55 ms at 8B on an H100)
-_DENSE_SHARE = 0.25  # of the free memory that expanded weights may take on a CPU
+_EXPANSION = 0.5  # share of dequantization in a micro-batch's fixed time (27 of 55 ms at 8B on an H100)
+_DENSE_SHARE = 0.25  # of a host's free memory that dequantized weights may take
 
 
-def choose_speed(layers: list[nn.Module], step_tokens: int, longest: int, room: int) -> str:
-    """The fastest way that fits.
+def choose_speed(layers: list[nn.Module], step_tokens: int, longest: int, available: int) -> str:
+    """The fastest speed that fits.
 
     Args:
-        step_tokens: tokens of an optimizer step; more at once is never needed.
+        step_tokens: tokens of an optimizer step; more at once are never needed.
         longest: tokens of the longest row, which is never divided.
-        room: bytes beside the weights and the optimizer's.
+        available: bytes for activations, as `available_bytes` gives them.
     """
-    room -= _WORKING_BYTES
-    if step_tokens * kept_bytes(layers, "fast") <= room:
+    available -= _WORKING_BYTES
+    if step_tokens * kept_bytes(layers, "fast") <= available:
         return "fast"
-    if max(longest, _FEWEST_TOKENS) * kept_bytes(layers, "balanced") <= room:
+    if max(longest, _FEWEST_TOKENS) * kept_bytes(layers, "balanced") <= available:
         return "balanced"
     return "lean"
 
 
 def kept_bytes(layers: list[nn.Module], speed: str) -> int:
-    """Bytes kept of every token in 16 bits: inputs and outputs of the layers' products, or a part of them."""
+    """Bytes per token that `speed` keeps for the backward pass, in 16 bits."""
     values = 0
     for layer in layers:
         products = [m for name, m in layer.named_modules() if isinstance(m, nn.Linear) and "lora_" not in name]
-        inputs = {m.in_features for m in products}  # siblings share theirs
+        inputs = {m.in_features for m in products}  # layers that read the same input keep it once
         width, outputs = min(inputs), sum(m.out_features for m in products)
         values += {"fast": 2 * width + sum(inputs) + outputs, "balanced": width + outputs, "lean": width}[speed]
     return 2 * values
 
 
-def room(device: torch.device, model: nn.Module) -> int:
-    """Bytes of a GPU for activations and what goes with them: without weights, gradients and Adam's moments."""
+def available_bytes(device: torch.device, model: nn.Module) -> int:
+    """Bytes of a GPU for activations: what weights, gradients and Adam's moments leave."""
     free, total = torch.cuda.mem_get_info(device)
     allowed = torch.cuda.memory.get_per_process_memory_fraction(device) * total
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -64,38 +65,38 @@ def room(device: torch.device, model: nn.Module) -> int:
     return int(_USED_SHARE * min(free + torch.cuda.memory_reserved(device), allowed)) - used - 12 * trained
 
 
-def computed_tokens(layers: list[nn.Module], speed: str, longest: int, room: int) -> int:
-    """Tokens of a micro-batch that should fit, from shapes alone; arguments as in `choose_speed`."""
-    one_layer = kept_bytes(layers[:1], "fast")  # whole while it computes, and as much again in gradients
-    return max(longest, (room - _WORKING_BYTES) // (kept_bytes(layers, speed) + 2 * one_layer))
+def computed_tokens(layers: list[nn.Module], speed: str, longest: int, available: int) -> int:
+    """Tokens of a micro-batch that should fit, estimated from shapes; arguments as in `choose_speed`."""
+    one_layer = kept_bytes(layers[:1], "fast")  # kept in full while it computes, and as much again in gradients
+    return max(longest, (available - _WORKING_BYTES) // (kept_bytes(layers, speed) + 2 * one_layer))
 
 
 def expanded_bytes(model: nn.Module) -> int:
-    """What the values of the fused layers' 4-bit weights take in the compute dtype."""
+    """Bytes of the fused layers' 4-bit weights when they are dequantized to the compute dtype."""
     return sum(sum(g.widths) * g.a_compute.shape[1] * g.a_compute.itemsize for g in groups(model) if g.kind)
 
 
 def host_holds(expanded: int) -> bool:
-    """Whether so many bytes of expanded weights fit comfortably into the host's memory, beside everything else."""
+    """Whether the host has memory for so many bytes of dequantized weights beside everything else."""
     return expanded < _DENSE_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def worth_expanding(
-    expanded: int, layers: list[nn.Module], speed: str, step_tokens: int, at_once: int, longest: int, room: int
+    expanded: int, layers: list[nn.Module], speed: str, step_tokens: int, at_once: int, longest: int, available: int
 ) -> bool:
-    """Whether a GPU is faster with its weights expanded once, though fewer tokens fit beside them.
+    """Whether a GPU is faster with its weights dequantized once, though fewer tokens fit beside them.
 
     Args:
         expanded: bytes that they take.
-        at_once: tokens of a micro-batch where that is settled, else 0.
+        at_once: tokens of a micro-batch where they are configured, else 0.
     """
 
-    def micro_batches(room: int) -> float:
-        fitting = computed_tokens(layers, "balanced" if speed == "auto" else speed, 0, room)
+    def micro_batches(available: int) -> float:
+        fitting = computed_tokens(layers, "balanced" if speed == "auto" else speed, 0, available)
         tokens = min(at_once or fitting, step_tokens)
         return math.ceil(step_tokens / tokens) if fitting >= max(longest, tokens) else math.inf
 
-    return speed != "lean" and micro_batches(room - expanded) < (1 + _EXPANSION) * micro_batches(room)
+    return speed != "lean" and micro_batches(available - expanded) < (1 + _EXPANSION) * micro_batches(available)
 
 
 def base_fits(folder: Path, config: TrainingConfig, longest: int, total: int) -> bool:
@@ -120,13 +121,13 @@ def base_fits(folder: Path, config: TrainingConfig, longest: int, total: int) ->
 
 
 def fitting_tokens(model: nn.Module, rows: Dataset, longest: int, device: torch.device) -> int:
-    """Tokens of a micro-batch that fill the device; its weights and random state are as before."""
+    """Tokens of a micro-batch that fill the device, measured; weights and random state stay as they are."""
     if device.type == "cpu":
         return _CPU_TOKENS
     some = [collate([row])["rows"].rows[0] for row in rows.select(range(min(64, len(rows))))]
-    available, before = room(device, model), torch.cuda.memory_allocated(device)
+    available, before = available_bytes(device, model), torch.cuda.memory_allocated(device)
     peaks: dict[int, int] = {}
-    model.train()  # as in the steps, or its layers are compiled a second time
+    model.train()  # as in a step, or its layers are compiled a second time
     with torch.random.fork_rng([device]):
         for tokens in _PROBES:
             group = pack(some, tokens)[0]
@@ -150,14 +151,12 @@ def tokens_in(peaks: dict[int, int], available: int) -> int:
     10000
     """
     (few, low), (many, high) = min(peaks.items()), max(peaks.items())
-    if few == many:  # of one long row: as if nothing were needed but per token
+    if few == many:  # one long row: as if all memory were needed per token
         return max(few, few * available // low)
     slope = max(1.0, (high - low) / max(1, many - few))
     return max(few, int(few + (available - low) / slope))
 
 
-def lengths(rows: Dataset) -> Any:
-    """Tokens of every row, as a numpy array."""
-    import pyarrow.compute as pc
-
+def lengths(rows: Dataset) -> np.ndarray:
+    """Tokens of every row."""
     return pc.list_value_length(rows.data["input_ids"]).to_numpy()

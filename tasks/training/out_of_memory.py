@@ -1,4 +1,7 @@
-"""Out of memory: the same rows with fewer tokens at once, right away or, with sharded weights, in the next attempt."""
+"""Out of memory: the same rows are computed with fewer tokens at once.
+
+Without sharding that happens right away. With sharding it happens in the next attempt, for which a file is left.
+"""
 
 import re
 from collections.abc import Callable
@@ -10,11 +13,11 @@ from tasks.training.packing import Row, pack
 _FILE = "tokens_at_once"  # among the checkpoints
 
 
-class ShortOfMemory(RuntimeError):
-    """A process of a sharded run is out of memory; another attempt goes on with fewer tokens at once."""
+class ShardedOutOfMemory(RuntimeError):
+    """A process of a sharded run is out of memory; the next attempt has fewer tokens at once."""
 
 
-def halved(shares: list[list[Row]], budget: int) -> int:
+def halved_budget(shares: list[list[Row]], budget: int) -> int:
     """Half the tokens of the largest micro-batch that `budget` makes of the processes' rows.
 
     Raises:
@@ -31,29 +34,30 @@ def halved(shares: list[list[Row]], budget: int) -> int:
     return min(budget, largest) // 2
 
 
-def leave(folder: Path, tokens: int, where: str) -> None:
-    """End this attempt, and have the next one begin with `tokens` at once.
+def end_attempt(folder: Path, budget: int, where: str) -> None:
+    """Save the budget for the next attempt, and end this one.
 
-    Not tried again in place: the other processes wait for this one in a collective, where nothing can be agreed on.
+    This attempt cannot repeat the step: the other processes wait for this one in a collective, where nothing can be
+    agreed on.
 
     Raises:
-        ShortOfMemory: in any case.
+        ShardedOutOfMemory: always.
     """
-    (folder / _FILE).write_text(str(tokens))
-    raise ShortOfMemory(
-        f"{where}: out of memory; the next attempt goes on from the last checkpoint with at most {tokens:,} tokens "
+    (folder / _FILE).write_text(str(budget))
+    raise ShardedOutOfMemory(
+        f"{where}: out of memory; the next attempt goes on from the last checkpoint with at most {budget:,} tokens "
         "at once"
     )
 
 
-def left(folder: Path, say: Callable[[str], None]) -> int:
-    """Tokens at once that an earlier attempt recommends; 0: none does. What is damaged is ignored, and `say` told."""
+def saved_budget(folder: Path, log: Callable[[str], None]) -> int:
+    """The budget that an earlier attempt saved, or 0. A damaged file is logged and removed."""
     file = folder / _FILE
     if not file.exists():
         return 0
     text = file.read_bytes()
     if re.fullmatch(rb"[1-9][0-9]{0,6}", text):
         return int(text)
-    say(f"{file} is ignored: it takes a whole number of tokens, from 1 to 9,999,999")
+    log(f"{file} is ignored: it takes a whole number of tokens, from 1 to 9,999,999")
     file.unlink()
     return 0

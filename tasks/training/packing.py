@@ -1,7 +1,7 @@
-"""Rows of one optimizer step become flat micro-batches without padding.
+"""Rows of one optimizer step become flat micro-batches without padding. A row is never cut.
 
-A row is never cut. `labels` arrive unshifted (-100: not learnt); a micro-batch holds, for the positions whose next
-token is learnt, where they are and what that token is, so that the head runs on those alone.
+Labels arrive unshifted, with IGNORE_INDEX where a token carries no loss. A micro-batch lists the positions whose next
+token is a target, and those targets, so that the head runs on these positions only.
 """
 
 import heapq
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from tasks.tokenization.fill import best_fit
-
-IGNORED = -100
+from tasks.tokenization.schema import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,14 @@ class Row:
     labels: torch.Tensor
 
     @property
-    def learnt(self) -> int:
-        """Tokens that carry loss; the first token has nothing before it to be predicted from."""
-        return int((self.labels[1:] != IGNORED).sum())
+    def targets(self) -> int:
+        """Number of tokens that carry loss; nothing predicts the first token."""
+        return int((self.labels[1:] != IGNORE_INDEX).sum())
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """What the collator hands to the trainer; not a tensor, so that no library moves or pads it."""
+    """What the collator gives the trainer; not a tensor, so that no library moves or pads it."""
 
     rows: list[Row]
 
@@ -40,32 +39,33 @@ class StepRows:
         return sum(len(row.input_ids) for row in self.rows)
 
     @property
-    def learnt(self) -> int:
-        return sum(row.learnt for row in self.rows)
+    def targets(self) -> int:
+        return sum(row.targets for row in self.rows)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows end to end: `input_ids`, `position_ids` `[1, tokens]`; `boundaries` int32 `[rows + 1]`;
-    `keep` and `targets` int64 `[learnt]`; `longest`: tokens of the longest row."""
+    `target_positions` and `targets` int64 `[targets]`; `longest`: tokens of the longest row."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     boundaries: torch.Tensor
-    keep: torch.Tensor
+    target_positions: torch.Tensor
     targets: torch.Tensor
     longest: int
 
 
 def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, StepRows]:
-    """Dataset rows with `input_ids` and `labels` to one step's rows."""
+    """One step's rows from data set rows with `input_ids` and `labels`."""
     return {"rows": StepRows([Row(*(torch.tensor(e[key]) for key in ("input_ids", "labels"))) for e in examples])}
 
 
 def pack(rows: Iterable[Row], budget: int) -> list[list[Row]]:
-    """Groups of whole rows with at most `budget` tokens, as few and as even as they come; a longer row is alone.
+    """Groups of whole rows with at most `budget` tokens each, as few and as even as possible.
 
-    Even, because a small remainder of a micro-batch leaves a GPU waiting for its launches.
+    A row that is longer than the budget gets a group of its own. Even, because a GPU that computes a small last
+    micro-batch waits for its kernel launches.
     """
     ordered = sorted(rows, key=lambda row: -len(row.input_ids))
     groups = [[ordered[i] for i in group] for group in best_fit([len(row.input_ids) for row in ordered], budget)]
@@ -74,7 +74,7 @@ def pack(rows: Iterable[Row], budget: int) -> list[list[Row]]:
 
 
 def divide(rows: Iterable[Row], parts: int) -> list[list[Row]]:
-    """The rows in `parts` lists of about as many tokens each; some stay empty when there are fewer rows than that."""
+    """The rows in `parts` lists with about equal numbers of tokens; with fewer rows than parts some are empty."""
     lists: list[list[Row]] = [[] for _ in range(parts)]
     sizes = [(0, number) for number in range(parts)]
     for row in sorted(rows, key=lambda row: -len(row.input_ids)):
@@ -84,13 +84,13 @@ def divide(rows: Iterable[Row], parts: int) -> list[list[Row]]:
     return lists
 
 
-def turns(shares: list[list[Row]], rank: int, budget: int, in_step: bool) -> list[tuple[list[Row], float]]:
+def micro_batches(shares: list[list[Row]], rank: int, budget: int, in_step: bool) -> list[tuple[list[Row], float]]:
     """Micro-batches of process number `rank`, each with the factor of its loss.
 
     Args:
         shares: the rows of every process.
-        budget: most tokens of a micro-batch.
-        in_step: all processes must have as many. One that has fewer computes some row again, for nothing (factor 0).
+        budget: largest number of tokens in a micro-batch.
+        in_step: all processes need the same number of micro-batches. One that has fewer repeats a row with factor 0.
     """
     own = [(group, 1.0) for group in pack(shares[rank], budget)]
     if in_step:
@@ -103,14 +103,14 @@ def turns(shares: list[list[Row]], rank: int, budget: int, in_step: bool) -> lis
 def flatten(rows: Sequence[Row], device: torch.device) -> MicroBatch:
     """One micro-batch on `device`."""
     lengths = torch.tensor([len(row.input_ids) for row in rows])
-    following = torch.cat([torch.cat([row.labels[1:], row.labels.new_full((1,), IGNORED)]) for row in rows])
-    keep = (following != IGNORED).nonzero().squeeze(1)
+    following = torch.cat([torch.cat([row.labels[1:], row.labels.new_full((1,), IGNORE_INDEX)]) for row in rows])
+    positions = (following != IGNORE_INDEX).nonzero().squeeze(1)
     tensors = (
         torch.cat([row.input_ids for row in rows])[None],
         torch.cat([torch.arange(length) for length in lengths.tolist()])[None],
         torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32),
-        keep,
-        following[keep],
+        positions,
+        following[positions],
     )
     if device.type == "cuda":  # pinned, so that the copies do not wait for the kernels queued before them
         tensors = tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)  # type: ignore[assignment]

@@ -1,6 +1,6 @@
 """Stage 4: LoRA on a quantized base, in a child process of its own."""
 
-import json
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from tasks.errors import UserError
 from tasks.process.child import run_child
 from tasks.store.artifact import ArtifactRef, produce, work_folder
 from tasks.store.caching import cached
-from tasks.store.manifest import latest
+from tasks.store.manifest import DamagedArtifact, latest
 from tasks.store.model import BaseModelRef
 from tasks.store.root import store_root
+from tasks.tokenization.schema import TOKENS
 from tasks.training import worker
 from tasks.training.distributed import launch
 from tasks.training.distributed.nodes import gpus, nodes
+from tasks.training.facts import TrainingFacts
 from tasks.training.identity import identity
+from tasks.training.schema import TrainingJob
 
 _SLOWER = 0.85
 _FEWEST_STEPS = 10  # fewer say nothing about speed
@@ -27,53 +30,53 @@ _FEWEST_STEPS = 10  # fewer say nothing about speed
 @task(name="train", **cached(identity))
 def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, execution: ExecutionConfig) -> ArtifactRef:
     """tokens.parquet → adapter/ (safetensors) and training_log.parquet."""
-    from tasks.tokenization.schema import TOKENS
-
     log = get_run_logger().info
     decided_by = identity(tokens, model, config)
 
     def write(folder: Path) -> dict[str, Any]:
         checkpoints = work_folder(decided_by)
         checkpoints.mkdir(parents=True, exist_ok=True)
-        job = {
-            "tokens": str(tokens.path / TOKENS),
-            "model": model.folder,
-            "source": model.source,
-            "config": config.model_dump(),
-            "output": str(folder),
-            "checkpoints": str(checkpoints),
-            "checkpoint_steps": execution.checkpoint_steps,
-        }
         processes = config.processes or gpus() or 1
         if 0 < gpus() < processes:
             raise UserError(f"training.processes {processes} is more than this machine has GPUs: {gpus()}")
-        several = processes > 1 or nodes().count > 1
-        job |= {"processes": processes} if several else {}
-        run_child((launch if several else worker).__name__, job, log, execution.hang_minutes)
-        totals = json.loads((folder / "training.json").read_text()) | {"model": model.folder}
-        last = latest((store_root() / "artifacts").glob("train-*"))
-        if sentence := slower(totals, last.info if last else {}):
+        job = TrainingJob(
+            tokens=str(tokens.path / TOKENS),
+            model=model.folder,
+            source=model.source,
+            config=config,
+            output=str(folder),
+            checkpoints=str(checkpoints),
+            checkpoint_steps=execution.checkpoint_steps,
+            processes=processes,
+        )
+        program = launch if processes > 1 or nodes().count > 1 else worker
+        run_child(program.__name__, job, log, execution.hang_minutes)
+        facts = TrainingFacts.model_validate_json((folder / "training.json").read_bytes())
+        facts = facts.model_copy(update={"model": model.folder})
+        if sentence := slower(facts, _last_run()):
             log(sentence)
-        return totals
+        return facts.model_dump(exclude_none=True)
 
     return produce(decided_by, write, log, (tokens, model))
 
 
-def slower(totals: dict[str, Any], before: dict[str, Any]) -> str:
-    """A sentence when a run was much slower than the last one, and that one is comparable; else nothing.
+def _last_run() -> TrainingFacts | None:
+    manifest = latest((store_root() / "artifacts").glob("train-*"))
+    with contextlib.suppress(DamagedArtifact):  # of another version
+        return manifest.facts(TrainingFacts) if manifest else None
+    return None
 
-    Args:
-        totals: of this run, as in training.json.
-        before: the same of the training run before it; empty without one.
-    """
-    if any(before.get(name) != totals[name] for name in ("device", "model", "speed")):
+
+def slower(run: TrainingFacts, before: TrainingFacts | None) -> str:
+    """A sentence when a run was much slower than the last one and the two can be compared; else an empty string."""
+    if before is None or (run.device, run.model, run.speed) != (before.device, before.model, before.speed):
         return ""
-    if min(before["steps"], totals["steps"]) < _FEWEST_STEPS:
+    if min(before.steps, run.steps) < _FEWEST_STEPS:
         return ""
-    share = totals["tokens_per_second"] / before["tokens_per_second"]
+    share = run.tokens_per_second / before.tokens_per_second
     if share >= _SLOWER:
         return ""
     return (
-        f"slower than the last run on this {totals['device']}: {totals['tokens_per_second']:,.0f} tokens/s instead of "
-        f"{before['tokens_per_second']:,.0f} ({share - 1:.0%})"
+        f"slower than the last run on this {run.device}: {run.tokens_per_second:,.0f} tokens/s instead of "
+        f"{before.tokens_per_second:,.0f} ({share - 1:.0%})"
     )

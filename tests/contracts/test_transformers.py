@@ -1,4 +1,4 @@
-"""transformers: how decoder layers are found, how attention is replaced, and the last layer that is copied."""
+"""transformers: how decoder layers are found and how attention is replaced."""
 
 import inspect
 from collections.abc import Callable
@@ -23,17 +23,16 @@ from transformers import (
 
 from tasks.model import attention
 from tasks.model.activation_checkpointing import decoder_layers
-from tasks.model.last_layer import on_learnt_positions
-from tests.contracts.conftest import TINY, random_weights
+from tests.contracts.conftest import TINY
 
-LIKE_LLAMA = [
+CONFIGS = [
     LlamaConfig(**TINY),
     MistralConfig(**TINY, sliding_window=4),
     Qwen2Config(**TINY),
     Qwen3Config(**TINY, head_dim=16),
 ]
 IDS = torch.arange(3, 13)[None]
-kinds = pytest.mark.parametrize("config", LIKE_LLAMA, ids=lambda config: config.model_type)
+kinds = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
 
 
 @kinds
@@ -42,23 +41,6 @@ def test_no_split_modules_names_the_decoder_layers(config: PretrainedConfig) -> 
         model: Any = AutoModelForCausalLM.from_config(config)
     assert set(model._no_split_modules)
     assert decoder_layers(model) == list(model.base_model.layers) and len(model.base_model.layers) == 2
-
-
-@kinds
-@torch.no_grad()
-def test_copied_decoder_layer_computes_what_the_original_does(config: PretrainedConfig) -> None:
-    model = random_weights(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).eval()
-    keep = torch.tensor([1, 4, 9])
-    whole = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
-    assert on_learnt_positions(model), "the layer's source is unlike Llama's: completion-only loss becomes slower"
-    got = model.base_model(input_ids=IDS, use_cache=False, keep=keep).last_hidden_state
-    torch.testing.assert_close(got, whole[:, keep], rtol=1e-5, atol=1e-5)
-
-
-def test_layers_unlike_the_copied_one_are_left_alone() -> None:
-    model = AutoModelForCausalLM.from_config(Gemma3TextConfig(**TINY, head_dim=16))
-    layer = type(decoder_layers(model)[-1])
-    assert not on_learnt_positions(model) and type(decoder_layers(model)[-1]) is layer
 
 
 def test_model_mapping_gives_the_class_of_a_configuration() -> None:
@@ -101,7 +83,7 @@ def calls(llama: Callable[[], LlamaForCausalLM]) -> tuple[Any, list[dict[str, An
 def test_attention_interface_hands_down_every_keyword_argument(calls: tuple[Any, list[dict[str, Any]]]) -> None:
     model, seen = calls
     boundaries = torch.tensor([0, 4, 10], dtype=torch.int32)
-    given = {"cu_seq_lens_q": boundaries, "max_length_q": 6, "cached": object(), "keep": IDS[0]}
+    given = {"cu_seq_lens_q": boundaries, "max_length_q": 6, "cached": object()}
     model.base_model(input_ids=IDS, position_ids=IDS, use_cache=False, **given)
     assert len(seen) == 2
     assert all(call[name] is value for call in seen for name, value in given.items())
@@ -196,7 +178,7 @@ def test_enable_input_require_grads_reaches_the_first_layer(llama: Callable[[], 
 
 
 def test_decoder_layer_takes_its_input_by_position() -> None:
-    """Checkpointing and the copied layer call it as the backbone does."""
+    """Activation checkpointing hands it on as the backbone gives it."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     assert next(iter(inspect.signature(LlamaDecoderLayer.forward).parameters.items()))[0] == "self"

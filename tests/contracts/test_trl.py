@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from tasks.config import TrainingConfig
-from tasks.training.arguments import arguments, no_tokenizer
+from tasks.training.trl_adapter import placeholder_tokenizer, sft_config
 
 ROWS = [
     {"input_ids": [number + 1] * (number % 3 + 4), "labels": [-100, *[number + 1] * (number % 3 + 3)]}
@@ -95,10 +95,10 @@ def run(llama: Callable[[], LlamaForCausalLM], tmp_path_factory: pytest.TempPath
     rows = Dataset.from_list(ROWS)
     trainer = Recorder(
         model=model,
-        args=arguments(CONFIG, len(rows), folder / "usual"),
+        args=sft_config(CONFIG, len(rows), folder / "usual"),
         train_dataset=rows,
         data_collator=lambda examples: {"rows": SimpleNamespace(ids=[e["input_ids"] for e in examples])},
-        processing_class=no_tokenizer(),
+        processing_class=placeholder_tokenizer(),
     )
     prepare_model = trainer.accelerator.prepare_model
     trainer.accelerator.prepare_model = lambda *a, **b: trainer.note("prepare_model") or prepare_model(*a, **b)
@@ -209,6 +209,6 @@ def test_hf_device_map_says_whether_a_model_is_spread(
     model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     rows = Dataset.from_list(ROWS)
     trainer = SFTTrainer(
-        model=model, args=arguments(CONFIG, 8, tmp_path), train_dataset=rows, processing_class=no_tokenizer()
+        model=model, args=sft_config(CONFIG, 8, tmp_path), train_dataset=rows, processing_class=placeholder_tokenizer()
     )
     assert trainer.is_model_parallel is parallel

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tasks.errors import UserError
 from tasks.evaluation import generate
 from tasks.evaluation.generate import _plainly, answer, load, stop_ids, until
-from tasks.model.lora import Group
+from tasks.model.lora import LoraGroup
 
 TRAINING = {"quantization": "4bit", "quant_type": "nf4", "compute_dtype": "float32", "double_quant": False}
 
@@ -92,9 +92,9 @@ def test_the_bases_own_way_of_generating_is_not_used(tiny_model: Path, adapter: 
 
 def test_norms_of_dora_are_computed_once(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
     """When the adapter is loaded, not at every token."""
-    norms: list[Group] = []
-    renew = Group.renew_norms
-    monkeypatch.setattr(Group, "renew_norms", lambda group: norms.append(group) or renew(group))
+    norms: list[LoraGroup] = []
+    renew = LoraGroup.renew_norms
+    monkeypatch.setattr(LoraGroup, "renew_norms", lambda group: norms.append(group) or renew(group))
     model = load(tiny_model, make_adapter(tiny_model, tmp_path, dora=True), TRAINING)
     answer(model, [[5, 6, 7]], [1], 8, 0, lambda line: None)
     assert len(norms) == len(set(norms)) > 0

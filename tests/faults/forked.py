@@ -45,7 +45,7 @@ def preload() -> None:
         "tasks.evaluation.generate",
         "tasks.evaluation.metrics",
         "tasks.model.base",
-        "tasks.training.trainer",
+        "tasks.training.trl_adapter",
     ):
         importlib.import_module(name)
 

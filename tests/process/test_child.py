@@ -84,7 +84,7 @@ def test_the_way_it_ended_says_whether_to_try_again(child, body: str, message: s
 def test_a_silent_child_is_ended(child) -> None:
     said: list[str] = []
     before = psutil.Process().children()  # a test server, say
-    with pytest.raises(ChildFailed, match="said nothing") as caught:
+    with pytest.raises(ChildFailed, match="printed nothing") as caught:
         run_child(child("print(os.getpid()); time.sleep(3600)"), {}, said.append, hang_minutes=2 / 60)
     assert caught.value.transient
     assert all(gone(int(line)) for line in said) and set(psutil.Process().children()) <= set(before)

@@ -68,5 +68,5 @@ def test_only_the_assistants_turns_are_learnt(row: Any, tmp_path: Path, tiny_mod
         whole = vocabulary.decode(found["input_ids"])
         assert all(text in whole for _, text in said)
 
-    rows = read_rows(tmp_path / "tokens/tokens.parquet")
+    rows = read_rows(tmp_path / "tokens/tokens.parquet")[0]
     assert len(rows) == tokenized.train > 20

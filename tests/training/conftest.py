@@ -82,7 +82,7 @@ def build(bases: Any, tmp_path: Path) -> Callable[..., Any]:
     from tasks.config import TrainingConfig
     from tasks.model import base
     from tasks.training.data import read_rows
-    from tasks.training.trainer import PackedTrainer
+    from tasks.training.trl_adapter import PackedTrainer
 
     def make(name: str = "run", architecture: str = "llama", **settings: Any) -> PackedTrainer:
         tokens = write_tokens(tmp_path / "tokens.parquet", make_rows(22))
@@ -91,7 +91,7 @@ def build(bases: Any, tmp_path: Path) -> Callable[..., Any]:
         folder.mkdir(exist_ok=True)
         said: list[str] = []
         model = base.load(bases(architecture), config, torch.device("cpu"))
-        trainer = PackedTrainer(model, read_rows(tokens), config, folder, said.append)
+        trainer = PackedTrainer(model, read_rows(tokens)[0], config, folder, said.append)
         trainer.said = said
         return trainer
 

@@ -10,19 +10,24 @@ from typing import Any
 
 from tasks.process.child import main
 from tasks.training.distributed import launch
+from tasks.training.schema import TrainingJob
 from tests.training.messages import refuse_objects
 
 work = launch.process
 
 
-def process(job: dict[str, Any]) -> None:
+class Job(TrainingJob):
+    short_in_step: int = 0
+
+
+def process(job: Job) -> None:
     import torch
 
-    from tasks.training import trainer
+    from tasks.training import step, trl_adapter
 
     refuse_objects()
-    rank, steps = int(os.environ["RANK"]), job.get("short_in_step")
-    run, accumulate, flatten = trainer.PackedTrainer.run, trainer.PackedTrainer._accumulate, trainer.flatten
+    rank, short_in = int(os.environ["RANK"]), job.short_in_step
+    run, compute, flatten = trl_adapter.PackedTrainer.run, step.PackedStep.compute, step.flatten
     packed = (torch.uint8, torch.bfloat16)  # as it is loaded, and as it is divided
     now = 0
 
@@ -38,20 +43,20 @@ def process(job: dict[str, Any]) -> None:
         # in one piece and on a line of its own, whatever the other process is printing
         os.write(1, f"\nprocess {rank} holds {total} packed bytes\n".encode())
 
-    def counted(self: Any, *arguments: Any) -> Any:
+    def counted(self: Any, rows: Any, number: int, rate: float) -> Any:
         nonlocal now
-        now = self.state.global_step + 1
-        return accumulate(self, *arguments)
+        now = number
+        return compute(self, rows, number, rate)
 
     def limited(*arguments: Any) -> Any:
-        if rank == 1 and now == steps and not Path(job["checkpoints"], "tokens_at_once").exists():
+        if rank == 1 and now == short_in and not Path(job.checkpoints, "tokens_at_once").exists():
             raise torch.OutOfMemoryError("no room")
         return flatten(*arguments)
 
-    trainer.PackedTrainer.run, trainer.PackedTrainer._accumulate, trainer.flatten = measured, counted, limited
+    trl_adapter.PackedTrainer.run, step.PackedStep.compute, step.flatten = measured, counted, limited
     work(job)
 
 
 if __name__ == "__main__":
     launch.process = process
-    main(launch.launch)
+    main(launch.launch, Job)

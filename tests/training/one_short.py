@@ -5,18 +5,19 @@ from typing import Any
 
 from tasks.process.child import main
 from tasks.training.distributed import launch
+from tasks.training.schema import TrainingJob
 
 work = launch.process
 MICRO_BATCHES = 2  # of a step in each process
 
 
-def process(job: dict[str, Any]) -> str | None:
+def process(job: TrainingJob) -> None:
     import torch
 
-    from tasks.training import trainer
+    from tasks.training import step
 
     rank = int(os.environ["RANK"])
-    flatten, halve = trainer.flatten, trainer.PackedTrainer._halve
+    flatten, halve = step.flatten, step.PackedStep._halve
     batches = 0
 
     def limited(*arguments: Any) -> Any:
@@ -31,10 +32,10 @@ def process(job: dict[str, Any]) -> str | None:
         # in one piece and on a line of its own, whatever the other process is printing
         os.write(1, f"\nprocess {rank}: {self.micro_batch_tokens} tokens at once\n".encode())
 
-    trainer.flatten, trainer.PackedTrainer._halve = limited, said
-    return work(job)
+    step.flatten, step.PackedStep._halve = limited, said
+    work(job)
 
 
 if __name__ == "__main__":
     launch.process = process
-    main(launch.launch)
+    main(launch.launch, TrainingJob)

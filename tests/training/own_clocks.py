@@ -2,16 +2,16 @@
 
 import os
 import time
-from typing import Any
 
 from tasks.process.child import main
 from tasks.training.distributed import launch
+from tasks.training.schema import TrainingJob
 from tests.training.messages import refuse_objects
 
 work = launch.process
 
 
-def process(job: dict[str, Any]) -> None:
+def process(job: TrainingJob) -> None:
     from tasks.training import checkpoints
 
     refuse_objects()
@@ -22,4 +22,4 @@ def process(job: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     launch.process = process
-    main(launch.launch)
+    main(launch.launch, TrainingJob)

@@ -8,7 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tasks.errors import UserError
 from tasks.model import attention
-from tasks.model.fused_loss import train_on_packs
+from tasks.model.fused_loss import use_fused_loss
 from tasks.training.packing import collate, flatten
 from tests.architectures import tiny
 from tests.training.conftest import make_rows
@@ -30,7 +30,7 @@ def packed_loss(model, rows):
         copy.deepcopy(model.config), dtype=torch.float32, attn_implementation=attention.NAME
     ).eval()
     packed.load_state_dict(model.state_dict())
-    train_on_packs(packed)
+    use_fused_loss(packed)
     return packed(**vars(flatten(rows, torch.device("cpu")))).item()
 
 

@@ -86,15 +86,15 @@ def test_other_names_are_no_checkpoints(folder, name):
 def test_damaged_advice_on_tokens_at_once_is_ignored_and_said(tmp_path, content):
     (tmp_path / "tokens_at_once").write_text(content)
     said: list[str] = []
-    assert out_of_memory.left(tmp_path, said.append) == 0
+    assert out_of_memory.saved_budget(tmp_path, said.append) == 0
     assert len(said) == 1 and "tokens_at_once is ignored: it takes a whole number" in said[0]
-    assert out_of_memory.left(tmp_path, said.append) == 0 and len(said) == 1
+    assert out_of_memory.saved_budget(tmp_path, said.append) == 0 and len(said) == 1
 
 
 def test_advice_on_tokens_at_once_is_taken(tmp_path):
-    with pytest.raises(out_of_memory.ShortOfMemory):
-        out_of_memory.leave(tmp_path, 512, "here")
-    assert out_of_memory.left(tmp_path, print) == 512
+    with pytest.raises(out_of_memory.ShardedOutOfMemory):
+        out_of_memory.end_attempt(tmp_path, 512, "here")
+    assert out_of_memory.saved_budget(tmp_path, print) == 512
 
 
 class Planted:
@@ -113,9 +113,9 @@ class Planted:
 def test_nothing_of_a_checkpoint_is_unpickled(build, tmp_path, file):
     """Also where its manifest is in order, as somebody who may write to the store can make it."""
     broken = build("run")
-    broken.checkpoint_steps = 5
+    broken.step.schedule.steps = 5
     broken.run()
-    kept, proof = Path(broken.folder, "checkpoint-10"), tmp_path / "proof"
+    kept, proof = Path(broken.step.folder, "checkpoint-10"), tmp_path / "proof"
     pickle.loads(pickle.dumps(Planted(proof)))
     assert proof.exists() and not proof.unlink()
     torch.save(Planted(proof), kept / file)

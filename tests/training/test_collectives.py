@@ -4,24 +4,24 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tasks.training.distributed.collectives import PeerLost, Peers
+from tasks.training.distributed.collectives import Collectives, PeerLost
 
 TRANSPORT = "[/__w/pytorch/third_party/gloo/gloo/transport/tcp/"
 ENFORCED = "[enforce fail at /__w/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456] op.preamble.length"
 
 
 @pytest.fixture
-def peers(monkeypatch):
-    """`peers(error)`: two processes whose exchanges raise it."""
+def collectives(monkeypatch):
+    """`collectives(error)`: two processes whose exchanges raise it."""
 
     def make(error):
         def fail(*_, **__):
             raise error
 
         monkeypatch.setattr(dist, "all_reduce", fail)
-        peers = Peers()
-        peers.count = 2
-        return peers
+        collectives = Collectives()
+        collectives.count = 2
+        return collectives
 
     return make
 
@@ -36,9 +36,9 @@ def peers(monkeypatch):
     ],
     ids=str,
 )
-def test_a_lost_connection_is_a_lost_process(peers, error):
+def test_a_lost_connection_is_a_lost_process(collectives, error):
     with pytest.raises(PeerLost, match="another process of the run is gone"):
-        peers(error).most(1)
+        collectives(error).max(1)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_lost_connection_is_a_lost_process(peers, error):
     ],
     ids=str,
 )
-def test_any_other_error_stays_what_it_is(peers, error):
+def test_any_other_error_stays_what_it_is(collectives, error):
     with pytest.raises(type(error)) as caught:
-        peers(error).total(torch.zeros(2))
+        collectives(error).sum(torch.zeros(2))
     assert caught.value is error

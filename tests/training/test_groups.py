@@ -1,4 +1,4 @@
-"""Rows of one group are held back for validation together: from the source to the rows that are learnt."""
+"""Rows of one group are all for training or all for validation: from the source to the trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from tasks.download import blocks
 from tasks.download.rows import write_rows
 from tasks.formatting.prompts import write_prompts
 from tasks.tokenization.encode import write_tokens
-from tasks.training.data import read_divided
+from tasks.training.data import read_rows
 from tests.tiny import write_jsonl
 
 SHARE = 0.3
@@ -30,16 +30,16 @@ HELD_OUT = {"id": "held-out", "conversation": None, "dialogue": "x", "summary": 
 
 
 def divided(folder: Path, model: Path, rows: list[dict[str, Any]], **fields: Any) -> tuple[set[str], set[str]]:
-    """Ids of the rows that are learnt, and of those held back; `fields` are of `data`."""
+    """Ids of the training and of the validation rows; `fields` are of `data`."""
     folder.mkdir()
     write_rows(DataConfig(path=str(write_jsonl(folder / "source.jsonl", rows)), **fields), folder)
     write_prompts(folder / "rows.parquet", model, FormattingConfig(), folder)
     write_tokens(folder / "prompts.parquet", "add", model, 512, TokenizationConfig(), folder)
     tokens = folder / "tokens.parquet"
-    training = pq.read_table(tokens, columns=["id"], filters=[("split", "==", "train")])["id"].to_pylist()
-    rest, held_back, ids = read_divided(tokens, SHARE)
-    assert len(held_back) == len(ids) and len(rest) + len(ids) == len(training)
-    return set(training) - set(ids), set(ids)
+    split = pq.read_table(tokens, columns=["id"], filters=[("split", "==", "train")])["id"].to_pylist()
+    rest, validation, ids = read_rows(tokens, SHARE)
+    assert len(validation) == len(ids) and len(rest) + len(ids) == len(split)
+    return set(split) - set(ids), set(ids)
 
 
 def conversations(ids: set[str]) -> set[str]:
@@ -49,22 +49,22 @@ def conversations(ids: set[str]) -> set[str]:
 @pytest.mark.parametrize("split", [{}, {"split": "train"}], ids=["split by hash", "split by the source"])
 def test_a_group_is_never_on_both_sides(tmp_path: Path, tiny_model: Path, split: dict[str, str]) -> None:
     rows = [*turns(40, **split), HELD_OUT] if split else turns(40)
-    learnt, held_back = divided(tmp_path / "run", tiny_model, rows, group_column="conversation")
-    assert not conversations(learnt) & conversations(held_back)
-    assert 4 <= len(conversations(held_back)) <= 20  # of 40, or of the about 32 that are not held out
-    assert len(held_back) == 4 * len(conversations(held_back))
+    training, validation = divided(tmp_path / "run", tiny_model, rows, group_column="conversation")
+    assert not conversations(training) & conversations(validation)
+    assert 4 <= len(conversations(validation)) <= 20  # of 40, or of the about 32 that are not held out
+    assert len(validation) == 4 * len(conversations(validation))
 
 
 def test_groups_keep_their_side_as_the_data_grows(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And with a column that comes late, for which download writes its file a second time."""
-    learnt, held_back = divided(tmp_path / "few", tiny_model, turns(20), group_column="conversation")
+    training, validation = divided(tmp_path / "few", tiny_model, turns(20), group_column="conversation")
     monkeypatch.setattr(blocks, "BLOCK_ROWS", 16)
     grown = [*turns(40)[::-1], {**turns(41)[40], "late": 1}]
-    more_learnt, more_held_back = divided(tmp_path / "many", tiny_model, grown, group_column="conversation")
-    assert learnt < more_learnt and held_back < more_held_back
-    assert not conversations(more_learnt) & conversations(more_held_back)
+    more_training, more_validation = divided(tmp_path / "many", tiny_model, grown, group_column="conversation")
+    assert training < more_training and validation < more_validation
+    assert not conversations(more_training) & conversations(more_validation)
 
 
 @pytest.mark.parametrize("none", [None, ""])
@@ -86,10 +86,10 @@ def test_columns_of_the_source_are_no_groups_unasked(tmp_path: Path, tiny_model:
     plain = divided(tmp_path / "plain", tiny_model, turns(20))
     named = turns(20, group="one", group_column="one", **{"": "one"})
     assert divided(tmp_path / "named", tiny_model, named) == plain
-    learnt, held_back = divided(
+    training, validation = divided(
         tmp_path / "asked",
         tiny_model,
         [{**row, "group": row["conversation"], "group_column": 1} for row in turns(40)],
         group_column="group",
     )
-    assert not conversations(learnt) & conversations(held_back)
+    assert not conversations(training) & conversations(validation)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.model import attention, base
-from tasks.model.fused_loss import train_on_packs
+from tasks.model.fused_loss import use_fused_loss
 from tasks.model.lora import FusedLinear, FusedLinear4bit, groups, refresh
 from tasks.training.packing import collate, flatten
 from tests.training.conftest import make_rows
@@ -31,9 +31,9 @@ def adapted(folder, **settings):
 
 
 def gradients(model, rows):
-    train_on_packs(model.get_base_model())
+    use_fused_loss(model.get_base_model())
     model.train()
-    loss = model(**vars(flatten(rows.rows, CPU))) / rows.learnt
+    loss = model(**vars(flatten(rows.rows, CPU))) / rows.targets
     loss.backward()
     return loss.detach(), {n: p.grad.float() for n, p in model.named_parameters() if p.requires_grad}
 
@@ -59,8 +59,8 @@ def reference(folder, model, rows):
                 magnitude = leaves[f"{name}.lora_magnitude_vector.default.weight"]
                 whole = whole * (magnitude / whole.norm(dim=1).detach())[:, None]
             weights[name.removeprefix("base_model.model.") + ".weight"] = whole
-    train_on_packs(plain)
-    loss = torch.func.functional_call(plain, weights, kwargs=vars(flatten(rows.rows, CPU))) / rows.learnt
+    use_fused_loss(plain)
+    loss = torch.func.functional_call(plain, weights, kwargs=vars(flatten(rows.rows, CPU))) / rows.targets
     loss.backward()
     return loss.detach(), {name: leaf.grad for name, leaf in leaves.items()}
 
@@ -103,7 +103,7 @@ def test_dropout_falls_on_the_adapter_alone(bases):
     loss, got = gradients(dropped, rows)
     assert loss != plain and all(gradient.norm() > 0 for gradient in got.values())
     dropped.eval()
-    torch.testing.assert_close(dropped(**vars(flatten(rows.rows, CPU))).detach() / rows.learnt, plain)
+    torch.testing.assert_close(dropped(**vars(flatten(rows.rows, CPU))).detach() / rows.targets, plain)
 
 
 def test_dropout_has_its_part_in_every_gradient(bases):
@@ -111,12 +111,12 @@ def test_dropout_has_its_part_in_every_gradient(bases):
     rows = collate(make_rows(6))["rows"]
     model = adapted(bases("llama"), compute_dtype="float32", lora_dropout=0.3)
     model.train()
-    train_on_packs(model.get_base_model())
+    use_fused_loss(model.get_base_model())
 
     def loss():
         refresh(model)
         torch.manual_seed(5)
-        return model(**vars(flatten(rows.rows, CPU))) / rows.learnt
+        return model(**vars(flatten(rows.rows, CPU))) / rows.targets
 
     loss().backward()
     for name, weight in model.named_parameters():
@@ -146,7 +146,7 @@ def test_untrained_dora_changes_nothing(bases):
     rows, losses = collate(make_rows(6))["rows"], []
     for dora in (False, True):
         model = base.load(bases("llama"), TrainingConfig(dora=dora), CPU)
-        train_on_packs(model.get_base_model())
+        use_fused_loss(model.get_base_model())
         losses.append(model(**vars(flatten(rows.rows, CPU))).item())
     assert losses[0] == losses[1]
 

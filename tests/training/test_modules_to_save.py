@@ -7,12 +7,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.model import base, flops
+from tasks.model import base
 from tasks.model.lora import refresh
 from tasks.training import checkpoints, worker
+from tasks.training.compute_plan import operations_per_token
 from tasks.training.data import read_rows
 from tasks.training.packing import collate, flatten
-from tasks.training.trainer import Interrupted, PackedTrainer
+from tasks.training.trl_adapter import Interrupted, PackedTrainer
 from tests.training.conftest import ARCHITECTURES, make_rows, write_tokens
 from tests.training.test_lora import gradients, reference
 
@@ -76,7 +77,7 @@ def test_interrupted_run_ends_with_the_same_bits(bases, tmp_path, monkeypatch):
 
     def interrupted(**batch):
         if broken.state.global_step == 7:
-            broken.request_stop()
+            broken.step.request_stop()
         return forward(**batch)
 
     monkeypatch.setattr(broken.model.get_base_model(), "forward", interrupted)
@@ -84,7 +85,7 @@ def test_interrupted_run_ends_with_the_same_bits(bases, tmp_path, monkeypatch):
         broken.run()
     resumed = build(bases, tmp_path, "broken", epochs=2)
     resumed.run()
-    assert resumed.step_log.resumed_from == 7
+    assert resumed.step.metrics.resumed_from == 7
     want = dict(whole.model.named_parameters())
     assert all(torch.equal(p, want[name]) for name, p in resumed.model.named_parameters() if p.requires_grad)
 
@@ -95,16 +96,16 @@ def test_saved_adapter_gives_the_trained_loss_and_leaves_the_base_as_it_was(base
     untrained = AutoModelForCausalLM.from_pretrained(bases("llama"), dtype=torch.float32)
     trainer.run()
     worker.write(trainer, tmp_path, "tiny", [])
-    refresh(trainer.adapted)
+    refresh(trainer.step.model)
     rows = collate(make_rows(5, seed=9))["rows"]
     with torch.no_grad():
-        want = trainer.adapted(**vars(flatten(rows.rows, CPU))) / rows.learnt
+        want = trainer.step.model(**vars(flatten(rows.rows, CPU))) / rows.targets
     compute = getattr(torch, dtype)
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     stock = AutoModelForCausalLM.from_pretrained(bases("llama"), dtype=compute, quantization_config=quantized)
     base.never_repack(stock)
     loaded = PeftModel.from_pretrained(stock, tmp_path / "adapter", autocast_adapter_dtype=False)
-    got = sum(loss_of(loaded, row) for row in rows.rows) / rows.learnt
+    got = sum(loss_of(loaded, row) for row in rows.rows) / rows.targets
     assert float(got) == pytest.approx(float(want), rel=tolerance)
     head = loaded.get_base_model().lm_head
     assert not torch.equal(head.weight, head.original_module.weight)
@@ -134,6 +135,6 @@ def test_tied_matrices_are_refused(tmp_path):
 
 
 def test_operations_of_a_trained_head_count_once(bases):
-    frozen, trained = (flops.per_token(load(bases("llama"), modules)[0]) for modules in ([], ["lm_head"]))
+    frozen, trained = (operations_per_token(load(bases("llama"), modules)[0]) for modules in ([], ["lm_head"]))
     assert frozen == 4 * (2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128) + 64 * 97)
     assert trained == frozen + 2 * 64 * 97

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tasks.model import attention
-from tasks.model.fused_loss import train_on_packs
+from tasks.model.fused_loss import use_fused_loss
 from tasks.training.packing import Row, collate, divide, flatten, pack
 from tests.training.conftest import ARCHITECTURES, make_rows
 
@@ -34,7 +34,7 @@ def test_loss_and_gradients_equal_those_of_single_rows(bases, architecture, budg
     model = AutoModelForCausalLM.from_pretrained(
         bases(architecture), dtype=torch.float32, attn_implementation=attention.NAME
     )
-    train_on_packs(model)
+    use_fused_loss(model)
     total = torch.zeros(())
     for group in pack(rows, budget):
         loss = model(**vars(flatten(group, CPU)))
@@ -73,7 +73,7 @@ def test_noise_follows_the_rows_own_length(bases):
         bases("llama"), dtype=torch.float32, attn_implementation=attention.NAME
     )
     clean = model.get_input_embeddings()(flatten(rows, CPU).input_ids)
-    train_on_packs(model, noise=5.0)
+    use_fused_loss(model, noise=5.0)
     seen = []
     model.model.register_forward_pre_hook(lambda _, args, named: seen.append(named), with_kwargs=True)
     model.eval()(**vars(flatten(rows, CPU)))
@@ -143,9 +143,9 @@ def test_many_rows_are_packed_at_once():
     assert time.process_time() - began < 5  # over 20 where every row looks at every group
 
 
-def test_first_token_is_never_learnt():
+def test_first_token_is_never_a_target():
     rows = collate([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, -100]}])["rows"]
     batch = flatten(rows.rows, CPU)
-    assert rows.learnt == 2
-    assert batch.keep.tolist() == [0, 1] and batch.targets.tolist() == [6, 7]
+    assert rows.targets == 2
+    assert batch.target_positions.tolist() == [0, 1] and batch.targets.tolist() == [6, 7]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]] and batch.boundaries.tolist() == [0, 3, 5]

@@ -10,11 +10,12 @@ from transformers import LlamaConfig
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
-from tasks.model import base, sharding
+from tasks.model import sharding
 from tasks.process.child import run_child
 from tasks.process.failures import ChildFailed
 from tasks.training import memory
-from tasks.training.distributed.collectives import Peers
+from tasks.training.compute_plan import should_shard
+from tasks.training.distributed.collectives import Collectives
 from tests.training.launched import assert_equal_within_rounding, assert_goes_on, steps, stop
 
 VALIDATED = {"validation_share": 0.2, "validation_steps": 25}
@@ -96,6 +97,6 @@ def test_nothing_to_divide_is_refused():
         TrainingConfig(sharding="always")
     with pytest.raises(ValidationError, match=r"set training\.dora to false"):
         TrainingConfig(sharding="always", processes=2, dora=True)
-    alone = TrainingConfig(sharding="always", processes=0)  # on a machine with one GPU
+    one_process = TrainingConfig(sharding="always", processes=0)  # on a machine with one GPU
     with pytest.raises(UserError, match="this run has one"):
-        base.to_be_sharded(Path(), alone, None, torch.device("cpu"), Peers())
+        should_shard(Path(), one_process, None, torch.device("cpu"), Collectives())

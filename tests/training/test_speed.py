@@ -2,9 +2,10 @@
 
 import pytest
 
+from tasks.training.facts import TrainingFacts
 from tasks.training.task import slower
 
-RUN = {"device": "H100", "model": "/m", "speed": "fast", "steps": 60, "tokens_per_second": 1000.0}
+RUN = TrainingFacts.model_construct(device="H100", model="/m", speed="fast", steps=60, tokens_per_second=1000.0)
 
 
 @pytest.mark.parametrize(
@@ -19,9 +20,9 @@ RUN = {"device": "H100", "model": "/m", "speed": "fast", "steps": 60, "tokens_pe
     ],
 )
 def test_only_a_slower_run_of_the_same_kind(change, says):
-    sentence = slower(RUN | change, RUN)
+    sentence = slower(RUN.model_copy(update=change), RUN)
     assert says in sentence and bool(says) == bool(sentence)
 
 
 def test_the_first_run_has_nothing_to_be_compared_with():
-    assert slower(RUN, {}) == ""
+    assert slower(RUN, None) == ""

@@ -17,8 +17,8 @@ from tasks.errors import UserError
 from tasks.model.activation_checkpointing import decoder_layers
 from tasks.training import checkpoints, worker
 from tasks.training.data import read_rows
-from tasks.training.step_metrics import TrainingFailed, Unsettled
-from tasks.training.trainer import Interrupted
+from tasks.training.step import Interrupted
+from tasks.training.step_metrics import PendingStep, TrainingFailed
 from tests.training.conftest import make_rows, write_tokens
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_training_goes_on_uncompiled_when_the_compiler_fails(build, compiler_sta
     plain = build("plain", lora_dropout=0.2)
     plain.run()
     compiled = build("compiled", lora_dropout=0.2)
-    for layer in decoder_layers(compiled.adapted):
+    for layer in decoder_layers(compiled.step.model):
         layer.compile(backend=broken)
     compiled.run()
     assert_identical(weights(plain), weights(compiled))
@@ -60,7 +60,7 @@ def test_training_goes_on_uncompiled_when_the_compiler_fails(build, compiler_sta
 def test_learns_and_is_bit_identical_when_repeated(build):
     first, second = build("a"), build("b")
     first.run(), second.run()
-    losses = [row.loss for row in first.step_log.rows]
+    losses = [row.loss for row in first.step.metrics.rows]
     assert len(losses) == 12 and losses[-1] < losses[0] - 0.1
     assert_identical(weights(first), weights(second))
     assert all(p.dtype == torch.float32 for p in weights(first).values())
@@ -72,15 +72,15 @@ def test_interrupted_run_resumes_to_the_same_bits(build, monkeypatch, settings):
     whole.run()
     monkeypatch.setattr(checkpoints, "MINUTES", 0.0)  # after every step
     broken = build("broken", **settings)
-    accumulate = broken._accumulate
+    accumulate = broken.step._accumulate
 
     def interrupted(*arguments):
         result = accumulate(*arguments)
         if broken.state.global_step == 7:  # in the second epoch, in the middle of a step
-            broken.request_stop()
+            broken.step.request_stop()
         return result
 
-    monkeypatch.setattr(broken, "_accumulate", interrupted)
+    monkeypatch.setattr(broken.step, "_accumulate", interrupted)
     with pytest.raises(Interrupted):
         broken.run()
     folder = Path(broken.args.output_dir)
@@ -92,29 +92,29 @@ def test_interrupted_run_resumes_to_the_same_bits(build, monkeypatch, settings):
     assert "optimizer.pt has 12 bytes" in resumed.said[0]
     assert resumed.said[1] == "resuming from the checkpoint of step 6"
     assert_identical(weights(whole), weights(resumed))
-    assert [(r.step, r.loss, r.grad_norm) for r in whole.step_log.rows] == [
-        (r.step, r.loss, r.grad_norm) for r in resumed.step_log.rows
+    assert [(r.step, r.loss, r.grad_norm) for r in whole.step.metrics.rows] == [
+        (r.step, r.loss, r.grad_norm) for r in resumed.step.metrics.rows
     ]
 
 
 def test_a_stop_while_numbers_are_read_loses_none_of_them(build, monkeypatch):
     whole, broken = build("whole"), build("broken")
     whole.run()
-    read = Unsettled.read
+    read = PendingStep.read
 
-    def interrupted(self, **how):
+    def interrupted(self, *scaled):
         if self.step == 5:
-            broken.request_stop()
-        return read(self, **how)
+            broken.step.request_stop()
+        return read(self, *scaled)
 
-    monkeypatch.setattr(Unsettled, "read", interrupted)
+    monkeypatch.setattr(PendingStep, "read", interrupted)
     with pytest.raises(Interrupted):
         broken.run()
     monkeypatch.undo()
-    assert [row.step for row in broken.step_log.rows] == [1, 2, 3, 4, 5]
+    assert [row.step for row in broken.step.metrics.rows] == [1, 2, 3, 4, 5]
     resumed = build("broken")
     resumed.run()
-    assert [(r.step, r.loss) for r in resumed.step_log.rows] == [(r.step, r.loss) for r in whole.step_log.rows]
+    assert [(r.step, r.loss) for r in resumed.step.metrics.rows] == [(r.step, r.loss) for r in whole.step.metrics.rows]
 
 
 def test_micro_batches_do_not_change_the_result(build):
@@ -122,7 +122,7 @@ def test_micro_batches_do_not_change_the_result(build):
     for run in runs:
         run.run()
     for run in runs[1:]:
-        for mine, theirs in zip(run.step_log.rows, runs[0].step_log.rows, strict=True):
+        for mine, theirs in zip(run.step.metrics.rows, runs[0].step.metrics.rows, strict=True):
             assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
             assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3)
             assert (mine.tokens, mine.learnt_tokens) == (theirs.tokens, theirs.learnt_tokens)
@@ -131,7 +131,7 @@ def test_micro_batches_do_not_change_the_result(build):
 def test_a_run_of_one_step_learns(build):
     run = build(batch_size=22, epochs=1)
     run.run()
-    assert [row.learning_rate for row in run.step_log.rows] == [3e-3]
+    assert [row.learning_rate for row in run.step.metrics.rows] == [3e-3]
     assert all(w.norm() > 0 for name, w in weights(run).items() if "lora_B" in name)
 
 
@@ -145,9 +145,9 @@ def test_seconds_belong_to_their_step(build, monkeypatch):
 
     monkeypatch.setattr(run.model.get_base_model(), "forward", slow)
     run.run()
-    seconds = [row.seconds for row in run.step_log.rows]
+    seconds = [row.seconds for row in run.step.metrics.rows]
     assert seconds[2] > 3.0 > max(seconds[1], seconds[3], seconds[4]), seconds
-    assert sum(seconds) == pytest.approx(run.step_log.totals()["seconds"])
+    assert sum(seconds) == pytest.approx(run.step.metrics.totals()["seconds"])
 
 
 def test_out_of_memory_halves_and_goes_on(build, monkeypatch):
@@ -163,9 +163,9 @@ def test_out_of_memory_halves_and_goes_on(build, monkeypatch):
 
     monkeypatch.setattr(run.model.get_base_model(), "forward", limited)
     run.run()
-    assert 1 <= run.halvings <= 2 and run.micro_batch_tokens <= 40
+    assert 1 <= run.step.halvings <= 2 and run.step.micro_batch_tokens <= 40
     assert any("out of memory in step 1" in line for line in run.said)
-    for mine, theirs in zip(run.step_log.rows, calm.step_log.rows, strict=True):
+    for mine, theirs in zip(run.step.metrics.rows, calm.step.metrics.rows, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
 
 
@@ -200,22 +200,22 @@ def test_checkpoints_by_steps_keep_the_last_two_that_are_valid(build):
     whole = build("whole")
     whole.run()
     stopped = build("stopped")
-    stopped.checkpoint_steps = 3
-    accumulate = stopped._accumulate
+    stopped.step.schedule.steps = 3
+    accumulate = stopped.step._accumulate
 
     def interrupted(*arguments):
         if stopped.state.global_step == 10:
             raise KeyboardInterrupt  # as a kill would, without a last checkpoint
         return accumulate(*arguments)
 
-    stopped._accumulate = interrupted
+    stopped.step._accumulate = interrupted
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     folder = Path(stopped.args.output_dir)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-6", "checkpoint-9"]
     (folder / "checkpoint-9" / "adapter_model.safetensors").write_bytes(b"")
     resumed = build("stopped")
-    resumed.checkpoint_steps = 4
+    resumed.step.schedule.steps = 4
     resumed.run()
     assert "checkpoint-9 is damaged" in resumed.said[0] and resumed.said[1] == "resuming from the checkpoint of step 6"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-6", "checkpoint-8"]
@@ -230,7 +230,7 @@ def test_nothing_to_train_on(tmp_path):
     masked = [{**row, "labels": [-100] * len(row["input_ids"])} for row in rows]
     with pytest.raises(UserError, match="all labels are masked"):
         read_rows(write_tokens(tmp_path / "masked.parquet", masked + held_out))
-    assert len(read_rows(write_tokens(tmp_path / "good.parquet", rows + held_out))) == 3
+    assert len(read_rows(write_tokens(tmp_path / "good.parquet", rows + held_out))[0]) == 3
 
 
 @pytest.mark.parametrize("visible, one", [(None, "0"), ("", ""), ("2,0", "2"), ("GPU-1f,GPU-2e", "GPU-1f")])
@@ -242,7 +242,7 @@ def test_a_lone_process_sees_one_gpu_and_no_launcher(monkeypatch, visible, one):
     )
     seen = {}
     monkeypatch.setattr(worker, "train", lambda job: seen.update(os.environ))
-    worker.alone({})
+    worker.train_in_one_process({})
     assert seen["CUDA_VISIBLE_DEVICES"] == one and not seen.keys() & {"WORLD_SIZE", "RANK", "LOCAL_RANK"}
 
 

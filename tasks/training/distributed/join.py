@@ -1,10 +1,10 @@
-"""What the other machines of a run on several nodes do: take part in the training that the first one's flow starts.
+"""Take part, as one of the other machines of a run on several nodes, in the training that the first one's flow starts.
 
     QLORA_FLOW_NODES=2 QLORA_FLOW_RENDEZVOUS=node0:29400 QLORA_FLOW_NODE=1 python -P -m tasks.training.distributed.join
 
-It waits for a training, takes part in it with all its GPUs, and waits for the next, which may be another attempt at the
-same. It never ends by itself: the first node may find every result in its cache and train nothing. Let the job that
-started it end it.
+It waits for a training, takes part in it with all its GPUs, and waits for the next one, which may be another attempt at
+the same. It does not end by itself: the first node may find every result in its cache and train nothing. The job that
+started it must end it.
 """
 
 import os
@@ -37,7 +37,7 @@ def join(where: Nodes) -> None:
 
 
 def _until(listening: bool, where: Nodes) -> None:
-    """Wait for the first node's launcher to be there, or to be gone. In Python, so that signals end it."""
+    """Wait until the first node's launcher listens, or until it does not. In Python, so that signals end it."""
     there = not listening
     while there != listening:
         time.sleep(0.5)

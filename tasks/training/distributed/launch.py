@@ -1,7 +1,7 @@
-"""The training child for several processes: it starts the worker in each, and ends all when one ends badly.
+"""The training child for several processes: it starts a worker in each, and ends all when one fails.
 
-Data parallel: every process trains its share of each step's rows. The next attempt after a failure goes on from the
-last checkpoint. On one machine the processes meet through a file of this user, and connect over loopback alone. On
+Data parallel: every process trains its share of each step's rows. After a failure the next attempt goes on from the
+last checkpoint. On one machine the processes meet through a file of this user, and connect over loopback only. On
 several nodes each has such a launcher: the first one is the flow's child, the others are `join.py`.
 """
 
@@ -20,25 +20,26 @@ from tasks.errors import UserError
 from tasks.process.child import STOPPED_EXIT, TRANSIENT_EXIT, USER_ERROR_EXIT, follow_parent, main
 from tasks.process.quiet import silence
 from tasks.training.distributed.nodes import Nodes, NodesApart, meet, nodes
+from tasks.training.schema import TrainingJob
 
 _MISTAKE = "mistake"  # a file among the checkpoints
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 _GRACE_SECONDS = 30.0  # to save a checkpoint
-_LAST_WORDS_SECONDS = 3.0  # in which the process that is gone tells its launcher why, which then ends the others
+_FIRST_FAILURE_SECONDS = 3.0  # in which the launcher sees the process that failed first, and ends the others
 
 
-def launch(job: dict[str, Any]) -> None:
-    """Run one job of `worker.train` in `processes` processes, and in those of the other nodes.
+def launch(job: TrainingJob) -> None:
+    """Run one job in `job.processes` processes of this machine, and in those of the other nodes.
 
     Raises:
         UserError: configuration, data or nodes cannot be trained with.
     """
-    where, mistake = nodes(), Path(job["checkpoints"], _MISTAKE)
+    where, mistake = nodes(), Path(job.checkpoints, _MISTAKE)
     mistake.unlink(missing_ok=True)
     if where.count > 1:
         print(f"waiting for {where.count - 1} more nodes at {where.endpoint}")
     try:
-        ends = start(job, job["processes"], where)
+        ends = start(job, job.processes, where)
         if ends and mistake.exists():
             raise UserError(mistake.read_text())
     except NodesApart as error:
@@ -54,13 +55,13 @@ def launch(job: dict[str, Any]) -> None:
         sys.exit(max(ends.values()))
 
 
-def start(job: dict[str, Any] | None, processes: int, where: Nodes) -> dict[int, int]:
-    """Run `process` in so many processes of this machine, until all are done or one has ended badly.
+def start(job: TrainingJob | None, processes: int, where: Nodes) -> dict[int, int]:
+    """Run `process` in so many processes of this machine, until all are done or one fails; the others are ended then.
 
     Args:
         job: the first node's; None on the others.
     Returns:
-        number and exit code of each that was the first to end badly; all others were ended then.
+        number and exit code of each process that failed first.
     Raises:
         UserError: a node has other code, or does not see a file.
         NodesApart: the nodes did not meet.
@@ -69,19 +70,20 @@ def start(job: dict[str, Any] | None, processes: int, where: Nodes) -> dict[int,
     with contextlib.ExitStack() as stack:
         if where.count == 1:
             assert job is not None
-            # among the checkpoints, which go when training has finished, so that no kill leaves it behind
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".meeting-", dir=job["checkpoints"]))
-            meeting, sizes, network = str(Path(folder, "store")), [processes], _LOOPBACK
+            # among the checkpoints, which are removed when training has finished, so that no kill leaves it behind
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".rendezvous-", dir=job.checkpoints))
+            rendezvous, sizes, network = str(Path(folder, "store")), [processes], _LOOPBACK
         else:
             _store, job, sizes = meet(job, processes, where)  # the first node's answers the others as long as it lives
-            meeting, network = where.endpoint, {"MASTER_ADDR": where.host}
+            rendezvous, network = where.endpoint, {"MASTER_ADDR": where.host}
         common = network | {"WORLD_SIZE": str(sum(sizes)), "LOCAL_WORLD_SIZE": str(processes)}
         if processes > 1:
             common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
         children = []
         for number in range(processes):
             ranks = {"RANK": str(sum(sizes[: where.number]) + number), "LOCAL_RANK": str(number)}
-            arguments = (process, common | ranks, os.getpid(), job | {"meeting": meeting})
+            told = job.model_copy(update={"rendezvous": rendezvous})
+            arguments = (process, common | ranks, os.getpid(), told)
             children.append(multiprocessing.get_context("spawn").Process(target=_begin, args=arguments))
         return _run(children)
 
@@ -126,34 +128,34 @@ def _run(children: list[Any]) -> dict[int, int]:
     return ends
 
 
-def _begin(work: Any, environment: dict[str, str], launcher: int, job: dict[str, Any]) -> None:
+def _begin(work: Any, environment: dict[str, str], launcher: int, job: TrainingJob) -> None:
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the launcher hands it on as SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal: the launcher sends SIGTERM instead
     follow_parent(launcher)
     work(job)
 
 
-def process(job: dict[str, Any]) -> None:
-    """One of the processes. It leaves a user's mistake in a file, and ends at once: others may wait for it."""
+def process(job: TrainingJob) -> None:
+    """One of the processes. It writes a UserError to a file, and ends without cleaning up: others may wait for it."""
     silence()
-    from tasks.training.distributed.collectives import PeerLost, together
-    from tasks.training.out_of_memory import ShortOfMemory
+    from tasks.training.distributed.collectives import PeerLost, process_group
+    from tasks.training.out_of_memory import ShardedOutOfMemory
     from tasks.training.worker import train
 
     try:
-        with together(job["meeting"]):
+        with process_group(job.rendezvous):
             train(job)
     except UserError as error:
-        Path(job["checkpoints"], _MISTAKE).write_text(str(error))
+        Path(job.checkpoints, _MISTAKE).write_text(str(error))
         os._exit(USER_ERROR_EXIT)
-    except ShortOfMemory as error:
+    except ShardedOutOfMemory as error:
         print(error, flush=True)
         os._exit(TRANSIENT_EXIT)
     except PeerLost as error:
-        time.sleep(_LAST_WORDS_SECONDS)
+        time.sleep(_FIRST_FAILURE_SECONDS)
         print(error, flush=True)
         os._exit(TRANSIENT_EXIT)
 
 
 if __name__ == "__main__":
-    main(launch)
+    main(launch, TrainingJob)

@@ -1,4 +1,4 @@
-"""The machines that train one adapter together, as the job that starts them says it in the environment.
+"""The machines that train one adapter together, from environment variables.
 
 QLORA_FLOW_NODES        how many; 1 when it is not set
 QLORA_FLOW_RENDEZVOUS   where they meet, host:port; the host is the machine that runs the flow. Nobody else may reach
@@ -18,6 +18,7 @@ from typing import Any
 from tasks.errors import UserError
 from tasks.process.quiet import silence
 from tasks.training.identity import version
+from tasks.training.schema import TrainingJob
 
 _JOIN_SECONDS = 600  # that nodes wait for each other
 
@@ -46,7 +47,7 @@ class Nodes:
 
 
 def nodes() -> Nodes:
-    """What the environment says.
+    """Read the environment.
 
     Raises:
         UserError: a variable is missing or not what it should be.
@@ -62,8 +63,8 @@ def nodes() -> Nodes:
     return Nodes(count, number, endpoint)
 
 
-def meet(job: dict[str, Any] | None, processes: int, where: Nodes) -> tuple[Any, dict[str, Any], list[int]]:
-    """Exchange, as JSON, what the nodes have to know of each other before they start their processes.
+def meet(job: TrainingJob | None, processes: int, where: Nodes) -> tuple[Any, TrainingJob, list[int]]:
+    """Exchange, as JSON, what the nodes must know of each other before they start their processes.
 
     Args:
         job: the first node's; None on the others.
@@ -79,7 +80,7 @@ def meet(job: dict[str, Any] | None, processes: int, where: Nodes) -> tuple[Any,
     try:
         store = TCPStore(where.host, where.port, is_master=where.number == 0, wait_for_workers=False)
         if job is not None:
-            store.set("job", json.dumps({"job": job, "version": version()}))
+            store.set("job", json.dumps({"job": job.model_dump(), "version": version()}))
         first = _read(store, "job")
         own = {"processes": processes, "trouble": _trouble(first["job"], first["version"])}
         store.set(f"node {where.number}", json.dumps(own))
@@ -88,11 +89,11 @@ def meet(job: dict[str, Any] | None, processes: int, where: Nodes) -> tuple[Any,
         raise NodesApart(f"the {where.count} nodes did not meet: {error}") from error
     if troubles := [node["trouble"] for node in every if node["trouble"]]:
         raise UserError(troubles[0])
-    return store, first["job"], [node["processes"] for node in every]
+    return store, TrainingJob.model_validate(first["job"]), [node["processes"] for node in every]
 
 
 def _read(store: Any, key: str) -> Any:
-    """What a node has said, once it is there. It waits in Python, so that signals end it."""
+    """Wait for what a node has set under `key`. In Python, so that signals end it."""
     patience = time.monotonic() + _JOIN_SECONDS
     while not store.check([key]):
         if time.monotonic() > patience:
@@ -102,7 +103,7 @@ def _read(store: Any, key: str) -> Any:
 
 
 def _trouble(job: dict[str, Any], code: str) -> str:
-    """What keeps this node from training the job, for whose code `code` stands."""
+    """Why this node cannot train the job of a node with that version of the code, or an empty string."""
     if code != version():
         return f"{socket.gethostname()} has another version of qlora-flow or its libraries than the first node"
     if unseen := [job[name] for name in ("tokens", "model", "checkpoints") if not Path(job[name]).exists()]:
