@@ -16,8 +16,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from tasks.errors import UserError
 
 NAME = "packed"
-_OTHER_FORWARD = ("phimoe", "modernbert-decoder", "jetmoe", "hrm_text")  # though their attention can be replaced
-# torch before 2.12 takes grouped heads without being told
+_OTHER_FORWARD = (
+    "phimoe",
+    "modernbert-decoder",
+    "jetmoe",
+    "hrm_text",
+)  # their attention can be replaced, but more of the layer mixes rows
+# torch before 2.12 supports grouped heads without the flag
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
@@ -43,7 +48,7 @@ def attend(
     Returns:
         `[1, tokens, heads, head_dim]`, and no attention weights.
     Raises:
-        UserError: the base's attention is another one.
+        UserError: the base needs another attention.
     """
     kind = type(module).__name__
     if cu_seq_lens_q is None or max_length_q is None:
@@ -90,7 +95,7 @@ def _one_by_one(
     sliding_window: int | None,
     boundaries: torch.Tensor,
 ) -> torch.Tensor:
-    """The same, row by row: exact on every device.
+    """Row by row, exact on every device.
 
     In float32, which is more precise and, for rows of up to about a thousand tokens, faster than bfloat16 on CPUs
     (forward and backward of 260 tokens, one thread: 7.5 against 9.6 ms; of 120: 2.0 against 3.8).
@@ -134,4 +139,4 @@ def check_supported(config: PretrainedConfig) -> None:
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the row boundaries say it all
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # no mask: the row boundaries are enough

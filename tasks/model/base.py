@@ -1,4 +1,4 @@
-"""The base model in the asked precision with a fresh adapter on it, checked to be what was asked for."""
+"""Load the base model in the configured precision, put a new adapter on it, and check both."""
 
 import os
 from pathlib import Path
@@ -91,17 +91,18 @@ def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
 
 
 def _linear_names(base: PreTrainedModel) -> set[str]:
-    """Last parts of the names of all linear layers but the head."""
+    """Last parts of the names of all linear layers except the head."""
     head = base.get_output_embeddings()
     return {
         name.rsplit(".", 1)[-1]
         for name, module in base.named_modules()
-        if type(module) in (torch.nn.Linear, Linear4bit) and module is not head  # a router is a Linear of its own kind
+        if type(module) in (torch.nn.Linear, Linear4bit)
+        and module is not head  # not a mixture's router, which is a subclass
     }
 
 
 def check_quantized(model: PeftModel) -> None:
-    """Fail unless every adapted layer really holds 4-bit weights.
+    """Check that every adapted layer holds 4-bit weights.
 
     Raises:
         RuntimeError: naming a layer that does not.
@@ -110,14 +111,16 @@ def check_quantized(model: PeftModel) -> None:
         if isinstance(module, BaseTunerLayer):
             layer = module.get_base_layer()
             if not isinstance(layer, Linear4bit) or getattr(layer.weight, "quant_state", None) is None:
-                raise RuntimeError(f"4-bit was asked for, but {name} is a {type(layer).__name__} without 4-bit weights")
+                raise RuntimeError(
+                    f"4-bit was configured, but {name} is a {type(layer).__name__} without 4-bit weights"
+                )
 
 
 def never_repack(model: torch.nn.Module) -> None:
     """Switch off bitsandbytes' re-packing of 4-bit weights on CPUs with AVX-512-BF16.
 
-    The first forward in eval mode would re-pack them for inference, and training the same weights afterwards drops
-    the gradient that passes through the base, with no more than a warning.
+    The first forward in eval mode would re-pack them for inference. Training afterwards would lose the gradient through
+    the base, with only a warning.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):

@@ -1,14 +1,14 @@
-"""LoRA layers with one fused product each: frozen weight and adapter together, forward and backward.
+"""LoRA layers that compute frozen weight and adapter in one operation, forward and backward.
 
-PEFT's own layers keep adapter weights in float32 and cast every activation up to them, or keep them in bfloat16 and
-lose small updates. Here the weights stay float32, which the optimizer needs, and the products run on a copy of the
-small matrices in the compute dtype, renewed once a step. Layers that read the same input (q, k, v; gate, up) are one
-operation, so their input is read once for all their A matrices, and dropout falls on it once. The layers stay PEFT's
-(a subclass), so saving, loading and merging are PEFT's too.
+PEFT keeps adapter weights in float32 and casts every activation to float32, or keeps them in bfloat16 and loses small
+updates. Here the weights stay float32, which the optimizer needs, and the products use a copy of the small matrices in
+the compute dtype, which is renewed once a step. Layers that read the same input (q, k, v; gate, up) are one operation:
+their input is read once for all A matrices, and has one dropout. The layers are subclasses of PEFT's, so PEFT saves,
+loads and merges them.
 
-DoRA layers multiply that product by magnitude / |W + scale · B A|, row by row. PEFT computes the norm in every forward
-pass, from expanded weights and a product as large as they; it changes with the weights alone, so here it is renewed
-once a step, and W expanded for it but not B A.
+DoRA layers multiply that product by magnitude / |W + scale · B A|, row by row. PEFT computes this norm in every forward
+pass, from dequantized weights and the large product B A. It changes only with the weights, so here it is computed once
+a step, without B A.
 """
 
 from typing import Any
@@ -59,11 +59,11 @@ def _forward(
 
     Args:
         x: `[..., in]` in the compute dtype.
-        dropped: d, x after dropout, where there is one; only its gradient is of interest here.
-        inner: scale · d Aᵀ, `[tokens, n r]`. The caller's, so that a backward pass that computes it again need not
-            compute the large product as well.
+        dropped: d, x after dropout, where there is one; an argument for its gradient only.
+        inner: scale · d Aᵀ, `[tokens, n r]`. The caller computes it, so that activation checkpointing can repeat it
+            without the large product.
         weight: the frozen W: packed 4 bits with their `absmax` (kind "nf4" or "fp4"), or `[out, in]` (kind "").
-        a, b: the n adapters' float32 weights, `[r, in]` and `[out, r]`; only their gradients are of interest here.
+        a, b: the n adapters' float32 weights, `[r, in]` and `[out, r]`; arguments for their gradients only.
         a_compute: scale · A, `[n r, in]`; b_compute: B, block-diagonal `[out, n r]`; both in the compute dtype.
     """
     out = inner @ b_compute.t()
@@ -83,12 +83,12 @@ def _backward_products(
     b_compute: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for x and for what dropout left of it in their dtype, for all A `[n r, in]` in float32, and for B
-    `[out, n r]` in the compute dtype, of which only the diagonal blocks mean anything.
+    """Gradients of x and of its dropout output in their dtype, of all A `[n r, in]` in float32, and of B `[out, n r]`
+    in the compute dtype, whose blocks outside the diagonal are to be ignored.
 
     Args:
         seen: what A was multiplied by.
-        apart: whether that is not x itself; if it is, x has both gradients and the second result is empty.
+        apart: whether `seen` is another tensor than x; if not, x gets both gradients and the second result is empty.
     """
     flat, g = seen.reshape(-1, seen.shape[-1]), grad.reshape(-1, grad.shape[-1])
     d_inner = g @ b_compute
@@ -179,24 +179,24 @@ class LoraGroup:
             self.norms = torch.empty_like(self.frozen_squares)
 
     def _absmax(self) -> Tensor | None:
-        """The 4-bit weights' constants; with double quantization those are 8-bit themselves."""
+        """The 4-bit weights' block constants, dequantized where double quantization has them in 8 bits."""
         if not self.nested:
             return self.absmax
         return torch.cat([bnb.dequantize_blockwise(q.absmax, q.state2).float() + q.offset for q in self.nested])
 
     def dense(self) -> Tensor:
-        """The members' frozen weights, `[out, in]` in the compute dtype, expanded anew."""
+        """The members' frozen weights, dequantized: `[out, in]` in the compute dtype."""
         shape = (sum(self.widths), self.a_compute.shape[1])
         return _dense(self.weight, self._absmax(), self.kind, shape, self.a_compute)
 
     def keep_dense(self) -> None:
-        """Compute with the expanded weights from now on: the very values the 4-bit ones stand for."""
+        """Compute with the dequantized weights from now on; the values are the same."""
         self.weight, self.absmax, self.kind, self.nested = self.dense(), None, "", []
 
     def renew_norms(self) -> None:
-        """Of W + scale · B A's rows, for DoRA: |w|² + 2 w·(ba) + |ba|², where B A itself is never needed.
+        """Norms of the rows of W + scale · B A, for DoRA: |w|² + 2 w·(ba) + |ba|², computed without B A.
 
-        Rounded to the compute dtype as PEFT rounds them, where an adapter is used and in a magnitude's first value.
+        Rounded to the compute dtype, as PEFT does when it initializes a magnitude and when it uses an adapter.
         """
         if self.norms is not None:
             a, b = self.a_compute.float(), self.b_compute.float()
@@ -205,7 +205,7 @@ class LoraGroup:
             self.norms.copy_(norms.to(self.a_compute.dtype))
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Every member's output for x, without bias; the base's alone where PEFT's `disable_adapter` is on."""
+        """Every member's output for x, without bias; without the adapter where PEFT's `disable_adapter` is on."""
         first = self.members[0]
         if first.disable_adapters:
             out = torch.nn.functional.linear(x, self.dense().to(x.dtype))
@@ -239,32 +239,32 @@ class LoraGroup:
                     self.input = x
             return outputs[0]
         if not torch.compiler.is_compiling() and self.input is not x:
-            raise RuntimeError("layers taken for siblings were given different inputs")
+            raise RuntimeError("layers of one group were given different inputs")
         out = self.pending[member - 1]
         if member == len(self.members) - 1:
             self.pending, self.input = [], None
         return out
 
     def norm(self, member: int) -> Tensor:
-        """Of the rows of a DoRA layer's adapted weight, `[out]` in float32."""
+        """Norms of the rows of a DoRA layer's adapted weight, `[out]` in float32."""
         assert self.norms is not None
         return self.norms.split(self.widths)[member]
 
     def copies(self, member: int) -> tuple[Tensor, Tensor]:
-        """Where a member's A and B stand in the compute-dtype copies."""
+        """Views of a member's A and B in the compute-dtype copies."""
         rank, top = self.a_compute.shape[0] // len(self.members), sum(self.widths[:member])
         across = slice(member * rank, (member + 1) * rank)
         return self.a_compute[across], self.b_compute[top : top + self.widths[member], across]
 
 
 class _Fused:
-    """Forward of an adapted layer, mixed in before PEFT's class."""
+    """Mixin with the forward of an adapted layer, before PEFT's class."""
 
     group: LoraGroup
     member: int
 
     def set_up(self: Any, compute_dtype: torch.dtype) -> None:
-        """Read what the frozen weight is."""
+        """Read the frozen weight's type."""
         weight = self.get_base_layer().weight
         self.kind, self.compute_dtype = "", compute_dtype
         if isinstance(self.get_base_layer(), Linear4bit):
@@ -309,14 +309,14 @@ def fuse(model: PeftModel, compute_dtype: torch.dtype) -> None:
 
 
 def groups(model: torch.nn.Module) -> list[LoraGroup]:
-    """Those of a model or a part of it, in its layers' order."""
+    """The groups of a model or a part of it, in the order of its layers."""
     fused: list[Any] = [m for m in model.modules() if isinstance(m, FusedLinear4bit | FusedLinear)]
     return list(dict.fromkeys(m.group for m in fused))
 
 
 @torch.no_grad()
 def refresh(model: torch.nn.Module) -> None:
-    """Renew the compute-dtype copies of the adapters' weights; due whenever the weights changed."""
+    """Renew the compute-dtype copies of the adapters' weights; needed whenever the weights have changed."""
     copies: list[Tensor] = []
     weights: list[Tensor] = []
     scales: list[float] = []

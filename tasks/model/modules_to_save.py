@@ -1,7 +1,7 @@
-"""Embedding and head trained whole beside LoRA (PEFT's `modules_to_save`), for words the base does not know well.
+"""PEFT's `modules_to_save`: embedding and head trained in full beside LoRA, for tokens the base does not know well.
 
-The trained copy is float32: in 16 bits most updates would be lost to rounding. It is computed with in the compute
-dtype, so that what is trained is what a 16-bit base gives with the saved adapter.
+The trained copy is float32, because in 16 bits most updates would be lost to rounding. The layer computes in the
+compute dtype, so that training matches a 16-bit base with the saved adapter.
 """
 
 import torch
@@ -13,7 +13,7 @@ from tasks.errors import UserError
 
 
 def check(base: PreTrainedModel, asked: list[str]) -> None:
-    """Refuse modules that are not trained whole here.
+    """Refuse modules that cannot be trained in full.
 
     Raises:
         UserError: a name is neither the embedding's nor the head's, or the base has one matrix for both.
@@ -22,7 +22,7 @@ def check(base: PreTrainedModel, asked: list[str]) -> None:
     names = [name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module is embedding or module is head]
     if unknown := [name for name in asked if name not in names]:
         raise UserError(
-            f"training.modules_to_save: {', '.join(unknown)} cannot be trained whole; of this base "
+            f"training.modules_to_save: {', '.join(unknown)} cannot be trained in full; of this base "
             f"{' and '.join(names)} can, all others are adapted (training.target_modules)"
         )
     if asked and embedding.weight is head.weight:

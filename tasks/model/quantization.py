@@ -1,4 +1,4 @@
-"""How a base is held in memory: the four fields of training that decide the weights it really computes with."""
+"""Quantization of the base: the four fields of training that decide its weights in memory."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ FIELDS = ("quantization", "quant_type", "compute_dtype", "double_quant")
 
 
 def load_options(*, quantization: str, quant_type: str, compute_dtype: str, double_quant: bool) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: compute dtype, quantization for "4bit", safetensors alone, no code of the model.
+    """Arguments of `from_pretrained`: compute dtype, quantization for "4bit", safetensors only, no code of the model.
 
     Args:
         quantization, quant_type, compute_dtype, double_quant: as in `training` of the configuration.

@@ -1,9 +1,9 @@
-"""A base too large for one GPU: every process keeps a part of its frozen weights.
+"""Sharding (FSDP2) of a base that is too large for one GPU: every process keeps a part of its frozen weights.
 
-A decoder layer's weights are gathered just before it computes, forward and backward, and dropped after it (FSDP2). The
-adapter, its gradients and the optimizer's moments stay whole in every process, as do the embedding, head, norms and
-layers without plain LoRA (all of them small beside the rest), so clipping, checkpoints and the saved adapter are what
-they are without sharding.
+A decoder layer's weights are gathered just before it computes, forward and backward, and freed afterwards. Every
+process keeps the whole adapter with its gradients and the optimizer's moments, and the whole embedding, head, norms and
+layers without plain LoRA, which are small. So clipping, checkpoints and the saved adapter are the same as without
+sharding.
 """
 
 from itertools import chain
@@ -26,8 +26,7 @@ _LAYERS_IN_FLIGHT = 3  # gathered at once: the one that computes, the next one, 
 class _Frozen(nn.Module):
     """A group's frozen weights as parameters, which is what FSDP2 shards.
 
-    Packed 4-bit values are kept as bfloat16 that nothing computes with, for torch 2.11 divides floating
-    point alone.
+    Packed 4-bit values are viewed as bfloat16, with which nothing computes: torch 2.11 shards floating point only.
     """
 
     def __init__(self, weight: Tensor, absmax: Tensor | None) -> None:
@@ -39,7 +38,7 @@ class _Frozen(nn.Module):
 
 
 class _ShardedLoraGroup(LoraGroup):
-    """A group whose frozen weights are whole only while its decoder layer computes."""
+    """A group whose frozen weights are gathered only while its decoder layer computes."""
 
     frozen: _Frozen
 
@@ -49,14 +48,14 @@ class _ShardedLoraGroup(LoraGroup):
         return weight.view(torch.uint8).unsqueeze(-1) if self.kind else weight
 
     @property
-    def absmax(self) -> Tensor | None:  # type: ignore[override]  # set in a LoraGroup, read here
+    def absmax(self) -> Tensor | None:  # type: ignore[override]  # an attribute in LoraGroup, a property here
         return self.frozen.absmax
 
 
 def shard(model: PeftModel, device: torch.device) -> None:
     """Divide the frozen weights of `model`, which is on the CPU, among the processes, and move it to `device`.
 
-    Layer by layer: no device holds more than its part and one whole layer.
+    Layer by layer, so that a device never holds more than its part and one layer.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     base: Any = model.get_base_model()
@@ -72,7 +71,7 @@ def shard(model: PeftModel, device: torch.device) -> None:
             tensor.data = tensor.data.to(device)
             if (state := getattr(tensor, "quant_state", None)) is not None:
                 state.to(device)
-    # their root, so that a layer's weights arrive while the one before it computes; it divides nothing of its own
+    # the root prefetches a layer's weights while the one before computes; it has nothing of its own to divide
     fully_shard(base.base_model, mesh=mesh, ignored_params=set(base.parameters()))
     base.hf_device_map = {"": device}
 
@@ -82,7 +81,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def in_flight_bytes(model: nn.Module) -> int:
-    """Bytes of gathered weights that a device holds at the worst moment."""
+    """Largest number of bytes of gathered weights that a device holds at a time."""
     sizes = [
         sum(p.numel() * p.element_size() for m in layer.modules() if isinstance(m, _Frozen) for p in m.parameters())
         for layer in decoder_layers(model)
@@ -91,7 +90,7 @@ def in_flight_bytes(model: nn.Module) -> int:
 
 
 def _hand_over(group: Any, device: torch.device) -> None:
-    """Make a group's frozen weights parameters below its first frozen layer, and leave nothing of them elsewhere."""
+    """Move a group's frozen weights to parameters below its first frozen layer, and free them elsewhere."""
     frozen = _Frozen(group.weight, group.absmax)
     del group.weight, group.absmax
     group.__class__, group.frozen = _ShardedLoraGroup, frozen

@@ -1,4 +1,4 @@
-"""Which layers a folder of safetensors can have, read from the files' headers without torch."""
+"""Check `training.target_modules` against the headers of a model's safetensors files, without torch."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ LONGEST_HEADER = 100_000_000
 
 
 def check_targets(folder: Path, config: TrainingConfig) -> None:
-    """Whether every asked layer has a weight of two dimensions; the base itself may refuse more of them later.
+    """Check that every configured layer has a weight of two dimensions; loading the base checks the rest.
 
     Raises:
         UserError: one has none.

@@ -47,7 +47,7 @@ def run_child(
         hang_minutes: a child that prints nothing for this long is ended.
     Raises:
         UserError: the child found a mistake in configuration or data.
-        ChildFailed: the child ended otherwise than by finishing.
+        ChildFailed: the child failed.
     """
     with started(module, job, log) as child:
         child.finish(hang_minutes)
@@ -87,7 +87,7 @@ def started(
 
 @dataclasses.dataclass(frozen=True)
 class Child:
-    """A child at work."""
+    """A running child."""
 
     module: str
     process: subprocess.Popen[str]
@@ -110,7 +110,7 @@ class Child:
 
 @contextlib.contextmanager
 def _memory_file() -> Any:
-    """A file that exists as long as a process holds it, so that no kill leaves it behind."""
+    """A file in memory, which no kill leaves behind."""
     descriptor = os.memfd_create("qlora-flow")
     try:
         yield descriptor
@@ -119,7 +119,7 @@ def _memory_file() -> Any:
 
 
 class _Said(threading.Thread):
-    """Reads a child's lines: passes them on, keeps the last ones and the time of the latest."""
+    """Reads a child's lines: logs them, keeps the last ones and the time of the latest."""
 
     def __init__(self, process: subprocess.Popen[str], log: Callable[[str], None]) -> None:
         super().__init__(daemon=True)
@@ -159,7 +159,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def follow_parent(parent: int) -> None:
-    """From now on this process gets SIGTERM when its parent dies, however that happens.
+    """Have the kernel send this process SIGTERM when its parent dies, for whatever reason.
 
     Args:
         parent: process id; this process exits when it is gone already.

@@ -35,9 +35,9 @@ _NETWORK_ERRORS = {
 }
 """Package → the base classes of its network errors, by name: none of them is imported for this."""
 _FULL_DISK = ("No space left on device", "PytorchStreamWriter failed", ". unexpected pos ")
-"""What safetensors and torch say of a full disk, in errors that are no OSError."""
+"""Messages of safetensors and torch about a full disk, in errors that are not an OSError."""
 _NO_NETWORK_ERRORS = {"BrokenPipeError", "OfflineModeIsEnabled"}
-"""ConnectionErrors that stay: standard output is closed; huggingface_hub was told not to use the network."""
+"""ConnectionErrors that are not transient: standard output is closed; huggingface_hub is set to offline."""
 
 
 class ChildFailed(RuntimeError):
@@ -53,7 +53,7 @@ class ChildFailed(RuntimeError):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another attempt can succeed without anybody changing anything."""
+    """Whether another attempt can succeed with nothing changed: network, busy disk, killed child."""
     chain = list(causes(error))
     if any(isinstance(e, UserError | ssl.SSLCertVerificationError) for e in chain):
         return False
@@ -78,13 +78,13 @@ def full_disk(error: BaseException) -> str:
 
 
 def http_status(error: BaseException) -> int | None:
-    """The HTTP status that an error reports, None when it reports none."""
+    """The HTTP status of an error, or None."""
     status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
     return status if isinstance(status, int) else None
 
 
 def is_network_error(error: BaseException) -> bool:
-    """Whether a connection failed, in Python's words or in those of a library."""
+    """Whether an error of Python or of a library says that a connection failed."""
     kinds = type(error).__mro__
     return not any(kind.__name__ in _NO_NETWORK_ERRORS for kind in kinds) and any(
         kind.__name__ in _NETWORK_ERRORS.get(kind.__module__.partition(".")[0], ()) for kind in kinds

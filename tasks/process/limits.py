@@ -1,4 +1,4 @@
-"""How much memory a piece of work on data from outside may take."""
+"""A memory limit for work on data from outside."""
 
 import contextlib
 import resource
@@ -8,9 +8,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def memory_limit(most: int) -> Iterator[None]:
-    """Meanwhile this process may take so many bytes more than it has; beyond them there is a MemoryError.
+    """Limit this process to `most` more bytes than it has; beyond them Python raises MemoryError.
 
-    Memory-mapped files do not count. The limit is the whole process's, so other threads share it.
+    Memory-mapped files do not count. All threads of the process share the limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack

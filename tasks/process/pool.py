@@ -1,8 +1,11 @@
-"""One piece of work over the units of a file, on all cores; its results come in order, however many cores there are.
+"""A process pool over the units of a file; the results come in order, whatever the number of cores.
 
-A module that can be spread has `work(job, units)`, which yields one `Result` a unit in their order, and ends with
+A module for the pool has `work(job, units)`, which yields one `Result` per unit in their order, and ends with
 `if __name__ == "__main__": serve(work)`. Each of n processes takes every n-th unit and sends its results through a pipe
-of its own, which holds it back when the reader is slower: memory does not grow with the number of units.
+of its own. A full pipe blocks its process, so memory does not grow with the number of units.
+
+Not concurrent.futures.ProcessPoolExecutor: that one pickles results, imports the caller's main module (Prefect) in
+every process, and cannot end a busy process when the run is interrupted.
 """
 
 import contextlib
@@ -21,7 +24,7 @@ from tasks.process.child import Child, main, started
 from tasks.process.failures import ChildFailed
 
 UNITS_A_PROCESS = 4
-"""Fewer are done sooner than a process starts."""
+"""Fewer take less time than the start of a process."""
 
 
 class Result(NamedTuple):
@@ -35,12 +38,12 @@ Work = Callable[[dict[str, Any], Iterable[int]], Iterator[Result]]
 
 
 def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], None]) -> Generator[Result, None, None]:
-    """The result of every unit, first to last; worked out in this process where there are few.
+    """The result of every unit, first to last; computed in this process where there are few.
 
-    In another thread than the main one it is always another process: signals, which end what takes too long, reach
-    main threads alone.
+    Outside the main thread it is always another process, because the signal that ends a unit that takes too long
+    reaches main threads only.
 
-    Close it (`contextlib.closing`), so that no process outlives an interruption.
+    Close it (`contextlib.closing`), so that an interruption ends all processes.
 
     Args:
         module: has `work`.
@@ -48,7 +51,7 @@ def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], No
         log: receives every line that a process prints.
     Raises:
         UserError: a mistake in configuration or data.
-        ChildFailed: a process ended otherwise than by finishing.
+        ChildFailed: a process failed.
     """
     processes = max(1, min(cores(), units // UNITS_A_PROCESS))
     if processes < 2 and threading.current_thread() is threading.main_thread():
@@ -110,7 +113,7 @@ def serve(work: Work) -> None:
 
 
 def _send(results: Iterator[Result], pipe: int) -> None:
-    """A result travels while the next one is worked out."""
+    """Send each result while the next one is computed."""
     with os.fdopen(pipe, "wb") as sink, ThreadPoolExecutor(1) as sender, contextlib.ExitStack() as stack:
         writer: Any = None
         sent: Future[None] | None = None

@@ -1,4 +1,4 @@
-"""What a child process does not say: it talks in progress lines and errors only."""
+"""Settings for a child process that prints only progress lines and errors."""
 
 import atexit
 import logging
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def compile_cache() -> Path:
-    """A folder for what torch.compile keeps, which nobody else can write to: torch unpickles what it finds there.
+    """A folder for torch.compile's cache that no other user can write to, because torch unpickles what it finds there.
 
-    torch's own default lies under /tmp, where any user of the machine can make it first. Without a home it is a new
-    folder for this process.
+    torch's default is under /tmp, where any user of the machine can create it first. Without a home directory the
+    folder is a new one for this process.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "qlora-flow", "torchinductor")
@@ -28,7 +28,7 @@ def compile_cache() -> Path:
 
 
 def silence() -> None:
-    """No progress bars, no telemetry, no network; warnings of libraries go, their errors stay."""
+    """Switch off progress bars, telemetry, the network and libraries' warnings; their errors are still printed."""
     os.environ.update(
         HF_HUB_OFFLINE="1",
         HF_HUB_DISABLE_TELEMETRY="1",
@@ -39,14 +39,14 @@ def silence() -> None:
         TOKENIZERS_PARALLELISM="false",
         BITSANDBYTES_NOWELCOME="1",
     )
-    # Steps differ in length; without this the allocator's blocks of many sizes fill a GPU that has room. Read when
-    # torch is imported; the second name is the one before torch 2.10.
+    # Steps differ in length, and without this the allocator's blocks of many sizes fragment the GPU's memory. Read when
+    # torch is imported; the second name is for torch before 2.10.
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         os.environ.setdefault(name, "expandable_segments:True")
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache())
-    # Threads that spin while they wait take the core from the ones they wait for whenever another process wants a
-    # core as well: about twice as slow beside one busy process, a tenth faster alone (benchmarks/NOTES.md).
+    # Threads that spin while they wait take the core from those they wait for as soon as another process needs a core:
+    # half the speed beside one busy process, a tenth faster on an idle machine (benchmarks/NOTES.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.filterwarnings("ignore")
     logging.basicConfig(level=logging.ERROR)

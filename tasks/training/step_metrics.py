@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -121,7 +122,7 @@ class StepLog:
         self.rows = [Step(**row) for row in pq.read_table(file).to_pylist()]
         self.resumed_from, self._restored = step, len(self.rows)
 
-    def totals(self) -> dict[str, float | int]:
+    def totals(self) -> dict[str, Any]:
         """Sums over all steps. The speed leaves out the first step of every attempt, which also warms up."""
         warm = [r for r in self.rows if r.step not in (1, self.resumed_from + 1)] or self.rows
         return {

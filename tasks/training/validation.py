@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -129,7 +130,7 @@ class Validation:
         self.points = [(row.step, row.validation_loss) for row in rows if row.validation_loss is not None]
         self.best = load_file(folder / _BEST) if self.points else {}
 
-    def totals(self) -> dict[str, float | int]:
+    def totals(self) -> dict[str, Any]:
         """The validation's part of `TrainingFacts`."""
         losses = dict(self.points)
         return {

@@ -51,7 +51,8 @@ def train(job: TrainingJob) -> None:
     from tasks.training.compute_plan import should_shard
     from tasks.training.data import read_rows
     from tasks.training.distributed.collectives import Collectives
-    from tasks.training.trl_adapter import Interrupted, PackedTrainer
+    from tasks.training.step import Interrupted
+    from tasks.training.trl_adapter import PackedTrainer
 
     config, collectives, folder = job.config, Collectives(), Path(job.model)
     rows, validation_rows, ids = read_rows(Path(job.tokens), config.validation_share)

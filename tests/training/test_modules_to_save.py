@@ -13,7 +13,8 @@ from tasks.training import checkpoints, worker
 from tasks.training.compute_plan import operations_per_token
 from tasks.training.data import read_rows
 from tasks.training.packing import collate, flatten
-from tasks.training.trl_adapter import Interrupted, PackedTrainer
+from tasks.training.step import Interrupted
+from tasks.training.trl_adapter import PackedTrainer
 from tests.training.conftest import ARCHITECTURES, make_rows, write_tokens
 from tests.training.test_lora import gradients, reference
 

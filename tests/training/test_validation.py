@@ -18,7 +18,8 @@ from tasks.model.lora import refresh
 from tasks.process.child import run_child
 from tasks.training import checkpoints
 from tasks.training.data import read_rows
-from tasks.training.trl_adapter import Interrupted, PackedTrainer
+from tasks.training.step import Interrupted
+from tasks.training.trl_adapter import PackedTrainer
 from tests.training.conftest import make_rows, write_tokens
 
 CPU = torch.device("cpu")
