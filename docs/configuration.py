@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.config import GROUPS, Group
+from tasks.config import SECTIONS, Section
 
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """\
@@ -25,10 +25,10 @@ TYPES = {"string": "text", "integer": "whole number", "number": "number", "boole
 
 def page() -> str:
     """The whole page as Markdown."""
-    return "\n".join([HEAD, *(_group(name, group) for name, group in GROUPS.items())])
+    return "\n".join([HEAD, *(_group(name, group) for name, group in SECTIONS.items())])
 
 
-def _group(name: str, group: type[Group]) -> str:
+def _group(name: str, group: type[Section]) -> str:
     fields = group.model_json_schema()["properties"]
     lines = [
         f"## {name}",

@@ -15,7 +15,7 @@ import flows.commands.retrain_all
 import flows.commands.run
 import flows.commands.serve
 from flows.commands.environment import check_store
-from tasks.config import GROUPS
+from tasks.config import SECTIONS
 from tasks.errors import UserError
 from tasks.process.failures import is_transient
 from tasks.text import visible
@@ -63,7 +63,7 @@ def _check_fields(unknown: list[str]) -> None:
 
     for flag in (given.partition("=")[0] for given in unknown if given.startswith("--")):
         group, _, field = flag.removeprefix("--").partition(".")
-        raise UserError(no_such_field(group, field) if group in GROUPS else no_such_flag(flag))
+        raise UserError(no_such_field(group, field) if group in SECTIONS else no_such_flag(flag))
 
 
 def _parser() -> argparse.ArgumentParser:

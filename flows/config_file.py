@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from tasks.config import GROUPS, TRUSTED, Group
+from tasks.config import SECTIONS, TRUSTED, Section
 from tasks.errors import UserError
 
-FIELDS = [f"{group}.{field}" for group, model in GROUPS.items() for field in model.model_fields]
+FIELDS = [f"{group}.{field}" for group, model in SECTIONS.items() for field in model.model_fields]
 
 
-def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Group]:
+def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Section]:
     """Read a configuration and lay flags over it.
 
     Args:
@@ -26,14 +26,14 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Group]:
         UserError: the file is not YAML, or a field is unknown or wrong; every mistake is a line.
     """
     values = _read(path)
-    groups: dict[str, Group] = {}
+    groups: dict[str, Section] = {}
     mistakes = [
-        f"{path}: there is no group {name!r}{_did_you_mean(name, [*GROUPS, *FIELDS])}; "
-        f"the groups are {', '.join(GROUPS)}."
+        f"{path}: there is no group {name!r}{_did_you_mean(name, [*SECTIONS, *FIELDS])}; "
+        f"the groups are {', '.join(SECTIONS)}."
         for name in values
-        if name not in GROUPS
+        if name not in SECTIONS
     ]
-    for name, model in GROUPS.items():
+    for name, model in SECTIONS.items():
         given = values.get(name) or {}
         if not isinstance(given, dict):
             mistakes.append(f"{path}: {name} takes fields ({', '.join(model.model_fields)}), not {given!r}.")
@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, Any]:
         why = " ".join(str(error).split())
         raise UserError(f"The configuration {path} is not YAML: {why}.{_quoting(text, error)}") from error
     if not isinstance(values, dict):
-        raise UserError(f"The configuration {path} takes the groups {', '.join(GROUPS)} at its top level.")
+        raise UserError(f"The configuration {path} takes the groups {', '.join(SECTIONS)} at its top level.")
     return values
 
 
@@ -108,7 +108,7 @@ def _quoting(text: str, error: Exception) -> str:
     )
 
 
-def _typed(model: type[Group], flags: dict[str, Any]) -> dict[str, Any]:
+def _typed(model: type[Section], flags: dict[str, Any]) -> dict[str, Any]:
     """Flags for numbers and truth values as YAML reads them."""
     typed = dict(flags)
     for field, value in flags.items():
@@ -121,7 +121,7 @@ def _typed(model: type[Group], flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def no_such_field(group: str, field: Any) -> str:
-    fields = GROUPS[group].model_fields
+    fields = SECTIONS[group].model_fields
     return (
         f"{group}.{field}: there is no such field{_did_you_mean(field, [*fields, *FIELDS])}; "
         f"{group} has {', '.join(fields)}."
@@ -139,7 +139,7 @@ def _did_you_mean(name: Any, names: Iterable[str]) -> str:
     return f" (did you mean {last[close[0]]}?)" if close else ""
 
 
-def _sentence(group: str, model: type[Group], error: Any) -> str:
+def _sentence(group: str, model: type[Section], error: Any) -> str:
     field = error["loc"][0] if error["loc"] else ""
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return no_such_field(group, field)

@@ -34,8 +34,8 @@ Below is an instruction that describes a task. Write a response that appropriate
 """
 
 
-class Group(BaseModel):
-    """A group of fields. Unknown names and values of another type are refused; values cannot change afterwards."""
+class Section(BaseModel):
+    """A section of the configuration. Unknown names and values of another type are refused; values cannot change afterwards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, hide_input_in_errors=True)
 
@@ -130,7 +130,7 @@ MetricName = Annotated[
 ]
 
 
-class MixedSource(Group):
+class MixedSource(Section):
     """One source of `data.mix`."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = Field(
@@ -149,7 +149,7 @@ class MixedSource(Group):
     repeat: int = Field(1, description="How often each of its training rows is used in an epoch.", ge=1, le=100)
 
 
-class DataConfig(Group):
+class DataConfig(Section):
     """Where the rows come from and which of them are held out."""
 
     path: Where = Field(
@@ -224,7 +224,7 @@ class DataConfig(Group):
         return self
 
 
-class ModelConfig(Group):
+class ModelConfig(Section):
     """The base model. It is read in place and never changed."""
 
     base: Name = Field(
@@ -238,7 +238,7 @@ class ModelConfig(Group):
     )
 
 
-class FormattingConfig(Group):
+class FormattingConfig(Section):
     """How a row becomes a prompt and the answer to learn."""
 
     style: Literal["template", "chat", "text"] = Field(
@@ -296,7 +296,7 @@ class FormattingConfig(Group):
         return date
 
 
-class TokenizationConfig(Group):
+class TokenizationConfig(Section):
     """How prompts become token ids and what happens to a row that is too long."""
 
     max_length: int = Field(
@@ -312,7 +312,7 @@ class TokenizationConfig(Group):
     )
 
 
-class TrainingConfig(Group):
+class TrainingConfig(Section):
     """Quantization, LoRA and optimization."""
 
     quantization: Literal["4bit", "none"] = Field(
@@ -455,7 +455,7 @@ class TrainingConfig(Group):
         return self
 
 
-class EvaluationConfig(Group):
+class EvaluationConfig(Section):
     """How base and tuned model are compared on the held-out rows."""
 
     max_rows: int = Field(
@@ -486,7 +486,7 @@ class EvaluationConfig(Group):
         return metrics
 
 
-class PublishingConfig(Group):
+class PublishingConfig(Section):
     """Where a finished adapter goes."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
@@ -501,7 +501,7 @@ class PublishingConfig(Group):
     hub_private: bool = Field(True, description="Create that repository as private.")
 
 
-class ExecutionConfig(Group):
+class ExecutionConfig(Section):
     """Retries, timeouts and checkpoints. No result depends on these, so they are part of no cache key."""
 
     retries: int = Field(
@@ -534,7 +534,7 @@ class ExecutionConfig(Group):
     publish_timeout_minutes: float = Field(60, description="Longest time for publishing in minutes.", gt=0)
 
 
-class ScheduleConfig(Group):
+class ScheduleConfig(Section):
     """When a run is worth it. A run of unchanged rows, base, configuration and code reuses every stage in any case."""
 
     min_new_rows: int = Field(
@@ -556,7 +556,7 @@ class ScheduleConfig(Group):
         return self
 
 
-GROUPS: dict[str, type[Group]] = {
+SECTIONS: dict[str, type[Section]] = {
     "data": DataConfig,
     "model": ModelConfig,
     "formatting": FormattingConfig,

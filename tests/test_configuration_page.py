@@ -3,7 +3,7 @@
 import runpy
 from pathlib import Path
 
-from tasks.config import GROUPS
+from tasks.config import SECTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -15,7 +15,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_the_page_has_every_field_and_bound() -> None:
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
-    for group, model in GROUPS.items():
+    for group, model in SECTIONS.items():
         section = page.partition(f"\n## {group}\n")[2].partition("\n## ")[0]
         assert [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")] == [*model.model_fields]
     assert "| `lora_dropout` | number, ≥ 0, < 1 | `0.0` |" in page

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.config import GROUPS
+from tasks.config import SECTIONS
 
 
 def add_configuration(command: argparse.ArgumentParser) -> None:
     """CONFIG.yaml and `--group.field VALUE` for every field of tasks/config.py."""
     command.usage = f"{command.prog} CONFIG.yaml [--group.field VALUE …] [options]"
     command.add_argument("config", type=Path, help="YAML file, such as examples/dialogue-summary.yaml")
-    for name, group in GROUPS.items():
+    for name, group in SECTIONS.items():
         schema = group.model_json_schema()["properties"]
         fields = command.add_argument_group(name, (group.__doc__ or "").splitlines()[0])
         for field, about in schema.items():
@@ -42,7 +42,7 @@ def overrides(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for flag, value in vars(options).items():
         group, _, field = flag.partition(".")
         if field:
-            is_list = GROUPS[group].model_json_schema()["properties"][field]["type"] == "array"
+            is_list = SECTIONS[group].model_json_schema()["properties"][field]["type"] == "array"
             given.setdefault(group, {})[field] = (
                 [v.strip() for v in value.split(",") if v.strip()] if is_list else value
             )

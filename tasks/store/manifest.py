@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tasks.config import TRUSTED, Group
+from tasks.config import TRUSTED, Section
 from tasks.store.checked import content_digest
 from tasks.store.facts import Facts
 from tasks.store.identity import Parts, digest_of
@@ -41,7 +41,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 F = TypeVar("F", bound=Facts)
-C = TypeVar("C", bound=Group)
+C = TypeVar("C", bound=Section)
 
 
 class StoredFile(BaseModel):

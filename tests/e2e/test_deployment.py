@@ -29,12 +29,12 @@ def test_the_schedule_plans_runs(deployed: Served) -> None:
 
 def test_both_deployments_are_the_example(deployed: Served) -> None:
     from flows.config_file import load
-    from tasks.config import GROUPS
+    from tasks.config import SECTIONS
 
     example = load(ROOT / "examples/dialogue-summary.yaml", {})
     for name in ("nightly", "on-demand"):
         parameters = deployed.api(f"/deployments/name/retrain/{name}")["parameters"]
-        assert {n: g.model_validate(parameters.get(n, {})) for n, g in GROUPS.items()} == example
+        assert {n: g.model_validate(parameters.get(n, {})) for n, g in SECTIONS.items()} == example
 
 
 def test_a_triggered_run_publishes_and_is_reused(deployed: Served, parameters: dict[str, Any], tmp_path: Path) -> None:

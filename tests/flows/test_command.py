@@ -10,7 +10,7 @@ import pytest
 from flows.__main__ import _parser, main
 from flows.commands.arguments import overrides
 from flows.config_file import load
-from tasks.config import GROUPS
+from tasks.config import SECTIONS
 from tasks.errors import UserError
 
 
@@ -165,7 +165,7 @@ def test_help_writes_numbers_as_people_do(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_every_field_says_what_it_is() -> None:
-    for group in GROUPS.values():
+    for group in SECTIONS.values():
         for name, field in group.model_fields.items():
             assert field.description and len(field.description) > 15, name
             assert not field.is_required(), name
