@@ -35,7 +35,7 @@ Below is an instruction that describes a task. Write a response that appropriate
 
 
 class Section(BaseModel):
-    """A section of the configuration. Unknown names and values of another type are refused; values cannot change afterwards."""
+    """Fields of one subject. Unknown names and values of another type are refused; values cannot change afterwards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, hide_input_in_errors=True)
 

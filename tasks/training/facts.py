@@ -1,7 +1,5 @@
 """What the training stage notes in its manifest."""
 
-from pydantic import ConfigDict
-
 from tasks.store.facts import Facts
 
 
@@ -17,8 +15,7 @@ class TrainingFacts(Facts):
         model: folder of the base on this machine.
     """
 
-    model_config = ConfigDict(protected_namespaces=())  # `model` is no method
-
+    model: str
     steps: int
     tokens: int
     learnt_tokens: int
@@ -32,7 +29,6 @@ class TrainingFacts(Facts):
     speed: str
     micro_batch_tokens: int
     out_of_memory_halvings: int
-    model: str | None = None
     validation_rows: int | None = None
     validation_loss: float | None = None
     validation_loss_last: float | None = None

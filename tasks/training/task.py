@@ -52,7 +52,6 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
         program = launch if processes > 1 or nodes().count > 1 else worker
         run_child(program.__name__, job, log, execution.hang_minutes)
         facts = TrainingFacts.model_validate_json((folder / "training.json").read_bytes())
-        facts = facts.model_copy(update={"model": model.folder})
         if sentence := slower(facts, _last_run()):
             log(sentence)
         return facts.model_dump(exclude_none=True)

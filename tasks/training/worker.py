@@ -81,30 +81,31 @@ def train(job: TrainingJob) -> None:
         sys.exit(STOPPED_EXIT)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if trainer.is_world_process_zero():
-        write(trainer, Path(job.output), job.source, ids)
+        write(trainer, job, ids)
 
 
 def _no_log(line: str) -> None:
     """Only the first process logs."""
 
 
-def write(trainer: "PackedTrainer", output: Path, source: str, validation_ids: list[str]) -> None:
-    """Write what the stage keeps of a finished run."""
+def write(trainer: "PackedTrainer", job: TrainingJob, validation_ids: list[str]) -> None:
+    """Write what the stage keeps of a finished run to the job's output."""
     from tasks.model.device import device_name
     from tasks.store.ledger import Ledger
     from tasks.training.data import HELD_BACK
 
-    step = trainer.step
+    step, output = trainer.step, Path(job.output)
     step.model.save_pretrained(str(output / "adapter"), safe_serialization=True)
     (output / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     settings = output / "adapter" / "adapter_config.json"
     adapter = json.loads(settings.read_text())
     adapter["target_modules"] = sorted(adapter["target_modules"])  # a set: its order changes from run to run
-    adapter["base_model_name_or_path"] = source  # not a folder of this machine: equal adapters are equal files
+    adapter["base_model_name_or_path"] = job.source  # not a folder of this machine: equal adapters are equal files
     settings.write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
     step.metrics.save(output / LOG)
     facts = TrainingFacts(
         **step.metrics.totals(),
+        model=job.model,
         device=device_name(),
         out_of_memory_halvings=step.halvings,
         speed=trainer.plan.speed,

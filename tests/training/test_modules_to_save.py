@@ -13,6 +13,7 @@ from tasks.training import checkpoints, worker
 from tasks.training.compute_plan import operations_per_token
 from tasks.training.data import read_rows
 from tasks.training.packing import collate, flatten
+from tasks.training.schema import TrainingJob
 from tasks.training.step import Interrupted
 from tasks.training.trl_adapter import PackedTrainer
 from tests.training.conftest import ARCHITECTURES, make_rows, write_tokens
@@ -96,7 +97,8 @@ def test_saved_adapter_gives_the_trained_loss_and_leaves_the_base_as_it_was(base
     trainer = build(bases, tmp_path, learning_rate=1e-2, compute_dtype=dtype, max_steps=6)
     untrained = AutoModelForCausalLM.from_pretrained(bases("llama"), dtype=torch.float32)
     trainer.run()
-    worker.write(trainer, tmp_path, "tiny", [])
+    paths = {"tokens": "", "model": "", "checkpoints": "", "output": str(tmp_path)}
+    worker.write(trainer, TrainingJob(**paths, source="tiny", config=TrainingConfig()), [])
     refresh(trainer.step.model)
     rows = collate(make_rows(5, seed=9))["rows"]
     with torch.no_grad():
