@@ -12,12 +12,13 @@ from tasks.store.artifact import ArtifactRef, written_here
 from tasks.store.manifest import Manifest, read_manifest
 from tasks.store.root import store_root
 from tasks.text import code
+from tasks.training.facts import TrainingFacts
 
 TRAINING = (
     *("steps", "loss_first", "loss_last", "tokens_per_second"),
     *("validation_rows", "validation_loss", "validation_loss_last", "best_step", "stopped_early"),
 )
-"""What of the training stage's totals the summary repeats; validation only where rows were held back for it."""
+"""What of the training stage's facts the summary repeats."""
 
 
 def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +34,8 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
 
     manifests = {name: ref.manifest for name, ref in stages.items()}
     parts = {name: [manifest] for name, manifest in manifests.items()}
-    model = Path(manifests["train"].info["model"])
+    training = manifests["train"].facts(TrainingFacts)
+    model = Path(training.model)
     if model.parent == store_root() / "artifacts":  # the bundled model, converted by the first stage
         parts["download"].append(read_manifest(model))
     published = manifests["publish"].facts(VersionFacts)
@@ -48,7 +50,7 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
             }
             for name, manifest in manifests.items()
         },
-        "training": {name: manifests["train"].info[name] for name in TRAINING if name in manifests["train"].info},
+        "training": {name: value for name in TRAINING if (value := getattr(training, name)) is not None},
         "seconds": time.monotonic() - began,
         "verdict": tables.verdict(published.scores),
         "confidence": manifests["evaluate"].facts(EvaluationFacts).confidence,

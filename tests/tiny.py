@@ -76,7 +76,7 @@ class Rows(Facts):
 
 def noted(kind: type[F], **given: Any) -> F:
     """Facts of a stage where a test is about the given ones alone; the others are 0 or empty."""
-    fields = {name: field.annotation for name, field in kind.model_fields.items()}
+    fields = {name: field.annotation for name, field in kind.model_fields.items() if field.is_required()}
     empty = {n: get_args(a)[0] if get_origin(a) is Literal else (get_origin(a) or a)() for n, a in fields.items()}
     return kind(**empty | given)
 

@@ -56,7 +56,7 @@ Prompts and answers of more than {{ limit }} tokens together were shortened; thi
 ## Training
 
 {{ run.steps }} steps, {{ "{:,}".format(run.tokens) }} tokens; last loss {{ "%.4f" | format(run.loss_last) }}.
-{%- if run.validation_rows is defined %}
+{%- if run.validation_rows %}
 The weights are those of step {{ run.best_step }}, where the loss on {{ "{:,}".format(run.validation_rows) }} rows held
 back from training was lowest: {{ "%.4f" | format(run.validation_loss) }}.
 {%- endif %}

@@ -24,6 +24,7 @@ from tasks.store.manifest import DamagedArtifact, read_manifest
 from tasks.store.model import BaseModelRef, weight_files
 from tasks.store.root import store_root
 from tasks.tokenization.facts import TokenFacts
+from tasks.training.facts import TrainingFacts
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 """Those that the card's program imports and that shape an answer."""
@@ -61,7 +62,7 @@ def publish(
             limit=tokenized.limit,
             shortened=tokenized.changed,
             training=adapter.manifest.fields(TrainingConfig).model_dump(),
-            run=adapter.info,
+            run=adapter.facts(TrainingFacts),
             evaluation=measured.model_dump(),
             percent=f"{100 * measured.confidence:g}",
             evaluation_config=scores.manifest.fields(EvaluationConfig),

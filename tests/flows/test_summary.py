@@ -12,10 +12,11 @@ from tasks.evaluation.tables import verdict
 from tasks.publishing.facts import VersionFacts
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity
+from tasks.training.facts import TrainingFacts
 from tests.tiny import noted
 
 
-def made(stage: str, seconds: float, **info: Any) -> ArtifactRef:
+def made(stage: str, seconds: float, /, **info: Any) -> ArtifactRef:
     def write(folder: Path) -> dict[str, Any]:
         time.sleep(seconds)
         (folder / "file").write_text(stage)
@@ -55,7 +56,7 @@ def test_converting_the_model_counts_as_download() -> None:
     model = made("model", 0.2)
     stages = {
         "download": rows,
-        "train": made("train", 0, model=str(model.path)),
+        "train": made("train", 0, **noted(TrainingFacts, model=str(model.path)).model_dump()),
         "evaluate": made("evaluate", 0, **noted(EvaluationFacts).model_dump()),
         "publish": made("publish", 0, **noted(VersionFacts).model_dump()),
     }

@@ -6,6 +6,8 @@ from typing import Any
 from tasks.config import FormattingConfig, TrainingConfig
 from tasks.publishing.card import model_card
 from tasks.store.model import BaseModelRef
+from tasks.training.facts import TrainingFacts
+from tests.tiny import noted
 
 BASE = BaseModelRef(
     folder="/models/x", digest="d", tokenizer_digest="t", source="owner/base", revision="c" * 40, max_length=512
@@ -27,7 +29,7 @@ def card(
         limit=512,
         shortened=0,
         libraries="torch 2.11.0",
-        run={"steps": 30, "tokens": 56000, "loss_last": 2.1} | (run or {}),
+        run=noted(TrainingFacts, steps=30, tokens=56000, loss_last=2.1, **(run or {})),
         evaluation={
             "rows": 60,
             "scores": [SCORE],

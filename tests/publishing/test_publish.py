@@ -15,6 +15,7 @@ from tasks.store.identity import Identity
 from tasks.store.manifest import DamagedArtifact
 from tasks.store.model import BaseModelRef
 from tasks.tokenization.facts import TokenFacts
+from tasks.training.facts import TrainingFacts
 from tests.tiny import noted
 
 HEALTH = {"never_ending": {"base": 0.5, "tuned": 0.125}}
@@ -22,11 +23,11 @@ SCORE = {"metric": "rougeL", "rows": 60, "base": 0.1, "tuned": 0.3, "difference"
 TRAINING = Identity(stage="train", config=TrainingConfig(quantization="none").model_dump(), inputs={"tokens": "0" * 64})
 
 
-def trained(folder: Path) -> dict[str, Any]:
+def trained(folder: Path) -> TrainingFacts:
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_text("weights")
     (folder / "adapter" / "adapter_config.json").write_text("{}")
-    return {"steps": 1, "tokens": 1, "loss_last": 2.0}
+    return noted(TrainingFacts)
 
 
 @pytest.fixture
