@@ -66,7 +66,7 @@ def test_trained_copies_are_float32_and_keep_small_updates(bases, tmp_path):
 def build(bases, tmp_path, name="run", **settings):
     model, config = load(bases("llama"), **settings)
     (tmp_path / name).mkdir(exist_ok=True)
-    rows = read_rows(write_tokens(tmp_path / "tokens.parquet", make_rows(22)))
+    rows = read_rows(write_tokens(tmp_path / "tokens.parquet", make_rows(22)))[0]
     return PackedTrainer(model, rows, config, tmp_path / name, lambda line: None)
 
 
@@ -124,7 +124,7 @@ def loss_of(model, row):
 
 def test_others_are_refused_by_name(bases):
     with pytest.raises(
-        UserError, match="q_proj, norm cannot be trained whole; of this base embed_tokens and lm_head can"
+        UserError, match="q_proj, norm cannot be trained in full; of this base embed_tokens and lm_head can"
     ):
         load(bases("llama"), ["q_proj", "lm_head", "norm"])
 
