@@ -11,6 +11,7 @@ import flows.commands.deploy
 import flows.commands.doctor
 import flows.commands.init
 import flows.commands.plan
+import flows.commands.preview
 import flows.commands.retrain_all
 import flows.commands.run
 import flows.commands.serve
@@ -25,6 +26,7 @@ COMMANDS = (
     flows.commands.run,
     flows.commands.retrain_all,
     flows.commands.plan,
+    flows.commands.preview,
     flows.commands.clean,
     flows.commands.doctor,
     flows.commands.serve,
@@ -63,6 +65,8 @@ def _check_fields(unknown: list[str]) -> None:
 
     for flag in (given.partition("=")[0] for given in unknown if given.startswith("--")):
         group, _, field = flag.removeprefix("--").partition(".")
+        if group in SECTIONS and field in SECTIONS[group].model_fields:
+            raise UserError(f"{flag}: there is no flag for it; write {group}.{field} into the configuration.")
         raise UserError(no_such_field(group, field) if group in SECTIONS else no_such_flag(flag))
 
 

@@ -140,7 +140,10 @@ def _did_you_mean(name: Any, names: Iterable[str]) -> str:
 
 
 def _sentence(group: str, model: type[Section], error: Any) -> str:
-    field = error["loc"][0] if error["loc"] else ""
+    field, *inside = error["loc"] or [""]
+    if len(inside) > 1:  # a field of an object in a list
+        number, name = inside[0] + 1, inside[1]
+        return f"{group}.{field}: {name} of number {number} is wrong: {error['msg'][0].lower()}{error['msg'][1:]}."
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return no_such_field(group, field)
     reason = error["msg"].removeprefix("Value error, ")

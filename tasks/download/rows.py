@@ -1,6 +1,7 @@
 """Source rows → rows.parquet: every row gets an id and a side, train or test, that it keeps in every later run."""
 
 import contextlib
+import functools
 import hashlib
 from array import array
 from collections import Counter
@@ -26,8 +27,11 @@ SPLIT = "split"
 """A column of the source that decides a row's side."""
 
 
-def write_rows(data: DataConfig, folder: Path) -> RowsFacts:
+def write_rows(data: DataConfig, folder: Path, most: int = 0) -> RowsFacts:
     """Read the source once and write rows.parquet and ledger.parquet.
+
+    Args:
+        most: rows to read of each file or split of a Hub data set; 0: all.
 
     Raises:
         UserError: the source cannot be read, or leaves a side empty.
@@ -36,7 +40,11 @@ def write_rows(data: DataConfig, folder: Path) -> RowsFacts:
     formats: Counter[str] = Counter()
     file = RowsFile(folder / ROWS)
     sort = _Sorter(data, ledger, file)
-    parts = [(source, *part) for source, own in sources_of(data) for part in source_parts(own, formats)]
+    parts = [
+        (source, side, functools.partial(_first, blocks, most) if most else blocks)
+        for source, own in sources_of(data)
+        for side, blocks in source_parts(own, formats)
+    ]
     for mixed in data.mix:
         sort.use(mixed, [blocks for source, _, blocks in parts if source is mixed])
     # held-out parts come first: of two rows with one name it is the training row that goes
@@ -62,6 +70,15 @@ def write_rows(data: DataConfig, folder: Path) -> RowsFacts:
         sources=sort.sources,
         **ledger.write(),
     )
+
+
+def _first(blocks: Reader, most: int) -> Iterator[Block]:
+    """The first rows."""
+    for block in blocks():
+        yield block[:most]
+        most -= len(block)
+        if most <= 0:
+            return
 
 
 def _bounded(blocks: Iterator[Block]) -> Iterator[Block]:

@@ -1,0 +1,90 @@
+"""show rows as the trainer will read them, and what becomes of the others, without a run"""
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flows.commands.arguments import add_configuration, configuration
+from flows.commands.environment import homes_in_store
+from tasks.errors import UserError
+from tasks.text import excerpt, visible, visible_lines
+
+MOST = 1000
+"""Rows of each file or split that are read."""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add_configuration(command)
+    command.add_argument("--rows", type=int, default=2, metavar="N", help="rows to show of each split [default 2]")
+
+
+def main(options: argparse.Namespace) -> int:
+    homes_in_store()
+    groups = configuration(options)
+    from tasks.download.identity import pin
+    from tasks.download.models import BUNDLED, fetch_model, present_model
+    from tasks.download.rows import write_rows
+    from tasks.formatting.prompts import write_prompts
+    from tasks.formatting.schema import PROMPTS
+    from tasks.tokenization.encode import write_tokens
+
+    data, model = pin(groups["data"], groups["model"])
+    base = fetch_model(model, print) if model.base == BUNDLED else present_model(model)
+    if base is None:
+        raise UserError(
+            f"model.base: {model.base} is not on this machine yet; fetch it first: hf download {model.base}."
+        )
+    tokenizer, tokenization = Path(base.folder), groups["tokenization"]
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / stage for stage in ("download", "format", "tokenize")]
+        for folder in folders:
+            folder.mkdir()
+        write_rows(data, folders[0], MOST)
+        formatted = write_prompts(folders[0] / "rows.parquet", tokenizer, groups["formatting"], folders[1])
+        limit = min(tokenization.max_length, base.max_length)
+        special = formatted.special_tokens
+        write_tokens(folders[1] / PROMPTS, special, tokenizer, limit, tokenization, folders[2])
+        for line in (*_rows(folders[2], tokenizer, special == "rendered", options.rows), *_ledgers(folders)):
+            print(line)
+    print(f"\nRead: the first {MOST:,} rows of each file or split, at most.")
+    return 0
+
+
+def _rows(folder: Path, tokenizer: Path, rendered: bool, count: int) -> Iterator[str]:
+    """Rows of each split, what is learnt between « and »."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from tasks.tokenization.preview import decoded
+    from tasks.tokenization.schema import IGNORE_INDEX, TOKENS
+    from tasks.tokenization.vocabulary import Vocabulary
+
+    decode: Callable[[list[int]], str] = Vocabulary(tokenizer, rendered).decode
+    table = pq.read_table(folder / TOKENS)
+    for split, title in (("train", "training"), ("test", "held-out")):
+        for row in table.filter(pc.equal(table["split"], split)).slice(0, count).to_pylist():
+            learnt = sum(label != IGNORE_INDEX for label in row["labels"])
+            yield f"── {title} row {visible(row['id'])}: {len(row['input_ids']):,} tokens, {learnt:,} learnt (« »)"
+            shown = ""
+            for part_kind, part in decoded(decode, row):
+                for kind, text in excerpt(part, part_kind):
+                    shown += f"«{text}»" if kind == "learnt" else f"\n[{text}]\n" if kind == "gap" else text
+            yield visible_lines(shown) + "\n"
+
+
+def _ledgers(folders: list[Path]) -> Iterator[str]:
+    """Lines of the ledgers by reason, each with one of its rows."""
+    import pyarrow.parquet as pq
+
+    from tasks.store.ledger import LEDGER
+
+    lines = [line for folder in folders for line in pq.read_table(folder / LEDGER).to_pylist()]
+    reasons = Counter((line["stage"], line["verdict"], line["reason"]) for line in lines)
+    yield "── Rows that do not pass unchanged" if lines else "── All rows pass unchanged"
+    for reason, rows in reasons.most_common():
+        stage, verdict, why = reason
+        one = next(line for line in lines if (line["stage"], line["verdict"], line["reason"]) == reason)
+        example = f"row {visible(one['id'] or '?')}: {visible(one['detail'], 300)}"
+        yield f"{rows:>6,} {verdict} in {stage}: {why}, such as {example}"
