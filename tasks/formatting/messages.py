@@ -68,15 +68,18 @@ def conversation(
     given = _turns(row.get(config.messages_column), "user" if config.answer_column else "")
     if config.answer_column:
         given = [*given, *_turns(row.get(config.answer_column), "assistant")]
-    tools = [name for name in TOOLS if row.get(name)]
+    tools, systems = ([name for name in names if row.get(name)] for names in (TOOLS, SYSTEM))
+    for columns in (tools, systems):
+        if len(columns) > 1:
+            raise ValueError(f"the columns {' and '.join(columns)} mean the same, and the row has both")
     written = _listed(row[tools[0]], f"the column {tools[0]}") if tools else []
-    system = next((row[name] for name in SYSTEM if row.get(name) and name != config.messages_column), None)
+    system = row[systems[0]] if systems else None
     if system is not None:
         if not isinstance(system, str):
             raise ValueError("the system column is no text")
         system, _, listed = system.removeprefix("SYSTEM: ").partition(GLAIVE_TOOLS)
         if listed:
-            written, system = [*written, *_objects(listed)], system + GLAIVE_TOOLS.partition(" with")[0]
+            written, system = [*written, *_objects(listed)], system + GLAIVE_TOOLS.removesuffix(" -")
     messages: list[Message] = []
     flags: list[bool | None] = []
     calling = False  # the message before is a caller's

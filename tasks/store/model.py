@@ -16,6 +16,7 @@ LENGTH_FIELDS = ("n_positions", "max_position_embeddings", "seq_length")
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
+    "config.json",  # it decides the tokenizer's class, and says how many tokens the model knows
 )
 WEIGHTS = "model.safetensors"
 

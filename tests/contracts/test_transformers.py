@@ -1,5 +1,6 @@
 """transformers: how decoder layers are found and how attention is replaced."""
 
+import datetime
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -183,3 +184,15 @@ def test_decoder_layer_takes_its_input_by_position() -> None:
 
     assert next(iter(inspect.signature(LlamaDecoderLayer.forward).parameters.items()))[0] == "self"
     assert list(inspect.signature(LlamaDecoderLayer.forward).parameters)[1] == "hidden_states"
+
+
+def test_a_chat_template_takes_another_clock_and_tells_what_is_generated() -> None:
+    from transformers.utils import chat_template_utils as utils
+
+    source = (
+        "{{ strftime_now('%Y') }}{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    given = {"documents": None, "add_generation_prompt": False, "strftime_now": datetime.date(1999, 1, 1).strftime}
+    messages = [{"role": "assistant", "content": "ab"}]
+    compiled = utils._compile_jinja_template(source)
+    assert utils._render_with_assistant_indices(compiled, messages, None, **given) == ("1999ab", [(4, 6)])

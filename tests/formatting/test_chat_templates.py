@@ -186,6 +186,7 @@ DROPPED: list[tuple[str, Any, str]] = [
     ),
     ("qwen-2.5", [ASKED, said("assistant", "", tool_calls=[call("f", "[1]")])], "no object of names and values"),
     ("qwen-2.5", [ASKED, said("assistant", "", tool_calls=[{"id": "x"}])], "a call in message 2 has no name"),
+    ("qwen-2.5", {"messages": [ASKED, ANSWERED], "tools": [CLOCK], "functions": [CLOCK]}, "tools and functions mean"),
     ("qwen-2.5", {"messages": [ASKED, ANSWERED], "tools": [{"x": 1}]}, "tool 1 is no object with a name"),
 ]
 
