@@ -9,6 +9,7 @@ for all parts.
 
     check    the attention of one new token against plain arithmetic, its speed; a small model in float32, graphs on
     engine   adapter on, five times; then the base alone; seconds of prompts and of new tokens
+    loss     held-out loss of the same rows, adapter on and off, beside transformers' own forward, row by row
     generate as evaluation was done before the engine: PEFT's layers, `generate`, padded batches (commit f66d2cb):
              at its default settings for a part of the prompts, then at 131,072 prompt tokens for all of them
 
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train_throughput as training
 
-PARTS = ("check", "engine", "generate")
+PARTS = ("check", "engine", "loss", "generate")
 LIMIT = 200  # seconds of one part
 STOP = [128255]  # an id that a random model does not come upon
 BATCH_TOKENS = (8192, 131_072)
@@ -254,6 +255,41 @@ def profile(work: Any, title: str) -> None:
         print(f"{event.self_device_time_total / 1e3:8.2f} ms {event.count:6} x  {event.key[:110]}", flush=True)
 
 
+def run_loss(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from tasks.evaluation import generate
+    from tasks.evaluation.loss import losses
+    from tasks.training.packing import Row
+
+    arguments.every_token = False
+    found = training.token_rows(arguments)[: arguments.prompts]
+    rows = [Row(torch.tensor(row["input_ids"]), torch.tensor(row["labels"])) for row in found]
+    model = generate.load(arguments.base, arguments.adapter, FIELDS)
+    size = {"rows": len(rows), "tokens": sum(len(r.input_ids) for r in rows), "targets": sum(r.learnt for r in rows)}
+
+    def mine() -> list[float]:
+        return losses(model, rows, print, lambda share, done: None)
+
+    for run in range(3):
+        torch.cuda.reset_peak_memory_stats()
+        spent, on = seconds(mine)
+        what = f"held-out loss, adapter on, run {run + 1}"
+        say(what=what, **size, seconds=spent, peak_gb=peak_gb(), mean=round(sum(on) / len(on), 6))
+    with model.disable_adapter():
+        spent, off = seconds(mine)
+    say(what="held-out loss, adapter off", seconds=spent, peak_gb=peak_gb(), mean=round(sum(off) / len(off), 6))
+    few = range(0, len(rows), 10)
+    theirs = []
+    with torch.inference_mode():
+        for row in (rows[i] for i in few):
+            logits = model(input_ids=row.input_ids[None].cuda(), use_cache=False).logits[0, :-1].float()
+            targets = row.labels[1:].cuda()
+            theirs.append(torch.nn.functional.cross_entropy(logits, targets).item())
+    apart = max(abs(on[i] - other) for i, other in zip(few, theirs, strict=True))
+    say(what=f"greatest difference to transformers' forward, {len(few)} rows", nats=round(apart, 5))
+
+
 def run_generate(arguments: argparse.Namespace) -> None:
     import torch
     from peft import PeftModel
@@ -323,7 +359,9 @@ def main() -> None:
             from tasks.evaluation import cached
 
             cached.flash = lambda query: False
-        {"check": run_check, "engine": run_engine, "generate": run_generate}[arguments.parts[0]](arguments)
+        {"check": run_check, "engine": run_engine, "loss": run_loss, "generate": run_generate}[arguments.parts[0]](
+            arguments
+        )
         return
     if arguments.parts != ["check"] and not (arguments.base / "config.json").exists():
         training.make_base(arguments.base)
