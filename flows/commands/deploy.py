@@ -1,4 +1,4 @@
-"""bring work pool, deployments and automations onto the Prefect server that PREFECT_API_URL names"""
+"""Bring work pool, deployments and automations onto the Prefect server that PREFECT_API_URL names."""
 
 import argparse
 import os

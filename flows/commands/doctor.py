@@ -1,4 +1,4 @@
-"""look at this machine: what would a run lack, and how is it mended"""
+"""Look at this machine: what would a run lack, and how is it mended?"""
 
 import argparse
 import fcntl

@@ -1,4 +1,4 @@
-"""write a configuration for a data file, after a look at its rows"""
+"""Write a configuration for a data file, after a look at its rows."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""run every configuration of a folder on this machine; one that fails does not stop the others"""
+"""Run every configuration of a folder on this machine; one that fails does not stop the others."""
 
 import argparse
 import signal

@@ -1,4 +1,4 @@
-"""start a Prefect server, its deployments and a worker on this machine, until Ctrl-C"""
+"""Start a Prefect server, its deployments and a worker on this machine, until Ctrl-C."""
 
 import argparse
 import contextlib
