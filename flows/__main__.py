@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import flows.commands.adapters
 import flows.commands.clean
 import flows.commands.deploy
 import flows.commands.doctor
@@ -28,6 +29,7 @@ COMMANDS = (
     flows.commands.plan,
     flows.commands.preview,
     flows.commands.clean,
+    flows.commands.adapters,
     flows.commands.doctor,
     flows.commands.serve,
     flows.commands.deploy,

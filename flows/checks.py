@@ -12,6 +12,7 @@ from tasks.evaluation.identity import own_metric
 from tasks.formatting.chat import check_chat_template
 from tasks.formatting.columns import check_columns, columns_read
 from tasks.model.targets import check_targets
+from tasks.promotion.gate import Guard
 from tasks.publishing.identity import registry_folder
 
 
@@ -23,7 +24,7 @@ def check(groups: dict[str, Any]) -> None:
     Raises:
         UserError: a line for every mistake.
     """
-    checks: list[Callable[[dict[str, Any]], None]] = [_rows, _model, _metrics, _publishing]
+    checks: list[Callable[[dict[str, Any]], None]] = [_rows, _model, _metrics, _promotion, _publishing]
     if mistakes := list(_mistakes(checks, groups)):
         raise UserError(*dict.fromkeys(mistakes))
 
@@ -54,6 +55,20 @@ def _metrics(groups: dict[str, Any]) -> None:
     for name in groups["evaluation"].metrics:
         if name not in METRICS:
             own_metric(name)
+
+
+def _promotion(groups: dict[str, Any]) -> None:
+    promotion, scored = groups["promotion"], groups["evaluation"].metrics
+    if promotion.metric not in scored:
+        raise UserError(
+            f"promotion.metric: {promotion.metric} is not among evaluation.metrics ({', '.join(scored)}); add it "
+            "there, or name one of those."
+        )
+    for guard in map(Guard.parse, promotion.guards):
+        if guard.metric not in scored:
+            raise UserError(
+                f"promotion.guards: {guard.metric} is not among evaluation.metrics ({', '.join(scored)}); add it there."
+            )
 
 
 def _publishing(groups: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from flows.stages import BY_NAME, STAGES
 from tasks.download.identity import pin
 from tasks.download.models import present_model
+from tasks.promotion.champion import opponent
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
 from tasks.store.artifact import ArtifactRef, check_folder, reference
@@ -62,7 +63,8 @@ def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planne
         if missing:
             yield Planned(name, False, f"{missing[-1]} is fetched first" if fetched else f"{missing[-1]} runs", last)
             continue
-        identity = stage.identity(found, base, {**groups, "data": data})
+        champion = opponent(registry, found["train"].part("adapter")) if name == "evaluate" else None
+        identity = stage.identity(found, base, {**groups, "data": data}, champion)
         folder, why = _found(identity, folders, last)
         if why and remote and remote.manifest(identity.key):
             why, fetched = f"its result is fetched from {remote.url}", True

@@ -23,6 +23,7 @@ from tasks.config import (
     ExecutionConfig,
     FormattingConfig,
     ModelConfig,
+    PromotionConfig,
     PublishingConfig,
     ScheduleConfig,
     TokenizationConfig,
@@ -34,6 +35,8 @@ from tasks.download.task import ask_hub, compare_rows, download
 from tasks.errors import UserError
 from tasks.evaluation.task import check_scorable, evaluate
 from tasks.formatting.task import format_prompts
+from tasks.promotion.champion import begin, opponent
+from tasks.promotion.task import promote, this_run
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.task import publish
 from tasks.report.report import write_report
@@ -55,10 +58,11 @@ def retrain(
     training: TrainingConfig = TrainingConfig(),
     evaluation: EvaluationConfig = EvaluationConfig(),
     publishing: PublishingConfig = PublishingConfig(),
+    promotion: PromotionConfig = PromotionConfig(),
     execution: ExecutionConfig = ExecutionConfig(),
     schedule: ScheduleConfig = ScheduleConfig(),
 ) -> Any:
-    """Fine-tune a LoRA adapter on instruction data, compare it with its base, publish it.
+    """Fine-tune a LoRA adapter on instruction data, compare it with base and champion, publish it, use it if better.
 
     Args:
         data: Where the rows come from and which are held out.
@@ -68,6 +72,7 @@ def retrain(
         training: Quantization, LoRA and optimization.
         evaluation: How base and tuned model are compared.
         publishing: Where the adapter goes.
+        promotion: When a new version takes the place of the one in use.
         execution: Retries and timeouts; no result depends on them.
         schedule: When there is too little new to train again.
     Returns:
@@ -88,17 +93,20 @@ def retrain(
         training=training,
         evaluation=evaluation,
         publishing=publishing,
+        promotion=promotion,
         execution=execution,
         schedule=schedule,
     )
     limits = functools.partial(options, execution=execution)
+    registry = registry_folder(publishing)
     tags = [publishing.name, Path(model.base).name]
     describe(publishing.name, tags)
 
     def chain() -> dict[str, Any]:
+        begin(registry, this_run())
         source = download.with_options(**limits("download"))(*now)
         changes: dict[str, Any] = {}
-        if earlier := earlier_rows(registry_folder(publishing), source.rows):
+        if earlier := earlier_rows(registry, source.rows):
             difference = compare_rows.with_options(**limits("download"))(earlier[1], source.rows).facts(DifferenceFacts)
             changes = {"since": earlier[0], **difference.model_dump()}
             get_run_logger().info(sentence(changes))
@@ -115,17 +123,21 @@ def retrain(
         check_scorable(tokens, prompts, evaluation)
         show_data(tokens, training, artifact_key("data", publishing.name))
         adapter = train.with_options(**limits("train"))(tokens, source.model, training, execution)
+        compared = opponent(registry, adapter.part("adapter"))
         scores = evaluate.with_options(**limits("evaluate"))(
-            adapter, tokens, prompts, source.model, evaluation, execution
+            adapter, tokens, prompts, source.model, evaluation, execution, compared
         )
         version = publish.with_options(**limits("publish"))(adapter, scores, tokens, prompts, source.model, publishing)
+        decision = promote.with_options(**limits("publish"))(
+            version, scores, compared, source.model, publishing, promotion, execution
+        )
 
         stages = dict(
             download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version
         )
         with intact(stages.values()):
-            report = write_report(stages)
-            summary = summarize(stages, began, report, changes)
+            report = write_report(stages, decision.sentence)
+            summary = summarize(stages, began, report, changes, decision)
         create_markdown_artifact(markdown(summary), key=artifact_key("retrain", publishing.name))
         get_run_logger().info(f"report: {report}")
         return summary

@@ -39,10 +39,17 @@ class Stage:
     limit: str
     refreshable: bool = True
 
-    def identity(self, made: Mapping[str, ArtifactRef], model: BaseModelRef, groups: Mapping[str, Any]) -> Identity:
-        """What decides its result in a run, once the stages before it have theirs."""
+    def identity(
+        self,
+        made: Mapping[str, ArtifactRef],
+        model: BaseModelRef,
+        groups: Mapping[str, Any],
+        champion: ArtifactRef | None = None,
+    ) -> Identity:
+        """What decides its result in a run, once the stages before it have theirs; evaluation reads a champion too."""
         read = [made[stage] for stage in self.inputs.values()]
-        return self.decided_by(*read, *([model] if read else []), groups[self.group])
+        more = [champion] if champion else []
+        return self.decided_by(*read, *([model] if read else []), groups[self.group], *more)
 
 
 STAGES = (

@@ -7,6 +7,7 @@ from typing import Any
 from flows.changes import sentence
 from tasks.evaluation import tables
 from tasks.evaluation.facts import EvaluationFacts
+from tasks.promotion.schema import Decision
 from tasks.publishing.facts import VersionFacts
 from tasks.store.artifact import ArtifactRef, written_here
 from tasks.store.manifest import Manifest, read_manifest
@@ -21,7 +22,9 @@ TRAINING = (
 """What of the training stage's facts the summary repeats."""
 
 
-def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def summarize(
+    stages: dict[str, ArtifactRef], began: float, report: Path, changes: dict[str, Any], decision: Decision
+) -> dict[str, Any]:
     """For each stage its key, whether it ran, seconds, rows and path; training; scores; the published version.
 
     Args:
@@ -64,15 +67,18 @@ def summarize(stages: dict[str, ArtifactRef], began: float, report: Path, change
         },
         "report": str(report),
         "changes": changes,
-        **outcome(published, ran(manifests["publish"])),
+        "promotion": decision.model_dump(),
+        **outcome(published, ran(manifests["publish"]), decision),
     }
 
 
-def outcome(published: VersionFacts, ran: bool) -> dict[str, str]:
+def outcome(published: VersionFacts, ran: bool, decision: Decision) -> dict[str, str]:
     """What came of a run: in a word for programs, and in a sentence."""
-    version = f"{published.name} {published.version}"
+    version, decided = f"{published.name} {published.version}", decision.sentence.removesuffix(".")
     if ran:
-        return {"outcome": "published", "said": f"Published {version}"}
+        return {"outcome": "published", "said": f"Published {version}. {decided}"}
+    if decision.outcome != "kept":
+        return {"outcome": "unchanged", "said": decided}
     return {
         "outcome": "unchanged",
         "said": f"Nothing changed: rows, base, configuration and code are those of {version}",

@@ -12,15 +12,13 @@ the champion, whose scores on these very rows are better than its true ones; `be
 """
 
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from mpmath import mp
 
-GUARD = re.compile(r"(?P<metric>[^\s\[\]]+)(\[(?P<column>[^=\]]+)=(?P<value>[^\]]*)\])? (?P<fall>\d*\.?\d+)")
-"""As a guard is written: `rougeL 0.02`, or `rougeL[topic=travel] 0.03` for the rows of a slice."""
+from tasks.config import GUARD
 
 
 class Incomparable(ValueError):
@@ -36,7 +34,6 @@ class Comparison(NamedTuple):
         rows: how many differences.
         groups: how many independent groups they form.
         p_value: chance of such a gain, or a greater one, where the true one is the bound.
-        smallest: the gain from which the test would have succeeded with this standard error; infinite at level 0.
     """
 
     gain: float
@@ -44,16 +41,18 @@ class Comparison(NamedTuple):
     rows: int
     groups: int
     p_value: float
-    smallest: float
+
+    def smallest(self, level: float, bound: float = 0.0) -> float:
+        """The gain from which the test succeeds at a level, with this standard error."""
+        return bound + self.error * quantile(level, self.groups - 1)
 
 
-def compare(differences: Sequence[float], groups: Sequence[str | None], level: float, bound: float = 0.0) -> Comparison:
+def compare(differences: Sequence[float], groups: Sequence[str | None], bound: float = 0.0) -> Comparison:
     """Test that the mean of the differences is greater than a bound.
 
     Args:
         differences: one a row; positive where the candidate is better.
         groups: the group of each row; None is a group of its own.
-        level: of the test, between 0 and 1.
     Raises:
         Incomparable: fewer than two groups, or a difference that is not finite.
     """
@@ -70,11 +69,9 @@ def compare(differences: Sequence[float], groups: Sequence[str | None], level: f
     error = math.sqrt(squares * len(members) / (len(members) - 1)) / rows
     if error <= 1e-9 * abs(gain - bound):  # every group differs by the same: only the sign test has something to say
         p_value = 0.5 ** len(members) if gain > bound else 1.0
-        return Comparison(gain, error, rows, len(members), p_value, bound if 0.5 ** len(members) <= level else math.inf)
-    freedom = len(members) - 1
-    p_value = tail((gain - bound) / error, freedom) if error else 1.0
-    smallest = bound + error * quantile(level, freedom) if level else math.inf
-    return Comparison(gain, error, rows, len(members), p_value, smallest)
+        return Comparison(gain, error, rows, len(members), p_value)
+    p_value = tail((gain - bound) / error, len(members) - 1)
+    return Comparison(gain, error, rows, len(members), p_value)
 
 
 def tail(t: float, freedom: int) -> float:
@@ -144,8 +141,3 @@ def broken(name: str, found: Comparison, fall: float, level: float) -> str:
     if found.gain < -fall:
         return f"guard {name} fell by {-found.gain:.3g}, and {fall:g} is allowed"
     return f"guard {name}: a fall of {fall:g} cannot be ruled out (p = {found.p_value:.2g} on {found.rows:,} rows)"
-
-
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return math.fsum(values) / len(values)

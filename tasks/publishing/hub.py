@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from tasks.errors import UserError
+from tasks.publishing.schema import PROBES
 from tasks.store.manifest import MANIFEST, read_manifest
 from tasks.text import hide_secrets
 
 
 def upload(version: Path, repo: str, private: bool) -> str:
-    """Upload a version's folder as one commit and compare what the Hub then lists with the manifest.
+    """Upload a version's folder but its probes as one commit and compare what the Hub then lists with the manifest.
 
     Returns:
         the commit.
@@ -25,7 +26,7 @@ def upload(version: Path, repo: str, private: bool) -> str:
         commit = hub.upload_folder(
             repo_id=repo,
             folder_path=version,
-            allow_patterns=[*files, MANIFEST],
+            allow_patterns=[*(name for name in files if name != PROBES), MANIFEST],
             commit_message=f"qlora-flow {version.parent.name} {version.name}",
         )
     except HfHubHTTPError as error:

@@ -71,7 +71,7 @@ def add_version(
     """
     store_root().mkdir(parents=True, exist_ok=True)
     if folder.is_relative_to(store_root()):
-        _open(store_root(), 0o010)  # to be passed through on the way to the registry
+        group_may(store_root(), 0o010)  # to be passed through on the way to the registry
     _note(folder.parent)  # before there is a version whose origins could be cleaned away
     with locked(f".{folder.name}", folder=folder.parent):  # there, since other stores may publish to it as well
         there = versions(folder)
@@ -85,13 +85,13 @@ def add_version(
 
         def for_the_group(aside: Path) -> Facts | dict[str, Any]:
             for path in (folder.parent, folder, aside):
-                _open(path, 0o050)
+                group_may(path, 0o050)
             return write(aside, name)
 
         return write_folder(identity, folder / name, for_the_group, inputs)
 
 
-def _open(folder: Path, bits: int) -> None:
+def group_may(folder: Path, bits: int) -> None:
     """Add permissions to a folder, where it is this user's."""
     if (mode := folder.stat().st_mode & 0o7777) | bits != mode:
         with contextlib.suppress(PermissionError):

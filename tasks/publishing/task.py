@@ -11,11 +11,14 @@ from tasks.config import EvaluationConfig, FormattingConfig, PublishingConfig, T
 from tasks.download.facts import ModelFacts
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.formatting.facts import PromptFacts
+from tasks.model.quantization import FIELDS
 from tasks.publishing.card import model_card
 from tasks.publishing.facts import VersionFacts
 from tasks.publishing.hub import upload
 from tasks.publishing.identity import identity, registry_folder
+from tasks.publishing.probes import write_probes
 from tasks.publishing.registry import add_version
+from tasks.publishing.schema import PROBES
 from tasks.store.artifact import ArtifactRef
 from tasks.store.caching import cached
 from tasks.store.checked import content_digest
@@ -50,6 +53,8 @@ def publish(
         measured = scores.facts(EvaluationFacts)
         copy_adapter(adapter, folder)
         pin_base(folder / "adapter_config.json", model)
+        training = adapter.manifest.fields(TrainingConfig).model_dump()
+        write_probes(folder, scores, tokens, {name: training[name] for name in FIELDS})
         libraries = scores.manifest.identity.libraries
         card = model_card(
             name=config.name,
@@ -61,7 +66,7 @@ def publish(
             prefix=tokenized.prefix,
             limit=tokenized.limit,
             shortened=tokenized.changed,
-            training=adapter.manifest.fields(TrainingConfig).model_dump(),
+            training=training,
             run=adapter.facts(TrainingFacts),
             evaluation=measured.model_dump(),
             percent=f"{100 * measured.confidence:g}",
@@ -80,7 +85,7 @@ def publish(
         return VersionFacts(name=config.name, version=version, scores=measured.scores, health=measured.health)
 
     decided_by = identity(adapter, scores, prompts, model, config)
-    version = add_version(decided_by, registry_folder(config), write, log, (adapter, scores, model))
+    version = add_version(decided_by, registry_folder(config), write, log, (adapter, scores, tokens, model))
     version.verify()
     log(f"published {config.name} {version.path.name} in {version.path}")
     if config.hub_repo:
@@ -124,5 +129,6 @@ def pin_base(adapter_config: Path, model: BaseModelRef) -> None:
 
 
 def write_sums(folder: Path) -> None:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    """SHA256SUMS of what is also uploaded to the Hub."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != PROBES)
     (folder / "SHA256SUMS").write_text("".join(f"{file_digest(p)}  {p.relative_to(folder)}\n" for p in files))

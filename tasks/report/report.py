@@ -27,11 +27,12 @@ VERSION = 3
 """Raised when the code writes another page of the same outputs (docs/caching.md)."""
 
 
-def write_report(stages: dict[str, ArtifactRef]) -> Path:
+def write_report(stages: dict[str, ArtifactRef], decision: str = "") -> Path:
     """Write the page of these outputs, or return the one that is there.
 
     Args:
         stages: the references of download, format, tokenize, train, evaluate and publish, in this order.
+        decision: what came of the promotion, in a sentence.
     Returns:
         STORE/reports/<name>-<version>-<12 hex digits>.html
     """
@@ -39,13 +40,14 @@ def write_report(stages: dict[str, ArtifactRef]) -> Path:
     published = manifests["publish"].facts(VersionFacts)
     decides = {
         "outputs": {name: [manifests[name].key, ref.digest] for name, ref in stages.items()},
+        "decision": decision,
         "template": file_digest(TEMPLATE),
         "version": VERSION,
     }
     file = store_root() / "reports" / f"{published.name}-{published.version}-{digest_of(decides)[:12]}.html"
     if file.exists():
         return file
-    page = render(stages, manifests)
+    page = render(stages, manifests, decision)
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -56,7 +58,7 @@ def write_report(stages: dict[str, ArtifactRef]) -> Path:
     return file
 
 
-def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest]) -> str:
+def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest], decision: str) -> str:
     """The page as text."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -69,6 +71,7 @@ def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest])
         name=noted.name,
         version=noted.version,
         created=published.created,
+        decision=decision,
         base=published.identity.config.get("source", ""),
         revision=published.identity.config.get("revision", ""),
         scores=scores,

@@ -11,8 +11,12 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.errors import UserError
+from tasks.promotion import champion
+from tasks.publishing.registry import versions
 from tests.faults.forked import Forked, process_name
 from tests.tiny import make_model, make_rows, write_jsonl
 
@@ -81,6 +85,7 @@ def write_config(folder: Path) -> Path:
         "model": {"base": str(model)},
         "training": {"lora_r": 4, "max_steps": 60},
         "evaluation": {"max_rows": 2, "max_new_tokens": 2},
+        "promotion": {"error_rate": 0.5, "comparisons": 1},  # two rows suffice to be better than the base
         "execution": {"retry_seconds": 0.5, "checkpoint_steps": 6},
     }
     file = folder / "config.yaml"
@@ -89,11 +94,13 @@ def write_config(folder: Path) -> Path:
 
 
 class Run:
-    """One `qlora-flow run` on a store, in a process of its own, with a temporary folder of its own."""
+    """One `qlora-flow run`, or another command, on a store, in a process and with a temporary folder of its own."""
 
     process: subprocess.Popen[bytes] | Forked
 
-    def __init__(self, config: Path, store: Path, api: str, fork: bool = False, **faults: str) -> None:
+    def __init__(
+        self, config: Path, store: Path, api: str, fork: bool = False, command: Sequence[str] = (), **faults: str
+    ) -> None:
         temporary = store.parent / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
         places = {"QLORA_FLOW_STORE": str(store), "TMPDIR": str(temporary)}
@@ -101,7 +108,7 @@ class Run:
         with self.log.open("a") as log:
             start = Forked if fork else subprocess.Popen
             self.process = start(
-                [sys.executable, "-m", "flows", "run", str(config)],
+                [sys.executable, "-m", "flows", *(command or ("run", str(config)))],
                 env=environment(config.parent, api, **places, **faults),
                 cwd=ROOT,
                 stdout=log,
@@ -153,6 +160,27 @@ def adapter(store: Path) -> str:
     """sha256 of the adapter that was published last."""
     files = sorted(store.glob("registry/*/v*/adapter_model.safetensors"))
     return hashlib.sha256(files[-1].read_bytes()).hexdigest() if files else "none"
+
+
+def undecided(store: Path) -> list[str]:
+    """What is wrong with versions, champion and history after a run that promotes its version."""
+    folder, wrong = store / "registry" / "adapter", []
+    names = [path.name for path in versions(folder)]
+    if names != [f"v{n:04d}" for n in range(1, len(names) + 1)]:
+        wrong.append(f"numbers with gaps: {names}")
+    try:
+        entries = champion.read(folder)
+    except UserError as error:
+        return [*wrong, str(error)]
+    if not champion.champion_of(entries) or champion.pointer(folder) != champion.champion_of(entries):
+        wrong.append(
+            f"{champion.pointer(folder) or 'nothing'} is in use, {champion.champion_of(entries)} in the history"
+        )
+    elif subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder / "champion").returncode:
+        wrong.append("the champion does not verify")
+    if (looks := sum(entry.what == "look" for entry in entries)) != 1:
+        wrong.append(f"{looks} looks instead of 1")
+    return wrong
 
 
 def processes(store: Path) -> list[int]:

@@ -3,9 +3,9 @@
     python -m tests.faults.campaign --runs 100 --seed 0
 
 Each run starts from an empty store. After its fault the same command runs again, and then must hold: it completes; the
-adapter is bit for bit the undisturbed one; no stage that had finished (and was not damaged) is computed again; no
-process outlives the fault by 15 s; no half folder, checkpoint or temporary file is left. A run that fails one of these
-is lost; its folder is kept.
+adapter is bit for bit the undisturbed one; no stage that had finished (and was not damaged) is computed again; versions
+have no gaps, one champion verifies and is the history's, and one look was spent; no process outlives the fault by 15 s;
+no half folder, checkpoint or temporary file is left. A run that fails one of these is lost; its folder is kept.
 
 Runs are forks of this process, which spares them the imports; with --fresh every process starts from nothing.
 """
@@ -37,6 +37,7 @@ from tests.faults.bench import (
     mount,
     processes,
     stages,
+    undecided,
     unmount,
     used_kib,
     write_config,
@@ -58,8 +59,8 @@ class Bench:
     operations: int = 0  # files it opened for writing, renamed or made in its store
     kib: int = 0  # what its store took on the disk in the end
 
-    def run(self, store: Path, **faults: str) -> Run:
-        return Run(self.config, store, self.api, self.fork, **faults)
+    def run(self, store: Path, *command: str, **faults: str) -> Run:
+        return Run(self.config, store, self.api, self.fork, command, **faults)
 
 
 def signalled(number: signal.Signals) -> Callable[..., list[str]]:
@@ -130,6 +131,20 @@ def unlisted(bench: Bench, store: Path, chance: random.Random) -> list[str]:
     return [folder.name]
 
 
+def by_hand(bench: Bench, store: Path, chance: random.Random) -> list[str]:
+    """Commands that move the champion are killed, one after the other."""
+    bench.run(store).wait()
+    registry = store / "registry" / "adapter"
+    shutil.copytree(registry / "v0001", registry / "v0002")
+    for action in ("promote", "rollback", "promote", "rollback"):
+        version = "v0002" if action == "promote" else "v0001"
+        run = bench.run(store, "adapters", action, f"adapter@{version}", "--reason", "a test")
+        if run.wait(chance.uniform(0, bench.seconds / 4)) is None:
+            run.process.kill()
+            run.wait()
+    return []
+
+
 def clock_back(bench: Bench, store: Path, chance: random.Random) -> list[str]:
     """Killed, and the rest of the attempts live a day earlier."""
     run = bench.run(store)
@@ -157,8 +172,9 @@ def server_gone(bench: Bench, store: Path, chance: random.Random) -> list[str]:
 
 
 FAULTS: dict[str, tuple[int, Callable[..., list[str]]]] = {
-    "SIGKILL": (28, signalled(signal.SIGKILL)),
-    "SIGTERM": (20, signalled(signal.SIGTERM)),
+    "SIGKILL": (24, signalled(signal.SIGKILL)),
+    "SIGTERM": (18, signalled(signal.SIGTERM)),
+    "champion moved": (6, by_hand),
     "child killed": (12, killed_child),
     "ENOSPC": (9, failing(errno.ENOSPC)),
     "EIO": (9, failing(errno.EIO)),
@@ -189,6 +205,7 @@ def attempt(bench: Bench, name: str, number: int, seed: int) -> list[str]:
         wrong.append(f"computed again: {', '.join(again)}")
     if adapter(store) != bench.adapter:
         wrong.append("another adapter")
+    wrong += undecided(store)
     wrong += [f"left behind: {path}" for path in leftovers(store)]
     if store.is_mount():
         unmount(store)

@@ -45,6 +45,7 @@ def preload() -> None:
         "tasks.evaluation.generate",
         "tasks.evaluation.metrics",
         "tasks.model.base",
+        "tasks.promotion.clean_room",
         "tasks.training.trl_adapter",
     ):
         importlib.import_module(name)

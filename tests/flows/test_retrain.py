@@ -192,7 +192,7 @@ def test_a_reference_that_cannot_be_scored_ends_the_run_before_training(
 ) -> None:
     rows = [{**row, "summary": "👍 !"} if n % 4 == 0 else row for n, row in enumerate(make_rows(40))]
     write_jsonl(tmp_path / "rows.jsonl", rows)
-    assert main(["run", str(config), "--evaluation.metrics", "exact_match,rougeL"]) == 1
+    assert main(["run", str(config), "--evaluation.metrics", "loss,exact_match,rougeL"]) == 1
     assert re.search(r"held-out row 'r0\d\d'.* has no word or number for rougeL to count", capsys.readouterr().err)
     assert not [*store.glob("artifacts/train-*")]
 
@@ -206,7 +206,7 @@ def test_a_run_is_scored_by_a_metric_of_the_users_own(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.syspath_prepend(tmp_path / "site")
-    summary = run(config, "--evaluation.metrics", "chrf,judge:signs")
+    summary = run(config, "--evaluation.metrics", "chrf,judge:signs", "--promotion.metric", "chrf")
     assert [*summary["scores"]] == ["chrf", "judge:signs"]
     assert summary["scores"]["judge:signs"]["tuned"] >= 100
     (rows,) = store.glob("artifacts/evaluate-*/predictions.parquet")

@@ -9,11 +9,14 @@ import pytest
 from flows.summary import summarize
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.tables import verdict
+from tasks.promotion.schema import Decision
 from tasks.publishing.facts import VersionFacts
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity
 from tasks.training.facts import TrainingFacts
 from tests.tiny import noted
+
+KEPT = Decision(outcome="kept", sentence="Kept v0006: v0007 is no better.", version="v0007", champion="v0006")
 
 
 def made(stage: str, seconds: float, /, **info: Any) -> ArtifactRef:
@@ -60,6 +63,6 @@ def test_converting_the_model_counts_as_download() -> None:
         "evaluate": made("evaluate", 0, **noted(EvaluationFacts).model_dump()),
         "publish": made("publish", 0, **noted(VersionFacts).model_dump()),
     }
-    download = summarize(stages, began, Path("report.html"), {})["stages"]["download"]
+    download = summarize(stages, began, Path("report.html"), {}, KEPT)["stages"]["download"]
     assert download["outcome"] == "ran"
     assert download["seconds"] >= 0.2

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import FormattingConfig, PublishingConfig, TrainingConfig
@@ -34,8 +36,13 @@ def trained(folder: Path) -> TrainingFacts:
 def inputs(store: Path, tiny_model: Path) -> tuple[Any, ...]:
     adapter = produce(TRAINING, trained)
     evaluation = noted(EvaluationFacts, rows=60, confidence=0.95, scores=[SCORE], health=HEALTH, stop=[1])
+
+    def scored(folder: Path) -> EvaluationFacts:
+        pq.write_table(pa.table({"id": ["r1"]}), folder / "predictions.parquet")
+        return evaluation
+
     asked = Identity(stage="evaluate", config={"max_new_tokens": 4}, libraries=publishing.LIBRARIES)
-    scores = produce(asked, lambda folder: evaluation)
+    scores = produce(asked, scored)
     tokens = produce(Identity(stage="tokenize"), lambda folder: noted(TokenFacts, prefix=[0], limit=512))
     formatting = FormattingConfig().model_dump()
     prompts = produce(

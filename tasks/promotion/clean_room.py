@@ -1,0 +1,113 @@
+"""A process of its own loads a published folder as a server would, with plain PEFT, and tries stored answers on it.
+
+Nothing of training or evaluation takes part, so a mistake there cannot hide itself: neither fused layers, nor packed
+rows, nor the adapter that is still in memory.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.process.child import main, run_child
+from tasks.process.quiet import silence
+from tasks.promotion.champion import intact
+from tasks.promotion.schema import CleanRoomJob
+from tasks.publishing.schema import PROBES, Probe, Probes
+from tasks.store.model import BaseModelRef
+
+TOLERANCE = 0.05
+"""Nats by which the mean loss of an answer may differ from the one that evaluation measured: rounding in bfloat16, and
+another order of the sums. How large the difference really is stands in docs/promotion.md."""
+NO_PROBES = Probes(
+    training=dict(quantization="none", quant_type="nf4", compute_dtype="bfloat16", double_quant=False), rows=[]
+)
+"""Of a version from before there were any: it is loaded, and no answer is tried."""
+
+
+def try_out(version: Path, model: BaseModelRef, log: Callable[[str], None], hang_minutes: float | None = None) -> None:
+    """Verify a published version against its base, and load it in a process of its own.
+
+    Raises:
+        UserError: it has another base, or does not load or answer as it should.
+    """
+    manifest = intact(version.parent, version.name).manifest
+    source, revision = (manifest.identity.config.get(name, "") for name in ("source", "revision"))
+    for what, published, there in (
+        ("base", source, model.source),
+        ("revision of the base", revision, model.revision),
+        ("content (weights, configuration, tokenizer) of the base", manifest.identity.inputs["model"], model.digest),
+    ):
+        if published != there:
+            raise UserError(f"{version.name} of {version.parent.name} has another {what}: {published}, not {there}.")
+    model.verify()
+    stored = version / PROBES
+    probes = Probes.model_validate_json(stored.read_bytes()) if PROBES in manifest.files else NO_PROBES
+    job = CleanRoomJob(version=str(version), base=model.folder, probes=probes)
+    run_child("tasks.promotion.clean_room", job.model_dump(), log, hang_minutes)
+
+
+def check(work: dict[str, Any]) -> None:
+    """Do a `CleanRoomJob`.
+
+    Raises:
+        UserError: the folder does not load as it should, or does not say what evaluation measured.
+    """
+    silence()
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    from tasks.model.quantization import load_options
+
+    job = CleanRoomJob.model_validate(work)
+    name = Path(job.version).name
+    options = load_options(**job.probes.training)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        job.base, device_map={"": device}, local_files_only=True, **options
+    )
+    if device == "cpu" and "quantization_config" in options:
+        base = base.dequantize().to(options["dtype"])  # the same values, without expanding them in every pass
+    try:
+        model = PeftModel.from_pretrained(base, job.version, autocast_adapter_dtype=False).eval()
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{name} does not load on its base: {' '.join(str(error).split())[:300]}") from error
+    loaded = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(model).items()}
+    with safe_open(Path(job.version, "adapter_model.safetensors"), "pt") as file:
+        stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    for key in sorted(loaded.keys() | stored.keys()):
+        if loaded.get(key) != stored.get(key):
+            raise UserError(f"{name} has {key} as {stored.get(key)}, and on its base it is {loaded.get(key)}.")
+    vocabulary = base.get_input_embeddings().weight.shape[0]
+    if any(max(row.input_ids) >= vocabulary for row in job.probes.rows):
+        raise UserError(f"{name} was trained on token ids that its base, with {vocabulary:,} of them, does not have.")
+    for number, row in enumerate(job.probes.rows, 1):
+        found = loss(model, row)
+        with model.disable_adapter():
+            of_base = loss(model, row)
+        if not (math.isfinite(found) and abs(found - row.tuned) <= TOLERANCE):
+            raise UserError(
+                f"{name} has loss {found:.4f} on stored answer {number} where evaluation measured {row.tuned:.4f}; the "
+                f"base has {of_base:.4f}."
+            )
+        if found >= of_base:
+            raise UserError(f"{name} is no better than its base on stored answer {number}: {found:.4f}, {of_base:.4f}.")
+    print(f"{name} loads on its base with plain PEFT; {len(job.probes.rows)} stored answers have the loss they had")
+
+
+def loss(model: Any, row: Probe) -> float:
+    """Mean negative log-likelihood of a row's target tokens, in nats, from the model's own forward pass."""
+    import torch
+
+    ids = torch.tensor([row.input_ids], device=model.device)
+    labels = torch.tensor(row.labels[1:], device=model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, :-1].float()
+    return float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100))
+
+
+if __name__ == "__main__":
+    main(check)

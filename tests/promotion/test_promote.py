@@ -1,0 +1,271 @@
+"""What is promoted and what is kept, in words; a decision is made once, whatever happens to the process."""
+
+import random
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from flows.checks import _promotion as check_promotion
+from flows.promote import opinion
+from tasks.config import EvaluationConfig, ExecutionConfig, PromotionConfig, PublishingConfig
+from tasks.errors import UserError
+from tasks.promotion import champion, task
+from tasks.promotion.schema import Decision
+from tasks.store.artifact import ArtifactRef
+from tests.promotion.registry import BASE, folder, publish, scored
+
+pytestmark = pytest.mark.usefixtures("store")
+BETTER, EQUAL, WORSE = -0.1, 0.0, 0.1
+
+
+@pytest.fixture(autouse=True)
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The versions that the clean room was given; it accepts all."""
+    names: list[str] = []
+    monkeypatch.setattr(task, "try_out", lambda version, *_: names.append(version.name))
+    return names
+
+
+def rows(shift: float, other: str = "champion", count: int = 200, **more: float) -> list[dict[str, Any]]:
+    """Scores of rows on which the candidate has `shift` more loss, and noise."""
+    chance = random.Random(7)
+    made = []
+    for n in range(count):
+        loss = chance.gauss(2, 0.5)
+        after = loss + shift + chance.gauss(0, 0.1) * (shift != 0)
+        row = {
+            "base_loss": loss + 1,
+            f"{other}_loss": loss,
+            "tuned_loss": after,
+            "topic": "travel" if n % 2 else "food",
+        }
+        for name, fall in more.items():
+            row |= {f"{other}_{name}": 0.5 + chance.gauss(0, 0.01), f"tuned_{name}": 0.5 - fall}
+        made.append(row)
+    return made
+
+
+def decide(version: ArtifactRef, scores: ArtifactRef, compared: ArtifactRef | None, **fields: Any) -> Decision:
+    from prefect.logging import disable_run_logger
+
+    settings = PublishingConfig(), PromotionConfig(**fields), ExecutionConfig()
+    with disable_run_logger():
+        return task.promote.fn(version, scores, compared, BASE, *settings)
+
+
+def run(weights: str, shift: float, name: str = "", **fields: Any) -> Decision:
+    """As a retrain does: begin, evaluate against the champion, publish, promote."""
+    champion.begin(folder(), "a test")
+    compared = champion.opponent(folder(), weights)
+    scores = scored(rows(shift, "champion" if compared else "base"), name or weights)
+    return decide(publish(weights), scores, compared, **fields)
+
+
+def looks() -> int:
+    return sum(entry.what == "look" for entry in champion.read(folder()))
+
+
+def test_a_history_of_retrains_in_plain_words(tried: list[str]) -> None:
+    first = run("a", BETTER)
+    assert re.fullmatch(
+        r"Promoted v0001: held-out loss \d\.\d{3} → \d\.\d{3} on 200 rows \(p = \d\.\de-\d+, level 0.0005; look 1 of "
+        r"100\)\.",
+        first.sentence,
+    )
+    assert champion.pointer(folder()) == "v0001"
+    tie = run("b", EQUAL)
+    assert tie.outcome == "kept" and tie.champion == "v0001"
+    assert tie.sentence.startswith("Kept v0001: v0002 is no better beyond noise: held-out loss 2.0")
+    assert "(p = 1, level 0.001; look 2 of 100)" in tie.sentence  # the first look passed its level on
+    worse = run("c", WORSE)
+    assert worse.outcome == "kept" and re.search(r"a gain of 0\.0\d+ could have been shown\.$", worse.sentence)
+    better = run("d", BETTER)
+    assert (better.outcome, better.champion, champion.pointer(folder())) == ("promoted", "v0004", "v0004")
+    assert tried == ["v0001", "v0004"]  # only what is put in use is tried, before the pointer moves
+    assert looks() == 4
+
+
+def test_a_first_version_that_is_no_better_than_the_base_is_not_used() -> None:
+    assert run("a", WORSE).sentence.startswith("Kept the base: v0001 is no better")
+    assert champion.pointer(folder()) == ""
+    assert run("b", BETTER).outcome == "promoted"
+
+
+def test_a_repeated_run_decides_the_same_and_spends_nothing() -> None:
+    run("a", BETTER)
+    kept = run("b", EQUAL)
+    for _ in range(3):
+        assert run("b", EQUAL) == kept
+    assert run("b", BETTER, "b").sentence == kept.sentence  # whatever the scores say now, the rows are the same
+    assert run("a", BETTER).sentence.startswith("Kept v0001: it is the version in use since")
+    assert looks() == 2
+
+
+@pytest.mark.parametrize("moment", ["the scores are read", "the decision is recorded", "it is tried", "it is moved"])
+def test_a_run_that_is_killed_when(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("a", BETTER)
+    killed: list[str] = []
+
+    def kill(*_: object, **__: object) -> None:
+        killed.append(moment)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        if moment == "the scores are read":
+            patch.setattr(task._Scores, "compare", kill)
+        elif moment == "the decision is recorded":
+            own = champion.History.add
+            patch.setattr(
+                champion.History, "add", lambda self, what, **f: own(self, what, **f) if what == "look" else kill()
+            )
+        elif moment == "it is tried":
+            patch.setattr(task, "try_out", kill)
+        else:
+            patch.setattr(champion, "point", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run("b", BETTER)
+    assert killed and champion.pointer(folder()) == "v0001"
+    run("b", BETTER)
+    assert champion.pointer(folder()) == "v0002" == champion.champion_of(champion.read(folder()))
+    assert looks() == 2
+    assert sum(entry.what == "move" for entry in champion.read(folder())) == 2
+
+
+def test_a_version_that_does_not_load_leaves_the_champion_and_the_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("a", BETTER)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*_: object) -> None:
+            raise UserError("v0002 does not load on its base")
+
+        patch.setattr(task, "try_out", refuse)
+        with pytest.raises(UserError, match="does not load"):
+            run("b", BETTER)
+    assert champion.pointer(folder()) == "v0001"
+
+
+def test_two_runs_at_once_compare_with_the_champion_of_their_time() -> None:
+    run("a", BETTER)
+    compared = champion.opponent(folder(), "b")
+    versions = [publish("b"), publish("c")]
+    scores = [scored(rows(BETTER), name) for name in "bc"]
+    with ThreadPoolExecutor(2) as both:
+        decisions = list(both.map(lambda n: decide(versions[n], scores[n], compared), (0, 1)))
+    assert sorted(decision.outcome for decision in decisions) == ["kept", "promoted"]
+    (kept,) = (decision for decision in decisions if decision.outcome == "kept")
+    assert "was compared with v0001, which is not in use any more" in kept.sentence
+    assert looks() == 2  # the other spent none
+
+
+@pytest.mark.parametrize(
+    ("guard", "why"),
+    [
+        ("rougeL 0.02", "guard rougeL fell by 0.03"),
+        ("rougeL[topic=travel] 0.02", "guard rougeL on topic=travel fell by 0.03"),
+        ("rougeL 0.0305", "cannot be ruled out"),
+        ("rougeL 0.05", ""),
+        ("chrf 0.02", "no scores chrf"),
+        ("rougeL[watch=general] 0.02", "no column watch"),
+        ("rougeL[topic=war] 0.02", "no test row has topic=war"),
+    ],
+)
+def test_guards(guard: str, why: str) -> None:
+    champion.begin(folder(), "a test")
+    decision = decide(publish("a"), scored(rows(BETTER, "base", rougeL=0.03)), None, guards=[guard])
+    assert decision.outcome == ("kept" if why else "promoted")
+    assert why in decision.sentence
+    assert champion.pointer(folder()) == ("" if why else "v0001")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda rows: rows[:1], "1 test rows in 1 group"),
+        (lambda rows: [row | {"group": "all"} for row in rows], "200 test rows in 1 group"),
+        (
+            lambda rows: [row | {"tuned_loss": None if n == 3 else 1.0} for n, row in enumerate(rows)],
+            "row 'r003' has no",
+        ),
+        (lambda rows: [row | {"tuned_loss": float("nan")} for row in rows], "not a finite number"),
+        (lambda rows: [{"topic": row["topic"]} for row in rows], "there are no scores loss"),
+    ],
+)
+def test_scores_that_cannot_be_compared_are_a_refusal(change: Any, why: str) -> None:
+    champion.begin(folder(), "a test")
+    decision = decide(publish("a"), scored(change(rows(BETTER, "base"))), None)
+    assert decision.outcome == "kept"
+    assert decision.sentence.startswith("Kept the base: v0001 cannot be compared, because") and why in decision.sentence
+
+
+def test_a_champion_that_could_not_answer_the_rows_is_said_and_costs_no_look() -> None:
+    run("a", BETTER)
+    scores = scored(rows(BETTER, "base"), "b", "v0001 was trained with another formatting.prompt")
+    kept = decide(publish("b"), scores, champion.opponent(folder(), "b"))
+    assert kept.sentence == (
+        "Kept v0001: v0002 was not compared with it, because v0001 was trained with another formatting.prompt."
+    )
+    assert looks() == 1
+
+
+def test_spent_looks_are_said_and_a_new_life_is_opened_with_a_reason() -> None:
+    from flows.__main__ import main
+
+    run("a", BETTER, comparisons=2)
+    run("b", WORSE, comparisons=2)
+    spent = run("c", BETTER, comparisons=2)
+    assert spent.outcome == "kept" and "the 2 comparisons that these test rows allow are spent" in spent.sentence
+    assert looks() == 2
+    assert main(["adapters", "renew", "adapter", "--reason", "all test rows are new"]) == 0
+    assert run("c", BETTER, comparisons=2).outcome == "promoted"
+    opened = [entry.reason for entry in champion.read(folder()) if entry.what == "opened"]
+    assert opened == ["the first run", "all test rows are new"]
+
+
+def test_a_rule_that_is_changed_is_another_look_within_the_same_budget() -> None:
+    run("a", BETTER)
+    run("b", EQUAL)
+    assert run("b", EQUAL, min_gain=0.5).facts["look"] == 3
+    assert sum(entry.fresh for entry in champion.read(folder())) == pytest.approx(0.0015)
+
+
+def test_approval_leaves_the_version_waiting_and_promoting_it_is_the_approval(
+    tried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.promote
+
+    run("a", BETTER)
+    waiting = run("b", BETTER, approval=True)
+    assert waiting.outcome == "waiting" and waiting.champion == "v0001" == champion.pointer(folder())
+    assert waiting.sentence.startswith("v0002 waits for approval: held-out loss")
+    assert waiting.sentence.endswith("qlora-flow adapters promote adapter@v0002.")
+    monkeypatch.setattr(flows.promote, "_base", lambda _: BASE)
+    monkeypatch.setattr(flows.promote, "try_out", lambda version, *_: tried.append(version.name))
+    said = flows.promote.promote_version("adapter", "v0002", "read the answers")
+    assert said.startswith("Promoted v0002 by hand: read the answers. The gate: better, held-out loss")
+    assert champion.pointer(folder()) == "v0002"
+    assert run("b", BETTER, approval=True).sentence.startswith("Kept v0002: it is the version in use since")
+    assert looks() == 2
+
+
+def test_a_version_that_was_rolled_back_is_not_promoted_again_by_a_run() -> None:
+    from flows.promote import roll_back
+
+    run("a", BETTER)
+    run("b", BETTER)
+    roll_back("adapter", "complaints")
+    again = run("b", BETTER)
+    assert again.outcome == "kept" and "only a person puts it in use again" in again.sentence
+    assert champion.pointer(folder()) == "v0001"
+    assert opinion(champion.read(folder()), "v0002").startswith("better, held-out loss")
+    assert opinion(champion.read(folder()), "v0009") == "it was not compared."
+
+
+def test_a_metric_that_is_not_scored_is_said_before_anything_runs() -> None:
+    groups: Any = {"evaluation": EvaluationConfig(metrics=["rougeL"]), "promotion": PromotionConfig()}
+    with pytest.raises(UserError, match=r"promotion\.metric: loss is not among evaluation\.metrics \(rougeL\)"):
+        check_promotion(groups)
+    groups["promotion"] = PromotionConfig(metric="rougeL", guards=["chrf 0.1"])
+    with pytest.raises(UserError, match=r"promotion\.guards: chrf is not among"):
+        check_promotion(groups)
