@@ -17,7 +17,7 @@ def write_probes(folder: Path, scores: ArtifactRef, tokens: ArtifactRef, trainin
     import pyarrow.parquet as pq
 
     from tasks.evaluation.schema import PREDICTIONS
-    from tasks.tokenization.schema import NOT_LEARNT, TOKENS
+    from tasks.tokenization.schema import IGNORE_INDEX, TOKENS
 
     predictions = pq.read_table(scores.path / PREDICTIONS)
     losses: dict[str, Any] = {}
@@ -39,6 +39,6 @@ def write_probes(folder: Path, scores: ArtifactRef, tokens: ArtifactRef, trainin
             tuned=losses[row["id"]]["tuned_loss"],
         )
         for row in found
-        if row["labels"][0] == NOT_LEARNT  # else evaluation put a token before the row
+        if row["labels"][0] == IGNORE_INDEX  # else evaluation put a token before the row
     ]
     (folder / PROBES).write_text(Probes(training=training, rows=probes).model_dump_json() + "\n")
