@@ -266,7 +266,7 @@ def run_loss(arguments: argparse.Namespace) -> None:
     found = training.token_rows(arguments)[: arguments.prompts]
     rows = [Row(torch.tensor(row["input_ids"]), torch.tensor(row["labels"])) for row in found]
     model = generate.load(arguments.base, arguments.adapter, FIELDS)
-    size = {"rows": len(rows), "tokens": sum(len(r.input_ids) for r in rows), "targets": sum(r.learnt for r in rows)}
+    size = {"rows": len(rows), "tokens": sum(len(r.input_ids) for r in rows), "targets": sum(r.targets for r in rows)}
 
     def mine() -> list[float]:
         return losses(model, rows, print, lambda share, done: None)
