@@ -75,14 +75,14 @@ def started(
             pass_fds=(job_file, sentence, *pass_fds),
             start_new_session=True,  # so that its whole group can be ended, and Ctrl-C reaches only the parent
         )
-        child = Child(module, process, _Said(process, log), sentence)
+        child = Child(module, process, _Output(process, log), sentence)
         try:
             yield child
         except BaseException:
             _end(process)
             raise
         finally:
-            child.said.join(timeout=5)
+            child.output.join(timeout=5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,21 +91,21 @@ class Child:
 
     module: str
     process: subprocess.Popen[str]
-    said: "_Said"
+    output: "_Output"
     sentence: int
     """Where it writes the sentence about a user's mistake."""
 
     def finish(self, hang_minutes: float | None = None) -> None:
         """Wait for its end; raises as `run_child` does."""
-        code = _wait(self.process, self.said, hang_minutes)
+        code = _wait(self.process, self.output, hang_minutes)
         if code == 0:
             return
         if code == USER_ERROR_EXIT:
             raise UserError(*os.pread(self.sentence, 1 << 20, 0).decode().split("\n"))
-        self.said.join(timeout=5)  # its last lines
+        self.output.join(timeout=5)  # its last lines
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         transient = code < 0 or code in (STOPPED_EXIT, TRANSIENT_EXIT)
-        raise ChildFailed(f"{self.module} {how}:\n" + "\n".join(self.said.lines[-25:]), transient)
+        raise ChildFailed(f"{self.module} {how}:\n" + "\n".join(self.output.lines[-25:]), transient)
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def _memory_file() -> Any:
         os.close(descriptor)
 
 
-class _Said(threading.Thread):
+class _Output(threading.Thread):
     """Reads a child's lines: logs them, keeps the last ones and the time of the latest."""
 
     def __init__(self, process: subprocess.Popen[str], log: Callable[[str], None]) -> None:
@@ -137,11 +137,11 @@ class _Said(threading.Thread):
                 self.log(line)
 
 
-def _wait(process: subprocess.Popen[str], said: _Said, hang_minutes: float | None) -> int:
+def _wait(process: subprocess.Popen[str], output: _Output, hang_minutes: float | None) -> int:
     if hang_minutes is None:
         return process.wait()
     while True:
-        silence_left = said.latest + 60 * hang_minutes - time.monotonic()
+        silence_left = output.latest + 60 * hang_minutes - time.monotonic()
         if silence_left <= 0:
             raise ChildFailed(f"the child printed nothing for {hang_minutes:g} minutes and was ended", transient=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -186,8 +186,8 @@ def main(work: Callable[[Any], None], kind: type[BaseModel] | None = None) -> No
         sentence.write_text(str(error))
         sys.exit(USER_ERROR_EXIT)
     except Exception as error:
-        if said := full_disk(error):
-            sentence.write_text(said)
+        if full := full_disk(error):
+            sentence.write_text(full)
             sys.exit(USER_ERROR_EXIT)
         if not (isinstance(error, OSError) and is_transient(error)):
             raise

@@ -72,8 +72,8 @@ def full_disk(error: BaseException) -> str:
     for e in causes(error):
         known = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
         if known or any(words in str(e) for words in _FULL_DISK):
-            said = " ".join(str(e).split())[:200]
-            return f"A disk is full ({said}). Make room and run again: finished stages and checkpoints are kept."
+            detail = " ".join(str(e).split())[:200]
+            return f"A disk is full ({detail}). Make room and run again: finished stages and checkpoints are kept."
     return ""
 
 

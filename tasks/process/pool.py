@@ -80,9 +80,9 @@ def cores() -> int:
 def _process(module: str, job: dict[str, Any], units: range, log: Callable[[str], None]) -> Iterator["_Process"]:
     receiving, sending = os.pipe()
     with os.fdopen(receiving, "rb") as source, contextlib.ExitStack() as stack:
-        whole = {"job": job, "units": [units.start, units.stop, units.step], "pipe": sending}
+        given = {"job": job, "units": [units.start, units.stop, units.step], "pipe": sending}
         try:
-            child = stack.enter_context(started(module, whole, log, pass_fds=(sending,)))
+            child = stack.enter_context(started(module, given, log, pass_fds=(sending,)))
         finally:
             os.close(sending)
         yield _Process(child, source)
@@ -109,7 +109,7 @@ def serve(work: Work) -> None:
     """Entry of a child: send the results of its units."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processes have the other cores
     pa.set_cpu_count(1)
-    main(lambda whole: _send(work(whole["job"], range(*whole["units"])), whole["pipe"]))
+    main(lambda given: _send(work(given["job"], range(*given["units"])), given["pipe"]))
 
 
 def _send(results: Iterator[Result], pipe: int) -> None:
