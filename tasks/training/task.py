@@ -15,13 +15,9 @@ from tasks.store.caching import cached
 from tasks.store.manifest import DamagedArtifact, latest
 from tasks.store.model import BaseModelRef
 from tasks.store.root import store_root
-from tasks.tokenization.schema import TOKENS
-from tasks.training import worker
-from tasks.training.distributed import launch
 from tasks.training.distributed.nodes import gpus, nodes
 from tasks.training.facts import TrainingFacts
 from tasks.training.identity import identity
-from tasks.training.schema import TrainingJob
 
 _SLOWER = 0.85
 _FEWEST_STEPS = 10  # fewer say nothing about speed
@@ -30,6 +26,11 @@ _FEWEST_STEPS = 10  # fewer say nothing about speed
 @task(name="train", **cached(identity))
 def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, execution: ExecutionConfig) -> ArtifactRef:
     """tokens.parquet → adapter/ (safetensors) and training_log.parquet."""
+    from tasks.tokenization.schema import TOKENS
+    from tasks.training import worker
+    from tasks.training.distributed import launch
+    from tasks.training.schema import TrainingJob
+
     log = get_run_logger().info
     decided_by = identity(tokens, model, config)
 

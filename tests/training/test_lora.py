@@ -166,7 +166,7 @@ def test_layer_that_is_not_in_4_bits_is_an_error(bases):
     base.check_quantized(model)
     module = next(m for m in model.modules() if isinstance(m, FusedLinear4bit))
     module.base_layer = torch.nn.Linear(64, 64)
-    with pytest.raises(RuntimeError, match=r"4-bit was asked for, but .*q_proj is a Linear"):
+    with pytest.raises(RuntimeError, match=r"4-bit was configured, but .*q_proj is a Linear"):
         base.check_quantized(model)
 
 

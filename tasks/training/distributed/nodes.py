@@ -13,12 +13,14 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UserError
 from tasks.process.quiet import silence
 from tasks.training.identity import version
-from tasks.training.schema import TrainingJob
+
+if TYPE_CHECKING:  # it imports pyarrow
+    from tasks.training.schema import TrainingJob
 
 _JOIN_SECONDS = 600  # that nodes wait for each other
 
@@ -63,7 +65,7 @@ def nodes() -> Nodes:
     return Nodes(count, number, endpoint)
 
 
-def meet(job: TrainingJob | None, processes: int, where: Nodes) -> tuple[Any, TrainingJob, list[int]]:
+def meet(job: "TrainingJob | None", processes: int, where: Nodes) -> "tuple[Any, TrainingJob, list[int]]":
     """Exchange, as JSON, what the nodes must know of each other before they start their processes.
 
     Args:
@@ -76,6 +78,8 @@ def meet(job: TrainingJob | None, processes: int, where: Nodes) -> tuple[Any, Tr
     """
     silence()
     from torch.distributed import DistError, TCPStore
+
+    from tasks.training.schema import TrainingJob
 
     try:
         store = TCPStore(where.host, where.port, is_master=where.number == 0, wait_for_workers=False)
