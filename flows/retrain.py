@@ -160,5 +160,7 @@ def retrain(
             return Failed(message=str(error), data=error)  # the sentence alone, without a stack
     get_run_logger().info(summary["said"])
     tell(summary["outcome"], publishing.name, summary["said"])
+    if summary["outcome"] == "published":
+        tell(f"candidate.{summary['promotion']['outcome']}", publishing.name, summary["said"])
     tell_little_disk(publishing.name)
     return Completed(message=summary["said"], data=summary)
