@@ -429,4 +429,4 @@ def test_every_row_is_handed_on_as_it_is_or_has_a_line(tmp_path: Path, rows: lis
         assert row["prompt"].endswith((f"{dialogue}\n\n" if dialogue else "") + "### Output:\n")
         assert row["completion"] == summary + "\n\n### End"
         if row["input_start"] is not None:
-            assert row["prompt"][row["input_start"] : row["input_end"]] == dialogue
+            assert row["prompt"][row["input_start"] : row["input_end"]].strip() == dialogue.strip()
