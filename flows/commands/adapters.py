@@ -1,4 +1,4 @@
-"""list published adapters, compare versions, put one in use, go back, verify"""
+"""List published adapters, compare versions, put one in use, go back, verify."""
 
 import argparse
 import json
