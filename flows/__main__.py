@@ -6,34 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-import flows.commands.adapters
-import flows.commands.clean
-import flows.commands.deploy
-import flows.commands.doctor
-import flows.commands.init
-import flows.commands.plan
-import flows.commands.preview
-import flows.commands.retrain_all
-import flows.commands.run
-import flows.commands.serve
+from flows.commands import adapters, clean, deploy, doctor, init, plan, preview, retrain_all, run, serve
 from flows.commands.environment import check_store
 from tasks.config import SECTIONS
 from tasks.errors import UserError
 from tasks.process.failures import is_transient
 from tasks.text import visible
 
-COMMANDS = (
-    flows.commands.init,
-    flows.commands.run,
-    flows.commands.retrain_all,
-    flows.commands.plan,
-    flows.commands.preview,
-    flows.commands.clean,
-    flows.commands.adapters,
-    flows.commands.doctor,
-    flows.commands.serve,
-    flows.commands.deploy,
-)
+COMMANDS = (init, run, retrain_all, plan, preview, clean, adapters, doctor, serve, deploy)
 
 
 def main(arguments: list[str] | None = None) -> int:
