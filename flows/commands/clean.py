@@ -1,4 +1,4 @@
-"""Remove old results that no published version was made from."""
+"""remove old results that no published version was made from"""
 
 import argparse
 

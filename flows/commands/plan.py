@@ -1,4 +1,4 @@
-"""Say what a run would do and why, without running."""
+"""say what a run would do and why, without running"""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Run the flow on this machine."""
+"""run the flow on this machine"""
 
 import argparse
 import json
