@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tasks.config import TrainingConfig
+from tasks.config import FormattingConfig, TrainingConfig
 from tasks.model import quantization
 from tasks.store.artifact import ArtifactRef
 from tasks.store.manifest import DamagedArtifact, Manifest
@@ -27,7 +27,7 @@ def why_not(champion: ArtifactRef, training: dict[str, Any], prompts: ArtifactRe
         return f"{name} is damaged: {error}"
     if made.inputs.get("model") != model.digest:
         return f"{name} has another base or tokenizer than this run"
-    ours = {f"formatting.{field}": value for field, value in prompts.manifest.identity.config.items()}
+    ours = {f"formatting.{field}": value for field, value in prompts.manifest.fields(FormattingConfig)}
     for field in sorted(ours.keys() - _NOT_IN_A_PROMPT):
         if made.config.get(field, ours[field]) != ours[field]:
             return f"{name} was trained with another {field}"

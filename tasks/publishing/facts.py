@@ -6,9 +6,11 @@ from tasks.store.facts import Facts
 
 
 class VersionFacts(Facts):
-    """Name and version of an adapter, with the scores and figures of its answers as evaluation noted them."""
+    """An adapter's name, version and base, with the scores and figures of its answers as evaluation noted them."""
 
     name: str
     version: str
+    base: str = ""  # of versions of earlier formats
+    revision: str = ""
     scores: list[dict[str, Any]]
     health: dict[str, dict[str, float]]

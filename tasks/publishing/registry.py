@@ -12,7 +12,6 @@ import contextlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -59,7 +58,7 @@ def _note(registry: Path) -> None:
 def add_version(
     identity: Identity,
     folder: Path,
-    write: Callable[[Path, str], Facts | dict[str, Any]],
+    write: Callable[[Path, str], Facts],
     log: Callable[[str], None] = lambda line: None,
     inputs: Iterable[Input] = (),
 ) -> ArtifactRef:
@@ -83,7 +82,7 @@ def add_version(
                 log(f"{version.name} is damaged and left as it is: {error}")
         name = f"v{int(there[-1].name[1:]) + 1 if there else 1:04d}"
 
-        def for_the_group(aside: Path) -> Facts | dict[str, Any]:
+        def for_the_group(aside: Path) -> Facts:
             for path in (folder.parent, folder, aside):
                 group_may(path, 0o050)
             return write(aside, name)

@@ -82,7 +82,14 @@ def publish(
         )
         (folder / "README.md").write_text(card)
         write_sums(folder)
-        return VersionFacts(name=config.name, version=version, scores=measured.scores, health=measured.health)
+        return VersionFacts(
+            name=config.name,
+            version=version,
+            base=model.source,
+            revision=model.revision,
+            scores=measured.scores,
+            health=measured.health,
+        )
 
     decided_by = identity(adapter, scores, prompts, model, config)
     version = add_version(decided_by, registry_folder(config), write, log, (adapter, scores, tokens, model))

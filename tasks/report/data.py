@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.config import TrainingConfig
 from tasks.download.facts import RowsFacts
 from tasks.report import charts
 from tasks.report.tables import read
@@ -18,7 +19,7 @@ VERDICTS = ("lost", "left out", "changed")
 LABEL = {"train": "Training rows", "test": "Held-out rows"}
 
 
-def data(stages: Mapping[str, ArtifactRef], training: Mapping[str, Any]) -> dict[str, Any]:
+def data(stages: Mapping[str, ArtifactRef], training: TrainingConfig) -> dict[str, Any]:
     """Rows and losses of the three data stages, and what is known of the tokens.
 
     Args:
@@ -47,7 +48,7 @@ def data(stages: Mapping[str, ArtifactRef], training: Mapping[str, Any]) -> dict
     }
 
 
-def lengths(statistics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+def lengths(statistics: Mapping[str, Any], training: TrainingConfig) -> dict[str, Any]:
     """Token counts of each split that has rows, drawn and as numbers."""
     found = {split: numbers for split, numbers in statistics["splits"].items() if numbers["rows"]}
     longest, limit = max((s["longest"] for s in found.values()), default=0), statistics["limit"]
@@ -63,7 +64,7 @@ def lengths(statistics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[
         "learnt_share": learnt / max(1, read),
         "learnt": learnt,
         "read": read,
-        "packing": packing(statistics, training["micro_batch_tokens"], training["batch_size"]),
+        "packing": packing(statistics, training.micro_batch_tokens, training.batch_size),
     }
 
 

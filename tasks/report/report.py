@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 
+from tasks.config import TrainingConfig
 from tasks.publishing.facts import VersionFacts
 from tasks.report import charts
 from tasks.report.answers import answers
@@ -72,11 +73,11 @@ def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest],
         version=noted.version,
         created=published.created,
         decision=decision,
-        base=published.identity.config.get("source", ""),
-        revision=published.identity.config.get("revision", ""),
+        base=noted.base,
+        revision=noted.revision,
         scores=scores,
         training=training(stages["train"].path, manifests["train"]),
-        data=data(stages, manifests["train"].identity.config),
+        data=data(stages, manifests["train"].fields(TrainingConfig)),
         preview=preview(stages["tokenize"].path),
         answers=answers(stages["evaluate"].path, scores["headline"]["metric"]),
         lineage=[(name, stages[name], manifest) for name, manifest in manifests.items()],

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.config import TrainingConfig
 from tasks.report import charts
 from tasks.report.tables import read
 from tasks.report.words import duration, number
@@ -16,7 +17,7 @@ COLUMNS = ("step", "loss", "validation_loss", "grad_norm", "learning_rate", "tok
 def training(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Curves over the steps, totals, and a few steps as numbers."""
     log = read(folder / "training_log.parquet").to_pydict()
-    config, steps = manifest.identity.config, log["step"]
+    config, steps = manifest.fields(TrainingConfig).model_dump(), log["step"]
     validation = log.get("validation_loss", [])
     if not any(validation):
         validation = []

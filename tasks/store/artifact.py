@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -59,11 +59,6 @@ class ArtifactRef(BaseModel):
     def manifest(self) -> Manifest:
         """Raises DamagedArtifact when it is not the one this reference was made from."""
         return self._same(read_manifest(self.path))
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What the stage noted beside its files, untyped: for rooms whose facts are not declared yet."""
-        return self.manifest.info
 
     def facts(self, kind: type[F]) -> F:
         """What the stage noted beside its files, as its room's schema.py declares it."""
@@ -165,7 +160,7 @@ written_here: dict[str, float] = {}
 
 def produce(
     identity: Identity,
-    write: Callable[[Path], Facts | dict[str, Any]],
+    write: Callable[[Path], Facts],
     log: Callable[[str], None] = lambda line: None,
     inputs: Iterable[Input] = (),
 ) -> ArtifactRef:
@@ -223,7 +218,7 @@ def _fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None])
 
 
 def write_folder(
-    identity: Identity, folder: Path, write: Callable[[Path], Facts | dict[str, Any]], inputs: Iterable[Input] = ()
+    identity: Identity, folder: Path, write: Callable[[Path], Facts], inputs: Iterable[Input] = ()
 ) -> ArtifactRef:
     """Fill a folder aside, add its manifest, and move it into place. The caller holds a lock that covers the folder."""
     began = time.monotonic()
@@ -264,9 +259,7 @@ def work_folder(identity: Identity) -> Path:
     return store_root() / "work" / identity.key
 
 
-def write_manifest(
-    identity: Identity, folder: Path, facts: Facts | dict[str, Any] = Facts(), seconds: float = 0
-) -> Manifest:
+def write_manifest(identity: Identity, folder: Path, facts: Facts = Facts(), seconds: float = 0) -> Manifest:
     """Seal a folder that has all its files."""
     files = describe_files(folder)
     manifest = Manifest(
@@ -277,7 +270,7 @@ def write_manifest(
         seconds=seconds,
         digest=files_digest(files),
         files=files,
-        info=json.loads(json.dumps(facts.model_dump() if isinstance(facts, Facts) else facts)),  # as it will be read
+        info=json.loads(json.dumps(facts.model_dump(exclude_none=True))),  # as it will be read
     )
     (folder / MANIFEST).write_bytes(manifest.encoded())
     return manifest

@@ -2,7 +2,6 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.logging import get_run_logger
@@ -34,7 +33,7 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
     log = get_run_logger().info
     decided_by = identity(tokens, model, config)
 
-    def write(folder: Path) -> dict[str, Any]:
+    def write(folder: Path) -> TrainingFacts:
         checkpoints = work_folder(decided_by)
         checkpoints.mkdir(parents=True, exist_ok=True)
         processes = config.processes or gpus() or 1
@@ -55,7 +54,7 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
         facts = TrainingFacts.model_validate_json((folder / "training.json").read_bytes())
         if sentence := slower(facts, _last_run()):
             log(sentence)
-        return facts.model_dump(exclude_none=True)
+        return facts
 
     return produce(decided_by, write, log, (tokens, model))
 

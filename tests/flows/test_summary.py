@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,18 +11,19 @@ from tasks.evaluation.tables import verdict
 from tasks.promotion.schema import Decision
 from tasks.publishing.facts import VersionFacts
 from tasks.store.artifact import ArtifactRef, produce
+from tasks.store.facts import Facts
 from tasks.store.identity import Identity
 from tasks.training.facts import TrainingFacts
-from tests.tiny import noted
+from tests.tiny import Rows, noted
 
 KEPT = Decision(outcome="kept", sentence="Kept v0006: v0007 is no better.", version="v0007", champion="v0006")
 
 
-def made(stage: str, seconds: float, /, **info: Any) -> ArtifactRef:
-    def write(folder: Path) -> dict[str, Any]:
+def made(stage: str, seconds: float, facts: Facts = Rows()) -> ArtifactRef:
+    def write(folder: Path) -> Facts:
         time.sleep(seconds)
         (folder / "file").write_text(stage)
-        return info
+        return facts
 
     return produce(Identity(stage=stage), write)
 
@@ -59,9 +59,9 @@ def test_converting_the_model_counts_as_download() -> None:
     model = made("model", 0.2)
     stages = {
         "download": rows,
-        "train": made("train", 0, **noted(TrainingFacts, model=str(model.path)).model_dump()),
-        "evaluate": made("evaluate", 0, **noted(EvaluationFacts).model_dump()),
-        "publish": made("publish", 0, **noted(VersionFacts).model_dump()),
+        "train": made("train", 0, noted(TrainingFacts, model=str(model.path))),
+        "evaluate": made("evaluate", 0, noted(EvaluationFacts)),
+        "publish": made("publish", 0, noted(VersionFacts)),
     }
     download = summarize(stages, began, Path("report.html"), {}, KEPT)["stages"]["download"]
     assert download["outcome"] == "ran"

@@ -112,7 +112,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         write_preview(folder, *statistics.training_rows(), decode)
         return noted(TokenFacts, rows=len(made), limit=2048, **Ledger("tokenize", folder).write())
 
-    def train(folder: Path) -> dict[str, Any]:
+    def train(folder: Path) -> Facts:
         log = [
             {"step": n, "loss": 3 / n + 1, "validation_loss": run.validation.get(n), **STEP}
             for n in range(1, run.steps + 1)
@@ -122,7 +122,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
             ledger.left_out("r3", "train", "held back for validation", "")
             ledger.write()
         pq.write_table(pa.Table.from_pylist(log), folder / "training_log.parquet")
-        return noted(TrainingFacts, **run.info, model=str(base)).model_dump()
+        return noted(TrainingFacts, **run.info, model=str(base))
 
     def evaluate(folder: Path) -> Facts:
         made = [
@@ -140,7 +140,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
 
     def publish(folder: Path) -> Facts:
         (folder / "README.md").write_text("card")
-        return noted(VersionFacts, name="milk", version="v0007")
+        return noted(VersionFacts, name="milk", version="v0007", base="owner/base")
 
     return {
         "download": put(artifacts, "download", rows("rows.parquet"), config={"path": "rows.jsonl"}),
@@ -154,7 +154,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
             libraries=("pyarrow",),
         ),
         "evaluate": put(artifacts, "evaluate", evaluate),
-        "publish": put(artifacts, "publish", publish, config={"source": "owner/base", "revision": ""}),
+        "publish": put(artifacts, "publish", publish),
     }
 
 

@@ -15,7 +15,9 @@ from tasks.store.artifact import produce
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 from tasks.tokenization.schema import TOKENS
+from tasks.training.facts import TrainingFacts
 from tasks.training.task import train
+from tests.tiny import Rows
 from tests.training.conftest import make_rows, write_tokens
 from tests.training.launched import adapter, assert_equal_within_rounding, assert_goes_on, kill_one, processes, stop
 
@@ -85,10 +87,10 @@ def test_a_mistake_is_one_sentence(job):
 def test_the_stage_starts_the_launcher_for_several_processes(tiny_model, store):
     def write(folder):
         write_tokens(folder / TOKENS, make_rows(9))
-        return {"rows": 9}
+        return Rows(rows=9)
 
     tokens = produce(Identity(stage="tokenize"), write)
     config = TrainingConfig(lora_r=4, batch_size=4, max_steps=2, processes=2)
     with disable_run_logger():
         trained = train.fn(tokens, BaseModelRef.of(tiny_model, "tiny", ""), config, ExecutionConfig())
-    assert trained.info["steps"] == 2
+    assert trained.facts(TrainingFacts).steps == 2
