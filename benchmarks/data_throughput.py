@@ -30,7 +30,7 @@ LIMIT = 2048
 AT_ONCE = 128
 
 
-def make_rows(file: Path, count: int) -> None:
+def write_source(file: Path, count: int) -> None:
     """rows.parquet with `dialogue` (about 900 characters) and `summary`; a fifth is held out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -147,7 +147,7 @@ def measure_here(work: Callable[[], None]) -> dict[str, float]:
 def compare(tokenizer: Path, count: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_rows(folder / "rows.parquet", count)
+        write_source(folder / "rows.parquet", count)
         tokens = tokens_of(tokenizer, folder)
         runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(rounds):
@@ -184,7 +184,7 @@ def memory(tokenizer: Path, sizes: list[int]) -> None:
     print("\n| rows | parent GiB | largest child GiB | wall s |\n|---:|---:|---:|---:|", flush=True)
     for size in sizes:
         with tempfile.TemporaryDirectory() as name:
-            make_rows(Path(name) / "rows.parquet", size)
+            write_source(Path(name) / "rows.parquet", size)
             run = measured("format + tokenize", tokenizer, Path(name))
             print(f"| {size:,} | {run['parent_gib']:.2f} | {run['child_gib']:.2f} | {run['wall']:.0f} |", flush=True)
 

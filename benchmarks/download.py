@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-def make_rows(file: Path, count: int) -> None:
+def write_source(file: Path, count: int) -> None:
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(5000)]
     with file.open("w") as out:
@@ -46,7 +46,7 @@ def main(sizes: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             file = Path(folder) / "rows.jsonl"
-            make_rows(file, size)
+            write_source(file, size)
             subprocess.run([sys.executable, __file__, "measure", str(file)], check=True)
 
 

@@ -85,7 +85,7 @@ def build(bases: Any, tmp_path: Path) -> Callable[..., Any]:
     from tasks.training.trl_adapter import PackedTrainer
 
     def make(name: str = "run", architecture: str = "llama", **settings: Any) -> PackedTrainer:
-        tokens = write_tokens(tmp_path / "tokens.parquet", make_rows(22))
+        tokens = write_tokens(tmp_path / "tokens.parquet", make_token_rows(22))
         config = TrainingConfig(**{"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "epochs": 2.0, **settings})
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ def build(bases: Any, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-def make_rows(count: int, seed: int = 0, longest: int = 24) -> list[dict[str, Any]]:
+def make_token_rows(count: int, seed: int = 0, longest: int = 24) -> list[dict[str, Any]]:
     """Rows of different lengths whose second half is learnt."""
     generator = torch.Generator().manual_seed(seed)
     rows = []

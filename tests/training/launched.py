@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tasks.config import TrainingConfig
 from tasks.process.child import STOPPED_EXIT, run_child
 from tasks.training import checkpoints
-from tests.training.conftest import make_rows, write_tokens
+from tests.training.conftest import make_token_rows, write_tokens
 
 SETTINGS = {"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "max_steps": 100, "compute_dtype": "float32"}
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def make_job(base, folder, processes, rows=21, **settings):
     for path in folders.values():
         path.mkdir(parents=True)
     return {
-        "tokens": str(write_tokens(folder / "tokens.parquet", make_rows(rows))),
+        "tokens": str(write_tokens(folder / "tokens.parquet", make_token_rows(rows))),
         "model": str(base),
         "source": "tiny",
         "config": TrainingConfig(**SETTINGS | {"processes": processes} | settings).model_dump(),

@@ -11,7 +11,7 @@ from tasks.model import attention
 from tasks.model.fused_loss import use_fused_loss
 from tasks.training.packing import collate, flatten
 from tests.architectures import tiny
-from tests.training.conftest import make_rows
+from tests.training.conftest import make_token_rows
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def packed_loss(model, rows):
 
 
 def test_no_base_is_trained_on_wrong_numbers():
-    rows, right, refused, wrong = collate(make_rows(3))["rows"].rows, [], [], {}
+    rows, right, refused, wrong = collate(make_token_rows(3))["rows"].rows, [], [], {}
     for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         if (model := tiny(name)) is None:
             continue

@@ -13,7 +13,7 @@ from tasks.model import attention, base
 from tasks.model.fused_loss import use_fused_loss
 from tasks.model.lora import FusedLinear, FusedLinear4bit, groups, refresh
 from tasks.training.packing import collate, flatten
-from tests.training.conftest import make_rows
+from tests.training.conftest import make_token_rows
 
 CPU = torch.device("cpu")
 SHAPE = dict(vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
@@ -82,7 +82,7 @@ CASES = [
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("settings, tolerance", CASES)
 def test_gradient_of_every_adapter_weight(bases, settings, tolerance, architecture, dense):
-    rows = collate(make_rows(6))["rows"]
+    rows = collate(make_token_rows(6))["rows"]
     model = adapted(bases(architecture), **settings)
     for group in groups(model) if dense else []:
         group.keep_dense()
@@ -96,7 +96,7 @@ def test_gradient_of_every_adapter_weight(bases, settings, tolerance, architectu
 
 
 def test_dropout_falls_on_the_adapter_alone(bases):
-    rows = collate(make_rows(6))["rows"]
+    rows = collate(make_token_rows(6))["rows"]
     torch.manual_seed(0)
     plain, _ = gradients(adapted(bases("llama"), compute_dtype="float32"), rows)
     dropped = adapted(bases("llama"), compute_dtype="float32", lora_dropout=0.5)
@@ -108,7 +108,7 @@ def test_dropout_falls_on_the_adapter_alone(bases):
 
 def test_dropout_has_its_part_in_every_gradient(bases):
     """Every gradient is what the loss does along it when the same numbers are dropped."""
-    rows = collate(make_rows(6))["rows"]
+    rows = collate(make_token_rows(6))["rows"]
     model = adapted(bases("llama"), compute_dtype="float32", lora_dropout=0.3)
     model.train()
     use_fused_loss(model.get_base_model())
@@ -134,7 +134,7 @@ def test_dropout_has_its_part_in_every_gradient(bases):
 
 def test_dora_trains_magnitudes_in_float32(bases):
     model = adapted(bases("llama"), dora=True)
-    _, got = gradients(model, collate(make_rows(6))["rows"])
+    _, got = gradients(model, collate(make_token_rows(6))["rows"])
     magnitudes = [name for name in got if "magnitude" in name]
     assert magnitudes and all(got[name].norm() > 0 for name in got)
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
@@ -143,7 +143,7 @@ def test_dora_trains_magnitudes_in_float32(bases):
 
 def test_untrained_dora_changes_nothing(bases):
     """A magnitude's first value is as PEFT rounds it, and so is the norm that it is divided by."""
-    rows, losses = collate(make_rows(6))["rows"], []
+    rows, losses = collate(make_token_rows(6))["rows"], []
     for dora in (False, True):
         model = base.load(bases("llama"), TrainingConfig(dora=dora), CPU)
         use_fused_loss(model.get_base_model())
@@ -192,7 +192,7 @@ def test_targets_are_only_those_asked_for(bases):
 
 def test_eval_forward_does_not_take_the_gradient_away(bases):
     """bitsandbytes re-packs 4-bit weights in the first eval forward on CPUs with AVX-512-BF16."""
-    rows = collate(make_rows(6))["rows"]
+    rows = collate(make_token_rows(6))["rows"]
     _, want = gradients(adapted(bases("llama")), rows)
     model = adapted(bases("llama"))
     for module in model.modules():

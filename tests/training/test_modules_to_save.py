@@ -16,7 +16,7 @@ from tasks.training.packing import collate, flatten
 from tasks.training.schema import TrainingJob
 from tasks.training.step import Interrupted
 from tasks.training.trl_adapter import PackedTrainer
-from tests.training.conftest import ARCHITECTURES, make_rows, write_tokens
+from tests.training.conftest import ARCHITECTURES, make_token_rows, write_tokens
 from tests.training.test_lora import gradients, reference
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def load(folder, modules=BOTH, **settings):
     ids=["float32", "bfloat16", "lean"],
 )
 def test_gradients_of_every_trained_weight(bases, modules, settings, tolerance):
-    rows = collate(make_rows(6))["rows"]
+    rows = collate(make_token_rows(6))["rows"]
     model, _ = load(bases("qwen2"), modules, **settings)
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
@@ -66,7 +66,7 @@ def test_trained_copies_are_float32_and_keep_small_updates(bases, tmp_path):
 def build(bases, tmp_path, name="run", **settings):
     model, config = load(bases("llama"), **settings)
     (tmp_path / name).mkdir(exist_ok=True)
-    rows = read_rows(write_tokens(tmp_path / "tokens.parquet", make_rows(22)))[0]
+    rows = read_rows(write_tokens(tmp_path / "tokens.parquet", make_token_rows(22)))[0]
     return PackedTrainer(model, rows, config, tmp_path / name, lambda line: None)
 
 
@@ -100,7 +100,7 @@ def test_saved_adapter_gives_the_trained_loss_and_leaves_the_base_as_it_was(base
     paths = {"tokens": "", "model": "", "checkpoints": "", "output": str(tmp_path)}
     worker.write(trainer, TrainingJob(**paths, source="tiny", config=TrainingConfig()), [])
     refresh(trainer.step.model)
-    rows = collate(make_rows(5, seed=9))["rows"]
+    rows = collate(make_token_rows(5, seed=9))["rows"]
     with torch.no_grad():
         want = trainer.step.model(**vars(flatten(rows.rows, CPU))) / rows.targets
     compute = getattr(torch, dtype)

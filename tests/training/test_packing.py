@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from tasks.model import attention
 from tasks.model.fused_loss import use_fused_loss
 from tasks.training.packing import Row, collate, divide, flatten, pack
-from tests.training.conftest import ARCHITECTURES, make_rows
+from tests.training.conftest import ARCHITECTURES, make_token_rows
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ def reference(folder, rows):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("budget", [16, 60, 1000])
 def test_loss_and_gradients_equal_those_of_single_rows(bases, architecture, budget):
-    rows = collate(make_rows(7))["rows"].rows
+    rows = collate(make_token_rows(7))["rows"].rows
     want, want_gradients = reference(bases(architecture), rows)
     model = AutoModelForCausalLM.from_pretrained(
         bases(architecture), dtype=torch.float32, attn_implementation=attention.NAME
@@ -48,7 +48,7 @@ def test_loss_and_gradients_equal_those_of_single_rows(bases, architecture, budg
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_hidden_states_do_not_see_the_neighbour(bases, architecture):
-    rows = collate(make_rows(3))["rows"].rows
+    rows = collate(make_token_rows(3))["rows"].rows
     model = AutoModelForCausalLM.from_pretrained(
         bases(architecture), dtype=torch.float32, attn_implementation=attention.NAME
     )
@@ -68,7 +68,7 @@ def test_hidden_states_do_not_see_the_neighbour(bases, architecture):
 
 
 def test_noise_follows_the_rows_own_length(bases):
-    rows = collate(make_rows(3))["rows"].rows
+    rows = collate(make_token_rows(3))["rows"].rows
     model = AutoModelForCausalLM.from_pretrained(
         bases("llama"), dtype=torch.float32, attn_implementation=attention.NAME
     )
@@ -86,7 +86,7 @@ def test_noise_follows_the_rows_own_length(bases):
 
 
 def test_rows_are_packed_whole_and_within_the_budget():
-    rows = collate(make_rows(50))["rows"].rows
+    rows = collate(make_token_rows(50))["rows"].rows
     groups = pack(rows, 40)
     assert sorted(id(row) for group in groups for row in group) == sorted(id(row) for row in rows)
     assert all(sum(len(row.input_ids) for row in group) <= 40 for group in groups)
@@ -94,7 +94,7 @@ def test_rows_are_packed_whole_and_within_the_budget():
 
 
 def test_rows_are_divided_evenly_among_processes():
-    rows = collate(make_rows(50))["rows"].rows
+    rows = collate(make_token_rows(50))["rows"].rows
     shares = divide(rows, 4)
     sizes = [sum(len(row.input_ids) for row in share) for share in shares]
     assert sorted(id(row) for share in shares for row in share) == sorted(id(row) for row in rows)

@@ -18,7 +18,7 @@ from tasks.tokenization.schema import TOKENS
 from tasks.training.facts import TrainingFacts
 from tasks.training.task import train
 from tests.tiny import Rows
-from tests.training.conftest import make_rows, write_tokens
+from tests.training.conftest import make_token_rows, write_tokens
 from tests.training.launched import adapter, assert_equal_within_rounding, assert_goes_on, kill_one, processes, stop
 
 
@@ -86,7 +86,7 @@ def test_a_mistake_is_one_sentence(job):
 
 def test_the_stage_starts_the_launcher_for_several_processes(tiny_model, store):
     def write(folder):
-        write_tokens(folder / TOKENS, make_rows(9))
+        write_tokens(folder / TOKENS, make_token_rows(9))
         return Rows(rows=9)
 
     tokens = produce(Identity(stage="tokenize"), write)

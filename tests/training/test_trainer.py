@@ -19,7 +19,7 @@ from tasks.training import checkpoints, worker
 from tasks.training.data import read_rows
 from tasks.training.step import Interrupted
 from tasks.training.step_metrics import PendingStep, TrainingFailed
-from tests.training.conftest import make_rows, write_tokens
+from tests.training.conftest import make_token_rows, write_tokens
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -223,7 +223,7 @@ def test_checkpoints_by_steps_keep_the_last_two_that_are_valid(build):
 
 
 def test_nothing_to_train_on(tmp_path):
-    rows = make_rows(3)
+    rows = make_token_rows(3)
     held_out = [{**row, "split": "test"} for row in rows]
     with pytest.raises(UserError, match="no training row: every row"):
         read_rows(write_tokens(tmp_path / "held_out.parquet", held_out))
@@ -258,7 +258,7 @@ def test_child_stops_on_sigterm_and_the_next_one_finishes(bases, tmp_path):
     for name in ("output", "checkpoints"):
         (tmp_path / name).mkdir()
     job = {
-        "tokens": str(write_tokens(tmp_path / "tokens.parquet", make_rows(22))),
+        "tokens": str(write_tokens(tmp_path / "tokens.parquet", make_token_rows(22))),
         "model": str(bases("llama")),
         "source": "owner/base",
         "config": config.model_dump(),

@@ -20,10 +20,10 @@ from tasks.training import checkpoints
 from tasks.training.data import read_rows
 from tasks.training.step import Interrupted
 from tasks.training.trl_adapter import PackedTrainer
-from tests.training.conftest import make_rows, write_tokens
+from tests.training.conftest import make_token_rows, write_tokens
 
 CPU = torch.device("cpu")
-BACK = make_rows(7, seed=5)
+BACK = make_token_rows(7, seed=5)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def build(bases, tmp_path):
         said: list[str] = []
         model = base.load(bases("llama"), config, CPU)
         back = Dataset.from_list(back) if back else None
-        trainer = PackedTrainer(model, Dataset.from_list(make_rows(22)), config, folder, said.append, back)
+        trainer = PackedTrainer(model, Dataset.from_list(make_token_rows(22)), config, folder, said.append, back)
         trainer.said = said
         return trainer
 
@@ -79,7 +79,7 @@ def test_loss_is_the_mean_over_target_tokens(bases, build):
 def test_training_does_not_notice_it(build):
     """Dropout and noise draw the same numbers, and the 4-bit base is as before."""
     settings = {"lora_dropout": 0.2, "neftune_alpha": 5.0}
-    with_rows = build("with", make_rows(7), **settings, validation_steps=2)
+    with_rows = build("with", make_token_rows(7), **settings, validation_steps=2)
     with_rows.run()
     without = build("without", back=None, **settings)
     without.run()
@@ -118,7 +118,7 @@ def test_four_an_epoch_and_one_at_the_end(build):
 
 def overfitting(build, name, **settings):
     """The validation rows contradict the training rows, so that their loss soon rises."""
-    against = [{**row, "labels": [-100] * len(row["labels"])} for row in make_rows(7)]
+    against = [{**row, "labels": [-100] * len(row["labels"])} for row in make_token_rows(7)]
     for row in against:
         row["labels"][-3:] = [3, 4, 5]
     return build(name, against, learning_rate=2e-2, epochs=8.0, validation_steps=3, **settings)
@@ -171,7 +171,7 @@ def test_interrupted_run_ends_with_the_same_bits(build, monkeypatch, moment):
 
 
 def test_the_id_decides_which_rows_are_for_validation(tmp_path):
-    rows = make_rows(400)
+    rows = make_token_rows(400)
     _, _, few = read_rows(write_tokens(tmp_path / "few.parquet", rows[:200]), 0.1)
     rest, back, many = read_rows(write_tokens(tmp_path / "many.parquet", rows[::-1]), 0.1)
     assert set(few) == {id for id in many if int(id) < 200}
@@ -182,14 +182,14 @@ def test_the_id_decides_which_rows_are_for_validation(tmp_path):
 
 def test_validation_does_not_follow_from_the_hash_that_made_a_training_row(tmp_path):
     """Rows with a low digest of the id are the held-out ones: none of them is here."""
-    rows = [row for row in make_rows(500) if hashlib.sha256(row["id"].encode()).digest()[0] >= 0.2 * 256]
+    rows = [row for row in make_token_rows(500) if hashlib.sha256(row["id"].encode()).digest()[0] >= 0.2 * 256]
     _, back, _ = read_rows(write_tokens(tmp_path / "tokens.parquet", rows), 0.1)
     assert 20 < len(back) < 60
 
 
 def test_share_that_holds_back_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"validation_share 0\.001 holds back 0 of 5 training rows: give a larger"):
-        read_rows(write_tokens(tmp_path / "tokens.parquet", make_rows(5)), 0.001)
+        read_rows(write_tokens(tmp_path / "tokens.parquet", make_token_rows(5)), 0.001)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -200,7 +200,7 @@ def test_worker_saves_the_best_and_lists_the_validation_rows(bases, tmp_path, pr
     for name in ("output", "checkpoints"):
         (tmp_path / name).mkdir()
     job = {
-        "tokens": str(write_tokens(tmp_path / "tokens.parquet", make_rows(60))),
+        "tokens": str(write_tokens(tmp_path / "tokens.parquet", make_token_rows(60))),
         "model": str(bases("llama")),
         "source": "tiny",
         "config": config.model_dump(),
