@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.publishing.facts import VersionFacts
 from tasks.text import visible
 
 
@@ -73,7 +74,9 @@ def _compare(options: argparse.Namespace) -> int:
     other = options.other or champion_of(read(folder))
     if not version or not other:
         raise UserError(f"Compare two versions: qlora-flow adapters compare {folder.name}@v0002 v0001.")
-    sides = {name: {s["metric"]: s for s in intact(folder, name).info["scores"]} for name in (version, other)}
+    sides = {
+        name: {s["metric"]: s for s in intact(folder, name).facts(VersionFacts).scores} for name in (version, other)
+    }
     rows = [
         {"metric": name, "rows": f"{sides[version][name]['rows']}, {sides[other][name]['rows']}"}
         | {side: sides[side][name]["tuned"] for side in (version, other)}
@@ -175,7 +178,7 @@ def _versions(folder: Path) -> list[dict[str, Any]]:
         try:
             manifest = read_manifest(path)
             row |= {"published": manifest.created, "rows": 0, "scores": {}}
-            scores = manifest.info["scores"]
+            scores = manifest.facts(VersionFacts).scores
             row["rows"] = max((score["rows"] for score in scores), default=0)
             row["scores"] = {score["metric"]: score["tuned"] for score in scores}
         except (DamagedArtifact, OSError, KeyError):

@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
 from tasks.config import ExecutionConfig, PromotionConfig, PublishingConfig, metric
+from tasks.evaluation.facts import EvaluationFacts
 from tasks.promotion import champion, gate
 from tasks.promotion.champion import Entry, History
 from tasks.promotion.clean_room import try_out
@@ -87,7 +88,7 @@ def _decide(
         if decided and not decided.better:
             return kept(f"{name} was compared with {opposite or 'the base'} on {decided.at[:10]} and was no better")
         return kept(f"{name} was compared with {opposite or 'the base'}, which is not in use any more")
-    if left_out := scores.info.get("champion_left_out"):
+    if left_out := scores.facts(EvaluationFacts).champion_left_out:
         return kept(f"{name} was not compared with it, because {left_out.rstrip('.')}")
     if not decided:
         if not (look := next((e for e in history.entries if e.what == "look" and e.key == key), None)):

@@ -10,11 +10,13 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.promotion.clean_room import check, loss, try_out
+from tasks.publishing.facts import VersionFacts
 from tasks.publishing.registry import add_version
 from tasks.publishing.schema import PROBES, Probe, Probes
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 from tests.publishing.test_program import adapter
+from tests.tiny import noted
 
 TRAINING = {"quantization": "4bit", "quant_type": "nf4", "compute_dtype": "bfloat16", "double_quant": False}
 
@@ -121,9 +123,9 @@ def test_another_base_is_refused_and_a_process_of_its_own_accepts_the_right_one(
         config={"source": base.source, "revision": base.revision},
     )
 
-    def write(aside: Path, version: str) -> dict[str, Any]:
+    def write(aside: Path, version: str) -> VersionFacts:
         shutil.copytree(made, aside, dirs_exist_ok=True)
-        return {"version": version}
+        return noted(VersionFacts, version=version)
 
     version = add_version(identity, store / "registry" / "adapter", write).path
     for change, sentence in (
