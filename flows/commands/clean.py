@@ -1,4 +1,4 @@
-"""remove old results that no published version was made from"""
+"""Remove old results that no published version was made from."""
 
 import argparse
 

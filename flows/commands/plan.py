@@ -1,4 +1,4 @@
-"""say what a run would do and why, without running"""
+"""Say what a run would do and why, without running."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""show rows as the trainer will read them, and what becomes of the others, without a run"""
+"""Show rows as the trainer will read them, and what becomes of the others, without a run."""
 
 import argparse
 import tempfile

@@ -1,4 +1,4 @@
-"""run the flow on this machine"""
+"""Run the flow on this machine."""
 
 import argparse
 import json
