@@ -475,6 +475,12 @@ class EvaluationConfig(Section):
         min_length=1,
         json_schema_extra={"uniqueItems": True},
     )
+    slices: list[str] = Field(
+        [],
+        description="Columns of the data: rows with one value are scored apart as well. Slices by the length of the "
+        "prompt and by shortened or not are always made.",
+        json_schema_extra={"uniqueItems": True},
+    )
     confidence: float = Field(0.95, description="Level of the bootstrap interval on tuned minus base.", gt=0.5, lt=1)
     seed: int = Field(0, description="Seed of the bootstrap.", ge=0, lt=2**32)
 

@@ -1,6 +1,5 @@
-"""The version in use, as a third model: whether it can be compared, and what it was trained on."""
+"""The version in use, as a third model: whether it can be compared."""
 
-from pathlib import Path
 from typing import Any
 
 from tasks.config import FormattingConfig, TrainingConfig
@@ -44,13 +43,3 @@ def origin(version: ArtifactRef) -> Manifest | None:
     manifests = results()
     found = by_digest(manifests).get(version.manifest.identity.inputs["adapter"], [])
     return manifests[found[0]] if found else None
-
-
-def trained_on(version: ArtifactRef) -> tuple[Path, Path] | None:
-    """The folders with the tokens and prompts that a version was trained on; None where they are not in this store."""
-    manifests = results()
-    holding = by_digest(manifests)
-    trained = origin(version)
-    tokens = holding.get(trained.identity.inputs["tokens"]) if trained else None
-    prompts = holding.get(manifests[tokens[0]].identity.inputs["prompts"]) if tokens else None
-    return (tokens[0], prompts[0]) if tokens and prompts else None

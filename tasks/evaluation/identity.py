@@ -14,7 +14,7 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, digest_of, files_digest
 from tasks.store.model import BaseModelRef
 
-VERSION, ANSWERS_VERSION = 4, 1
+VERSION, ANSWERS_VERSION = 5, 1
 """Raised when the same inputs can give another result (docs/caching.md): of the stage, of a model's kept answers."""
 
 
@@ -33,6 +33,7 @@ def identity(
             "tokens": tokens.digest,
             "prompts": prompts.digest,
             "model": model.digest,
+            **({"rows": prompts.manifest.identity.inputs["rows"]} if config.slices else {}),
             **({"champion": champion.digest} if champion else {}),
             **{name: own_metric(name) for name in config.metrics if name not in METRICS},
         },

@@ -24,8 +24,12 @@ HEALTH = {
 """Figures of the answers beside their scores, with their titles: shares of the answers, and the mean of a ratio."""
 
 
-def prediction_schema(metrics: Sequence[str], models: Sequence[str] = MODELS) -> pa.Schema:
-    """Columns of `predictions.parquet` where these metrics score the answers of these models."""
+def prediction_schema(metrics: Sequence[str], models: Sequence[str] = MODELS, slices: Sequence[str] = ()) -> pa.Schema:
+    """Columns of `predictions.parquet` where these metrics score the answers of these models.
+
+    Args:
+        slices: columns by which the rows are scored apart, as text.
+    """
     return pa.schema(
         [
             ("id", pa.string()),
@@ -33,7 +37,7 @@ def prediction_schema(metrics: Sequence[str], models: Sequence[str] = MODELS) ->
             ("prompt", pa.string()),  # as the model read it, decoded
             ("references", pa.list_(pa.string())),
             ("target_tokens", pa.int32()),  # that the held-out loss is the mean over
-            *((who, pa.string()) for who in models),
+            *((name, pa.string()) for name in (*models, *slices)),
             *((f"{who}_{name}", pa.float64()) for who in models for name in (*metrics, *HEALTH)),
         ]
     )
@@ -42,15 +46,19 @@ def prediction_schema(metrics: Sequence[str], models: Sequence[str] = MODELS) ->
 SCORE_SCHEMA = pa.schema(
     [
         ("metric", pa.string()),
+        ("slice", pa.string()),  # a column, and the value that the rows have in it; null: all rows
+        ("value", pa.string()),
         ("rows", pa.int64()),
         ("groups", pa.int64()),  # a row without a group counts as one
         *((who, pa.float64()) for who in MODELS),  # means over rows; without a champion its columns are null
         ("difference", pa.float64()),  # tuned minus base, mean over rows
         ("low", pa.float64()),  # paired bootstrap interval of the difference over groups; null: one group
         ("high", pa.float64()),
+        ("smallest_gain", pa.float64()),  # that four test sets of five would show at this level, were it real
         ("champion_difference", pa.float64()),  # tuned minus champion, and its interval
         ("champion_low", pa.float64()),
         ("champion_high", pa.float64()),
+        ("champion_smallest_gain", pa.float64()),
     ]
 )
 
@@ -60,6 +68,7 @@ class EvaluationJob(BaseModel):
 
     Args:
         tokens, prompts: Parquet files of the earlier stages.
+        rows: folder of the download stage, where slices are asked for.
         ending: text where an answer is cut.
         eos: the tokenizer's end-of-sequence token.
         model, adapter, champion: folders.
@@ -72,6 +81,7 @@ class EvaluationJob(BaseModel):
 
     tokens: Path
     prompts: Path
+    rows: Path | None
     ending: str
     eos: int
     model: Path

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tasks.config import EvaluationConfig
-from tasks.evaluation.compare import in_groups, paired_intervals
+from tasks.evaluation.compare import in_groups, paired_intervals, smallest_gains
 from tasks.evaluation.schema import HEALTH
+from tasks.evaluation.slices import slices_of
 
 
 def score(
@@ -18,7 +19,7 @@ def score(
     """Score the answers of every row (written into the rows) and compare them: rows of `scores.parquet`.
 
     Args:
-        rows: as `tasks.evaluation.metrics.scores` takes them, with their group.
+        rows: as `tasks.evaluation.metrics.scores` takes them, with their group and slices.
         models: those of MODELS that answered.
         folder: for temporary files; one that is removed when this process is killed.
     """
@@ -29,18 +30,30 @@ def score(
             for name, values in scores_of(rows, who, config.metrics, scratch).items():
                 for row, value in zip(rows, values, strict=True):
                     row[f"{who}_{name}"] = value
+    scores = _compared(rows, models, config, None, None)
+    for column, text, numbers in slices_of(rows, config.slices):
+        scores += _compared([rows[n] for n in numbers], models, config, column, text)
+    return scores
+
+
+def _compared(
+    rows: list[dict[str, Any]], models: Sequence[str], config: EvaluationConfig, column: str | None, value: str | None
+) -> list[dict[str, Any]]:
+    """A line for each metric, of all rows or of those of a slice."""
     table = {who: np.array([[row[f"{who}_{name}"] for name in config.metrics] for row in rows]) for who in models}
     groups = [row["group"] for row in rows]
-    number = len(in_groups(table["base"], groups)[1])
-    scores: list[dict[str, Any]] = [{"metric": name, "rows": len(rows), "groups": number} for name in config.metrics]
+    same = {"slice": column, "value": value, "rows": len(rows), "groups": len(in_groups(table["base"], groups)[1])}
+    scores: list[dict[str, Any]] = [{"metric": name, **same} for name in config.metrics]
     for who in models:
         for line, mean in zip(scores, table[who].mean(axis=0).tolist(), strict=True):
             line[who] = mean
-    for who in set(models) - {"tuned"}:
-        found = paired_intervals(table["tuned"] - table[who], groups, config.confidence, config.seed)
-        prefix = "" if who == "base" else f"{who}_"
-        for line, bounds in zip(scores, found, strict=True):
+    for who in [who for who in models if who != "tuned"]:
+        differences, prefix = table["tuned"] - table[who], "" if who == "base" else f"{who}_"
+        found = paired_intervals(differences, groups, config.confidence, config.seed)
+        smallest = smallest_gains(differences, groups, config.confidence)
+        for line, bounds, gain in zip(scores, found, smallest, strict=True):
             line |= zip((f"{prefix}difference", f"{prefix}low", f"{prefix}high"), bounds, strict=True)
+            line[f"{prefix}smallest_gain"] = gain
     return scores
 
 

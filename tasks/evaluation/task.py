@@ -14,6 +14,7 @@ from tasks.process.child import run_child
 from tasks.store.artifact import ArtifactRef, intact, produce
 from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef
+from tasks.store.origins import by_digest, results
 from tasks.tokenization.facts import TokenFacts
 
 
@@ -47,6 +48,7 @@ def evaluate(
         job = EvaluationJob(
             tokens=tokens.path / TOKENS,
             prompts=prompts.path / PROMPTS,
+            rows=_source(prompts) if config.slices else None,
             ending=prompts.facts(PromptFacts).ending,
             eos=tokens.facts(TokenFacts).eos,
             model=Path(model.folder),
@@ -68,6 +70,11 @@ def evaluate(
     return produce(identity(*inputs, config, champion), write, log, inputs)
 
 
+def _source(prompts: ArtifactRef) -> Path:
+    """The folder with the rows that prompts were made from."""
+    return by_digest(results())[prompts.manifest.identity.inputs["rows"]][0]
+
+
 def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, config: EvaluationConfig) -> None:
     """Before hours of training: the metrics are there, and find something to count in the held-out rows' references.
 
@@ -75,6 +82,7 @@ def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, config: Evaluation
         UserError: one is not or does not, naming metric and row.
     """
     from tasks.evaluation.metrics import check_references
+    from tasks.evaluation.slices import check_slices
     from tasks.evaluation.worker import held_out
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
@@ -82,5 +90,6 @@ def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, config: Evaluation
     for name in config.metrics:
         if name not in METRICS:
             own_metric(name)
+    check_slices(_source(prompts) if config.slices else None, config.slices, config.metrics)
     with intact((tokens, prompts)):
         check_references(held_out(tokens.path / TOKENS, prompts.path / PROMPTS, config.max_rows), config.metrics)

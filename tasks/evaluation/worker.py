@@ -28,6 +28,7 @@ from tasks.evaluation.schema import (
     prediction_schema,
 )
 from tasks.evaluation.scores import health, score
+from tasks.evaluation.slices import LENGTH, SHORTENED, add_slices
 from tasks.process.child import main
 from tasks.process.quiet import silence
 from tasks.text import answer_text
@@ -42,6 +43,7 @@ def evaluate(work: dict[str, Any]) -> None:
     job = EvaluationJob.model_validate(work, context=TRUSTED)
     config = job.config
     rows = held_out(job.tokens, job.prompts, config.max_rows)
+    add_slices(rows, job.tokens.parent, job.rows, config.slices)
     check_references(rows, config.metrics)
     try_own(rows[0], config.metrics)
     loaded, tokenizer = _Loaded(job), generate.tokenizer_of(job.model)
@@ -61,12 +63,13 @@ def evaluate(work: dict[str, Any]) -> None:
     for row in rows:
         row["prompt"] = tokenizer.decode(row["prompt_ids"])
     scores = score(rows, models, config, job.output)
-    pq.write_table(pa.Table.from_pylist(rows, prediction_schema(config.metrics, models)), job.output / PREDICTIONS)
+    schema = prediction_schema(config.metrics, models, [*config.slices, LENGTH, SHORTENED])
+    pq.write_table(pa.Table.from_pylist(rows, schema), job.output / PREDICTIONS)
     pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), job.output / SCORES)
     facts = EvaluationFacts(
         rows=len(rows),
         champion=job.champion.name if job.champion else "",
-        scores=scores,
+        scores=[line for line in scores if line["slice"] is None],
         health=health(rows, models),
         generation_seconds=seconds,
         confidence=config.confidence,

@@ -43,6 +43,8 @@ def answer_row(row: Mapping[str, Any], label: str, metric: str) -> dict[str, Any
         "id": row["id"],
         "base_score": row[f"base_{metric}"],
         "tuned_score": row[f"tuned_{metric}"],
+        "champion_score": row.get(f"champion_{metric}"),
+        "champion": excerpt(row["champion"]) if row.get("champion") is not None else None,
         "prompt": excerpt(row["prompt"], times=4),
         "references": [excerpt(text) for text in row["references"][:5]],
         "more_references": max(0, len(row["references"]) - 5),

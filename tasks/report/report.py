@@ -24,7 +24,7 @@ from tasks.store.manifest import Manifest
 from tasks.store.root import store_root
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-VERSION = 3
+VERSION = 4
 """Raised when the code writes another page of the same outputs (docs/caching.md)."""
 
 

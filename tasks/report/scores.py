@@ -11,8 +11,8 @@ from tasks.report import charts
 from tasks.report.tables import read
 from tasks.store.manifest import Manifest
 
-FEW_ROWS = 20
-"""Held-out rows below which the page warns that the interval itself is unsure."""
+FEW_GROUPS = 30
+"""Groups of held-out rows below which the page warns that the interval itself is unsure."""
 BAR = 220
 """Width of the interval bars' picture."""
 
@@ -21,7 +21,8 @@ def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Every metric with its interval, and in words what the headline metric says."""
     from tasks.evaluation.schema import HEALTH, SCORES
 
-    rows = read(folder / SCORES).to_pylist()
+    every = read(folder / SCORES).to_pylist()
+    rows = [row for row in every if row["slice"] is None]
     shares = [row for row in rows if row["metric"] in METRICS and row["metric"] != "loss"]
     others = [[row] for row in rows if row not in shares]  # each may have any range
     ticks: list[tuple[float, str]] = []
@@ -34,11 +35,14 @@ def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
     facts = manifest.facts(EvaluationFacts)
     return {
         "rows": rows,
+        "champion": facts.champion,
+        "champion_left_out": facts.champion_left_out,
+        "slices": [row | {"title": metric(row["metric"]).label} for row in every if row["slice"] is not None],
         "health": [(title, facts.health[name]) for name, title in HEALTH.items()],
         "headline": headline,
         "percent": f"{100 * facts.confidence:g} %",
         "finding": finding(headline),
-        "few": 1 < headline["rows"] < FEW_ROWS,
+        "few": 1 < headline["groups"] < FEW_GROUPS,
         "ticks": ticks,
         "width": BAR,
     }

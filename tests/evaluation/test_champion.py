@@ -81,7 +81,7 @@ def test_a_champion_answers_as_it_did_when_it_was_the_candidate(made: Made) -> N
             assert row[f"champion{name}"] == pytest.approx(old[f"tuned{name}"])
             assert row[f"tuned{name}"] == pytest.approx(new[f"tuned{name}"])
             assert row[f"base{name}"] == pytest.approx(new[f"base{name}"])
-    loss, _ = pq.read_table(compared.path / "scores.parquet").to_pylist()
+    loss, *_ = pq.read_table(compared.path / "scores.parquet").to_pylist()
     means = {who: sum(row[f"{who}_loss"] for row in third) / len(third) for who in ("base", "champion", "tuned")}
     assert {who: loss[who] for who in means} == pytest.approx(means)
     assert loss["champion_difference"] == pytest.approx(means["tuned"] - means["champion"])

@@ -1,5 +1,6 @@
 """Scores are what the rows say, and the held-out rows are read as training read them."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import METRICS, EvaluationConfig
+from tasks.download.schema import ROW_SCHEMA
 from tasks.errors import UserError
-from tasks.evaluation.compare import paired_intervals
+from tasks.evaluation.compare import paired_intervals, smallest_gains
 from tasks.evaluation.scores import health, score
+from tasks.evaluation.slices import LENGTH, SHORTENED, add_slices
 from tasks.evaluation.worker import held_out, prompt_length
 from tasks.formatting.schema import PROMPT_SCHEMA
+from tasks.store.ledger import Ledger
 from tasks.text import answer_text
 from tasks.tokenization.schema import TOKEN_SCHEMA
 
@@ -23,6 +27,7 @@ BOTH = ("base", "tuned")
 
 def rows(base: str, tuned: str, references: list[str], prompt: str = "") -> list[dict[str, Any]]:
     row = {"base": base, "tuned": tuned, "references": references, "prompt": prompt, "group": None}
+    row |= {LENGTH: "all", SHORTENED: "no"}
     row |= {"base_loss": 3.0, "tuned_loss": 2.5}
     return [{"id": f"r{n}", **row, "base_ended": False, "tuned_ended": n > 0} for n in range(3)]
 
@@ -101,6 +106,46 @@ def test_rows_of_one_group_are_drawn_together() -> None:
     assert repeated == pytest.approx(alone)
     apart = intervals([mean for mean in means for _ in range(10)])
     assert apart[2] - apart[1] < 0.5 * (repeated[2] - repeated[1])
+
+
+def test_the_smallest_gain_is_shown_in_four_of_five_test_sets() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(0, 1, (200, 1))
+    (gain,) = smallest_gains(noise, [None] * 200, 0.95)
+    assert gain == pytest.approx(2.8 * noise.std() / 200**0.5, rel=0.02)
+    shown = [intervals((generator.normal(gain, 1, 200)).tolist())[1] > 0 for _ in range(100)]
+    assert 0.7 <= np.mean(shown) <= 0.9
+    assert smallest_gains(np.repeat(noise, 5, axis=0), [f"g{n}" for n in range(200) for _ in range(5)], 0.95) == [
+        pytest.approx(gain)
+    ]
+    assert smallest_gains(noise, ["one"] * 200, 0.95) == [None]
+
+
+def test_slices_are_scored_apart(tmp_path: Path) -> None:
+    """By a column, whatever type it has, by length in quarters, and by what the ledger calls shortened."""
+    rows = [{"id": f"r{n}", "split": "test", "row": json.dumps({"topic": ["a", None, 3][n % 3]})} for n in range(12)]
+    pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), tmp_path / "rows.parquet")
+    ledger = Ledger("tokenize", tmp_path)
+    ledger.changed("r1", "test", "shortened", "")
+    ledger.write()
+    answers = [
+        {"id": f"r{n}", "group": None, "prompt_ids": [0] * n, "base_loss": 2.0, "tuned_loss": 2.0 - n}
+        for n in range(12)
+    ]
+    add_slices(answers, tmp_path, tmp_path, ["topic"])
+    for row in answers:
+        row |= {"prompt": "", "references": ["a"], **{f"{who}{more}": "a" for who in BOTH for more in ("", "_ended")}}
+    scored = score(answers, BOTH, EvaluationConfig(metrics=["loss"], slices=["topic"]), tmp_path)
+    found = {(line["slice"], line["value"]): (line["rows"], line["difference"]) for line in scored}
+    assert found == {
+        (None, None): (12, -5.5),
+        ("topic", "a"): (4, -4.5),
+        ("topic", "null"): (4, -5.5),
+        ("topic", "3"): (4, -6.5),
+        **{("prompt_tokens", f"{n}–{n + 2}"): (3, -n - 1.0) for n in (0, 3, 6, 9)},
+        ("shortened", "yes"): (1, -1.0),
+        ("shortened", "no"): (11, pytest.approx(-65 / 11)),
+    }
 
 
 def test_groups_count_by_their_rows() -> None:

@@ -132,7 +132,15 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         ]
         pq.write_table(pa.Table.from_pylist(made, prediction_schema([*METRICS])), folder / "predictions.parquet")
         mean, low, high = run.difference if len(made) > 1 else (run.difference[0], None, None)
-        score = {"rows": len(made), "base": 0.213, "tuned": 0.213 + mean, "difference": mean, "low": low, "high": high}
+        score = {
+            "rows": len(made),
+            "groups": len(made),
+            "base": 0.213,
+            "tuned": 0.213 + mean,
+            "difference": mean,
+            "low": low,
+            "high": high,
+        }
         table = pa.Table.from_pylist([{"metric": name, **score} for name in METRICS], SCORE_SCHEMA)
         pq.write_table(table, folder / "scores.parquet")
         health = {name: {"base": 0.125, "tuned": n} for n, name in enumerate(HEALTH)}
