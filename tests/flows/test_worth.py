@@ -36,7 +36,7 @@ publishing: {{name: worth}}
         write_jsonl(rows, make_rows(count))
         return retrain(**load(file, overrides), return_state=True)
 
-    assert run(40).message == "Published worth v0001"
+    assert str(run(40).message).startswith("Published worth v0001. ")
     same = run(40, schedule={"min_new_rows": 9})
     assert same.name == "Completed"  # by which automations know the end of a run
     assert same.message == "Nothing changed: rows, base, configuration and code are those of worth v0001"
@@ -48,9 +48,11 @@ publishing: {{name: worth}}
     assert few.result()["changes"]["added"] == 4
     assert len([*store.glob("artifacts/train-*")]) == 1
 
-    assert run(44, schedule={"min_new_rows": 9, "max_age_days": 1e-9}).message == "Published worth v0002"
+    assert str(run(44, schedule={"min_new_rows": 9, "max_age_days": 1e-9}).message).startswith(
+        "Published worth v0002. "
+    )
     other = run(45, schedule={"min_new_rows": 9}, training={"learning_rate": 1e-3})
-    assert other.message == "Published worth v0003"  # the configuration has changed as well
+    assert str(other.message).startswith("Published worth v0003. ")  # the configuration has changed as well
     assert run_of(other).name == "worth · 45 rows (+1) · lr 0.001"
     assert {"worth", tiny_model.name} <= set(run_of(other).tags)
     named = retrain.with_options(flow_run_name="mine")(**load(file, {}), return_state=True)  # type: ignore[arg-type]
@@ -60,7 +62,7 @@ publishing: {{name: worth}}
     broken = run(20)
     assert broken.is_failed() and str(broken.message).startswith("25 of the 45 rows of v0003 are gone from the source")
     assert len([*store.glob("artifacts/train-*")]) == trained
-    assert run(20, data={"max_removed_share": 1.0}).message == "Published worth v0004"
+    assert str(run(20, data={"max_removed_share": 1.0}).message).startswith("Published worth v0004. ")
 
 
 def test_a_mistake_is_the_message_of_the_state(tmp_path: Path, store: Path) -> None:
