@@ -72,7 +72,7 @@ def _commit(kind: str, name: str, revision: str) -> str:
 def rows_identity(data: DataConfig) -> Identity:
     """The rows depend on the files' content and on the side that a name says, not on where the files lie."""
     inputs = {
-        f"{source.name if source else 'file'} {n} {place.name}, {side or 'both'}": digest(place)
+        f"{source.name if source else 'path'} {n} {place.name}{side and f' ({side})'}": digest(place)
         for source, each in sources_of(data)
         for n, (side, place) in enumerate([] if each.hub_id else sided_files(each))
     }
