@@ -5,7 +5,7 @@
 # make upstream  the newest releases of the libraries: does what is relied on still hold?
 # make faults a hundred runs, each killed or damaged at a random moment, then run again
 # make confirm  after a change of code that decides results (tests/stage_versions.py)
-# make docs   docs/configuration.md from tasks/config.py
+# make docs   docs/configuration.md from tasks/config
 PYTHON ?= python3
 BIN := .venv/bin
 

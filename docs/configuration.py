@@ -1,4 +1,4 @@
-"""Writes configuration.md from the models of tasks/config.py.
+"""Writes configuration.md from the models of tasks/config.
 
 python docs/configuration.py
 """
@@ -11,7 +11,7 @@ from tasks.config import SECTIONS, Section
 
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """\
-<!-- Written by `make docs` from tasks/config.py; edit that file. -->
+<!-- Written by `make docs` from tasks/config; edit that. -->
 # Configuration
 
 A configuration is a YAML file with these groups at its top level. Each field is also a flag

@@ -20,7 +20,7 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Section]
     """Read a configuration and lay flags over it.
 
     Args:
-        path: YAML file with the groups of tasks/config.py as its top level.
+        path: YAML file with the groups of tasks/config as its top level.
         overrides: group → field → value; a number or a truth value may be text, as a flag gives it.
     Raises:
         UserError: the file is not YAML, or a field is unknown or wrong; every mistake is a line.

@@ -89,7 +89,7 @@ def test_code_is_named_by_a_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert EvaluationConfig.model_validate(own, context=TRUSTED).metrics == own["metrics"]
     with pytest.raises(ValidationError, match="a metric of your own is code"):
         EvaluationConfig.model_validate(own)
-    monkeypatch.setattr("tasks.config.PERMITTED", ["package.module:function"])
+    monkeypatch.setattr("tasks.config.metrics.PERMITTED", ["package.module:function"])
     assert EvaluationConfig.model_validate(own).metrics == own["metrics"]
 
 

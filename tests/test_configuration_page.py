@@ -1,4 +1,4 @@
-"""docs/configuration.md says of every field what tasks/config.py says."""
+"""docs/configuration.md says of every field what tasks/config says."""
 
 import runpy
 from pathlib import Path

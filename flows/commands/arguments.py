@@ -9,7 +9,7 @@ from tasks.config import SECTIONS
 
 
 def add_configuration(command: argparse.ArgumentParser) -> None:
-    """CONFIG.yaml and `--group.field VALUE` for every field of tasks/config.py."""
+    """CONFIG.yaml and `--group.field VALUE` for every field of tasks/config."""
     command.usage = f"{command.prog} CONFIG.yaml [--group.field VALUE …] [options]"
     command.add_argument("config", type=Path, help="YAML file, such as examples/dialogue-summary.yaml")
     for name, group in SECTIONS.items():

@@ -150,7 +150,7 @@ def _templates(columns: list[str], rows: list[dict[str, Any]]) -> tuple[str, lis
 
 
 def _first_rows(where: str) -> list[dict[str, Any]]:
-    from tasks.download.formats import read_file
+    from tasks.download.formats.files import read_file
     from tasks.download.places import find_files
 
     blocks = (block for place in find_files(where, "FILE") for block in read_file(place, Counter()))

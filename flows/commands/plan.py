@@ -11,8 +11,8 @@ add_arguments = add_configuration
 def main(options: argparse.Namespace) -> int:
     homes_in_store()
     groups = configuration(options)
+    from flows.commands.table import show_planned
     from flows.plan import plan
-    from flows.table import show_planned
 
     show_planned(list(plan(groups)))
     return 0

@@ -39,10 +39,10 @@ def main(options: argparse.Namespace) -> int:
     local_settings()
     if options.verify:
         os.environ["QLORA_FLOW_VERIFY"] = options.verify
+    from flows.commands.table import show
     from flows.logs import Readable
     from flows.retrain import retrain
     from flows.server import ensure_server
-    from flows.table import show
 
     if options.refresh:
         _refresh(groups, options.refresh)

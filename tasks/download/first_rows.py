@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from tasks.config import DataConfig
-from tasks.download.formats import read_file
+from tasks.download.formats.files import read_file
 from tasks.download.places import Place, check_protocol, find_files
 from tasks.download.rows import check_columns
 

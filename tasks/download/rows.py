@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from tasks.config import DataConfig, MixedSource
-from tasks.download.blocks import BadRow, Block, Row
 from tasks.download.facts import RowsFacts
-from tasks.download.formats import AT_ONCE, MOST_MEMORY
+from tasks.download.formats.blocks import BadRow, Block, Row
+from tasks.download.formats.files import AT_ONCE, MOST_MEMORY
 from tasks.download.places import sources_of
 from tasks.download.rows_file import RowsFile
 from tasks.download.schema import CONTENT, ROWS

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from tasks.config import DataConfig
-from tasks.download.blocks import Block
-from tasks.download.formats import read_file
+from tasks.download.formats.blocks import Block
+from tasks.download.formats.files import read_file
 from tasks.download.hub import refusals
 from tasks.download.places import ENDINGS, Place, places
 from tasks.errors import UserError
@@ -78,7 +78,7 @@ def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Bl
     """Rows of one split of a Hub data set at a pinned commit."""
     import datasets
 
-    from tasks.download.typed import typed_rows
+    from tasks.download.formats.typed import typed_rows
 
     formats["Hub data set"] += 1
     with refusals("data.hub_id", data.hub_id):

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from tasks.download.blocks import Row
+from tasks.download.formats.blocks import Row
 
 LONGEST_FIELD = 10_000_000
 """Characters of one text: twice what the longest row that can be learnt (1,048,576 tokens) holds."""

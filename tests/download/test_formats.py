@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.download import blocks
+from tasks.download.formats import blocks
 from tasks.errors import UserError
 from tests.download.reading import download, write, write_kind
 from tests.tiny import make_rows, write_jsonl

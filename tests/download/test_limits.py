@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.download import blocks, csv_rows
-from tasks.download.formats import MOST_MEMORY
+from tasks.download.formats import blocks, csv_rows
+from tasks.download.formats.files import MOST_MEMORY
 from tests.download.reading import download, write
 
 PROGRAM = """

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import DataConfig
-from tasks.download import blocks
+from tasks.download.formats import blocks
 from tasks.download.identity import rows_identity
 from tasks.download.schema import columns_of
 from tasks.errors import UserError

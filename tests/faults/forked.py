@@ -41,7 +41,7 @@ def preload() -> None:
     """
     for name in (
         "flows.retrain",
-        "flows.table",
+        "flows.commands.table",
         "tasks.evaluation.generate",
         "tasks.evaluation.metrics",
         "tasks.model.base",

@@ -10,7 +10,8 @@ import pytest
 from flows.__main__ import main
 from flows.checks import check
 from flows.config_file import load
-from tasks.download import blocks, models
+from tasks.download import models
+from tasks.download.formats import blocks
 from tests.tiny import make_model, make_rows, write_jsonl
 
 ROWS = "no column is called {}; the data has dialogue, id, summary, topic"

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import DataConfig, FormattingConfig, TokenizationConfig
-from tasks.download import blocks
+from tasks.download.formats import blocks
 from tasks.download.rows import write_rows
 from tasks.formatting.prompts import write_prompts
 from tasks.tokenization.encode import write_tokens

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, BinaryIO
 
-from tasks.download import blocks
-from tasks.download.blocks import BadRow, Block, Row
+from tasks.download.formats import blocks
+from tasks.download.formats.blocks import BadRow, Block, Row
 from tasks.download.places import Place
 from tasks.errors import UserError
 

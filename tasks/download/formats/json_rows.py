@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from tasks.download import blocks
-from tasks.download.blocks import BadRow, Block, Row
+from tasks.download.formats import blocks
+from tasks.download.formats.blocks import BadRow, Block, Row
 from tasks.download.places import Place
 from tasks.errors import UserError
 

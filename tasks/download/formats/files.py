@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
-from tasks.download.blocks import BLOCK_BYTES, Block
-from tasks.download.csv_rows import csv_rows
-from tasks.download.json_rows import BOM, json_lines, json_list
+from tasks.download.formats.blocks import BLOCK_BYTES, Block
+from tasks.download.formats.csv_rows import csv_rows
+from tasks.download.formats.json_rows import BOM, json_lines, json_list
 from tasks.download.places import ENDINGS, Place, trouble
 from tasks.errors import UserError
 
@@ -136,7 +136,7 @@ def _arrow(stream: BinaryIO, place: Place) -> Iterator[Block]:
 
 
 def _typed(batch: Any, place: Place) -> Block:
-    from tasks.download.typed import typed_rows
+    from tasks.download.formats.typed import typed_rows
 
     try:
         return typed_rows(batch)

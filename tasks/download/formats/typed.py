@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.download.blocks import Block
+from tasks.download.formats.blocks import Block
 
 Convert = Callable[[Any], Any]
 

@@ -1,0 +1,1 @@
+"""Reads files: JSON, CSV, Parquet and Arrow, as blocks of rows."""
