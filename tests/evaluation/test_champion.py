@@ -89,7 +89,7 @@ def test_a_champion_answers_as_it_did_when_it_was_the_candidate(made: Made) -> N
     assert loss["difference"] == pytest.approx(means["tuned"] - means["base"])
     facts = compared.facts(EvaluationFacts)
     assert facts.champion == "v0001" and facts.champion_left_out == ""
-    alone = pq.read_table(made.second["evaluate"] / "scores.parquet").to_pylist()[0]
+    alone = pq.read_table(made.evaluate(None).path / "scores.parquet").to_pylist()[0]
     assert alone["champion"] is alone["champion_low"] is None
 
 
@@ -149,11 +149,12 @@ def test_the_next_retrain_computes_the_new_rows_alone(made: Made, monkeypatch: p
     now = pq.read_table(third["evaluate"] / "predictions.parquet")
     new = len(now) - before
     assert 0 < new < before
-    assert counts == [(name, rows) for rows in (new, len(now)) for name in ("losses", "answer")]  # base, tuned
+    base, in_use, tuned = new, new, len(now)
+    assert counts == [(name, rows) for rows in (base, in_use, tuned) for name in ("losses", "answer")]
     counts.clear()
     stages = {name: ref(third[name]) for name in ("train", "tokenize", "format")}
     compared = made.evaluate(ref(champion["publish"]), **stages)
-    assert counts == [("losses", new), ("answer", new)]  # the champion's
+    assert counts == [("losses", new), ("answer", new)]  # those of a version that is not in use
     assert pq.read_table(compared.path / "predictions.parquet")["base"] == now["base"]
 
 

@@ -71,7 +71,7 @@ def test_grown_data_is_named(config: Path) -> None:
     before = rows.read_text()
     try:
         write_jsonl(rows, make_rows(41))
-        assert planned(config)["download"] == "file 0 rows.jsonl, both changed"
+        assert planned(config)["download"] == "path 0 rows.jsonl changed"
     finally:
         rows.write_text(before)
 
