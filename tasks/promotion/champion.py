@@ -245,7 +245,8 @@ def opponent(folder: Path, adapter: str) -> ArtifactRef | None:
             with contextlib.suppress(DamagedArtifact):
                 return reference(folder / entry.champion, check_folder(folder / entry.champion))
     now = champion_of(entries) if entries else _newest(folder)
-    return intact(folder, now) if now else None
+    version = intact(folder, now) if now else None
+    return version if version and weights(folder, now) != adapter else None  # nothing is compared with itself
 
 
 def intact(folder: Path, version: str) -> ArtifactRef:
