@@ -5,6 +5,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tasks.config import DataConfig
 from tasks.download.formats.blocks import Block
@@ -89,10 +90,19 @@ def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Bl
 
 
 def _at_the_commit(data: DataConfig) -> tuple[str, str | None]:
-    """Where `datasets` finds it; offline in the Hub's cache, where it would look for a prepared copy of any commit."""
+    """Where `datasets` finds it; offline in the Hub's cache, where it would look for a prepared copy of any commit.
+
+    Raises:
+        UserError: something of that name lies in the working directory, which `datasets` would read instead.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    if Path(data.hub_id).exists():
+        raise UserError(
+            f"data.hub_id: {data.hub_id} is also in the working directory, {Path.cwd()}. Give data.path to read "
+            "that, or start the run from another folder to read the Hub's."
+        )
     if constants.is_offline_mode():
         with contextlib.suppress(LocalEntryNotFoundError):
             commit = data.hub_revision

@@ -48,6 +48,14 @@ def test_a_refusal_names_the_field(status: int, message: str, monkeypatch: pytes
         fetch_model(MODEL, print)
 
 
+def test_a_folder_of_the_same_name_is_not_read_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "data").mkdir(parents=True)
+    write_jsonl(tmp_path / "owner" / "data" / "train.jsonl", make_rows(3))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data\.hub_id: owner/data is also in the working directory"):
+        hub_splits(DataConfig(hub_id="owner/data"))
+
+
 def test_a_subset_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*_: Any, **__: Any) -> None:
         raise ValueError(
