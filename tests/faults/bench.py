@@ -152,8 +152,12 @@ def used_kib(store: Path) -> int:
 
 
 def stages(store: Path) -> dict[str, int]:
-    """Finished results and the inode of their manifests: another inode means computed again."""
-    return {file.parent.name: file.stat().st_ino for file in store.glob("artifacts/[!.]*/manifest.json")}
+    """Finished results and the inode of their manifests: another inode means computed again.
+
+    Kept answers are no stage's result: they are written anew whenever some are added, first losses, then answers.
+    """
+    finished = store.glob("artifacts/[!.]*/manifest.json")
+    return {file.parent.name: file.stat().st_ino for file in finished if not file.parent.name.startswith("answers-")}
 
 
 def adapter(store: Path) -> str:
