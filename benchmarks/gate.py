@@ -10,6 +10,7 @@ A promotion is false when the candidate's true mean is not better than the champ
 """
 
 import argparse
+import functools
 import sys
 import time
 from dataclasses import dataclass
@@ -111,7 +112,10 @@ def run(history: History, truths: list[float], plain: bool) -> tuple[int, int]:
 
 def scenarios() -> dict[str, tuple[tuple[int, int], list[float]]]:
     """Name → rows at the first and the last retrain, true losses of the candidates."""
-    after = lambda *steps: [-0.1 * sum(n >= step for step in steps) for n in range(RETRAINS)]  # noqa: E731
+
+    def after(*steps: int) -> list[float]:
+        return [-0.1 * sum(n >= step for step in steps) for n in range(RETRAINS)]
+
     return {
         "all ties, 500 rows": ((500, 500), after()),
         "all ties, 200 growing to 1,000 rows": ((200, 1000), after()),
@@ -140,10 +144,9 @@ def power(pool: Pool, seed: int, histories: int, gain: float, scale: float) -> l
     return found
 
 
-def critical(level: float, freedom: int, known: dict[tuple[float, int], float] = {}) -> float:  # noqa: B006
-    if (level, freedom) not in known:
-        known[level, freedom] = quantile(level, freedom)
-    return known[level, freedom]
+@functools.cache
+def critical(level: float, freedom: int) -> float:
+    return quantile(level, freedom)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from tasks.store.root import LITTLE_DISK, store_root
 
 GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
 """What server and form call a run that nobody named, such as brave-otter."""
-PROGRESS = re.compile(r"(?:(step) |(base|tuned): )([\d,]+)/([\d,]+) ?")
+PROGRESS = re.compile(r"(?:(step) |(base|champion|tuned): )([\d,]+)/([\d,]+) ?")
 """The lines of the training and evaluation processes that say how far they are."""
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from flows.commands.deploy import FILE, check_file, deploy, prefect
@@ -91,7 +92,7 @@ def _log(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _started(name: str, *command: str):  # type: ignore[no-untyped-def]
+def _started(name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     """Prefect's server or worker; whatever ends the body ends it as well, with time for its runs to save their work."""
     own = os.getpid()
 

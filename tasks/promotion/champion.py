@@ -30,6 +30,9 @@ from tasks.store.manifest import DamagedArtifact, read_manifest
 POINTER, HISTORY = "champion", "history.jsonl"
 
 
+Kind = Literal["opened", "look", "decision", "move"]
+
+
 class Entry(BaseModel):
     """A line of the history.
 
@@ -54,7 +57,7 @@ class Entry(BaseModel):
     number: int
     at: str
     by: str
-    what: Literal["opened", "look", "decision", "move"]
+    what: Kind
     version: str = ""
     champion: str = ""
     adapter: str = ""
@@ -78,10 +81,10 @@ class History:
         """The version in use; empty: none."""
         return champion_of(self.entries)
 
-    def add(self, what: str, **fields: Any) -> Entry:
+    def add(self, what: Kind, **fields: Any) -> Entry:
         """Write a line: whole, on the disk, or not at all."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        entry = Entry(number=len(self.entries), at=at, by=self.by, what=what, **fields)  # type: ignore[arg-type]
+        entry = Entry(number=len(self.entries), at=at, by=self.by, what=what, **fields)
         file, aside = self.folder / HISTORY, self.folder / f".{HISTORY}"
         aside.unlink(missing_ok=True)
         if file.exists():

@@ -77,6 +77,7 @@ def check(work: dict[str, Any]) -> None:
         raise UserError(f"{name} does not load on its base: {' '.join(str(error).split())[:300]}") from error
     loaded = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(model).items()}
     with safe_open(Path(job.version, "adapter_model.safetensors"), "pt") as file:
+        # a safetensors file has keys and is no mapping
         stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     for key in sorted(loaded.keys() | stored.keys()):
         if loaded.get(key) != stored.get(key):

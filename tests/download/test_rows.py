@@ -127,7 +127,7 @@ def test_groups_copies_and_repeats_are_known_across_the_mix(tmp_path: Path) -> N
     assert sum(counts["train"] + counts["test"] for counts in info["sources"].values()) == len(found) == info["rows"]
     groups = pq.read_table(tmp_path / "out/rows.parquet").to_pylist()
     own = {row["id"]: row["group"] for row in groups}
-    assert all(own[id] == own[id.partition("#")[0]] != None for id in own if "#" in id)  # noqa: E711
+    assert all(own[id] and own[id] == own[id.partition("#")[0]] for id in own if "#" in id)
 
 
 def test_a_row_that_two_sources_have_is_a_copy(tmp_path: Path) -> None:

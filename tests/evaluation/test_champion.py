@@ -161,7 +161,10 @@ def test_the_next_retrain_computes_the_new_rows_alone(made: Made, monkeypatch: p
 def test_kept_answers_that_are_damaged_are_computed_again(store: Path) -> None:
     said: list[str] = []
     kept = Kept(answers_identity("m", "", "cpu", {}, {}), said.append)
-    ask = lambda *texts: kept.all("answer", [([*text.encode()],) for text in texts], lambda new: [[n] for n in new])  # noqa: E731
+
+    def ask(*texts: str) -> list[list[int]]:
+        return kept.all("answer", [([*text.encode()],) for text in texts], lambda new: [[n] for n in new])
+
     assert ask("a", "b", "a") == [[2], [1], [2]]
     assert kept.all("loss", [([1], [2])], lambda new: [0.5]) == [0.5]
     assert ask("b", "c") == [[1], [1]] and said[-1] == "1 of 2 answers were kept"
