@@ -1,14 +1,61 @@
-"""Shows the data before training begins: counts of tokens, and a few rows with the part that is learnt."""
+"""Before training begins: checks how many rows are lost, and shows the data as it will be learnt."""
 
-import itertools
+from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from tasks.config import TrainingConfig
+from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
+from tasks.store.facts import LedgerFacts
 from tasks.tokenization import preview, statistics
+from tasks.tokenization.facts import TokenFacts
 from tasks.tokenization.fill import packing
+
+
+def check_losses(stages: list[ArtifactRef], budget: float) -> None:
+    """Compare the rows lost in all data stages with the rows the source had.
+
+    Raises:
+        UserError: more than the budget (a fraction of 1) is lost; the first five are named.
+    """
+    facts = [stage.facts(LedgerFacts) for stage in stages]
+    lost = sum(each.lost for each in facts)
+    total = facts[0].rows + facts[0].lost
+    if lost > budget * total:
+        first = "; ".join([row for each in facts for row in each.first_lost][:5])
+        ledgers = [str(stage.path / "ledger.parquet") for stage, each in zip(stages, facts, strict=True) if each.lost]
+        raise UserError(
+            f"{lost:,} of {total:,} rows are lost, more than data.max_lost_share = {budget:g} allows. "
+            f"The first: {first}. All of them: {', '.join(ledgers)}"
+        )
+
+
+def check_removed(changes: dict[str, Any], most: float) -> None:
+    """Compare the rows that are gone since the version named in `changes` with the rows that it had.
+
+    Raises:
+        UserError: more than the share `most` (a fraction of 1) is gone.
+    """
+    before = changes["removed"] + changes["changed"] + changes["same"]
+    if changes["removed"] > most * before:
+        raise UserError(
+            f"{changes['removed']:,} of the {before:,} rows of {changes['since']} are gone from the source, more than "
+            f"data.max_removed_share = {most:g} allows. If that is meant, run once with --data.max_removed_share 1."
+        )
+
+
+def check_sides(tokens: ArtifactRef) -> None:
+    """Before hours of training: both sides have rows.
+
+    Raises:
+        UserError: none is left of one.
+    """
+    facts = tokens.facts(TokenFacts)
+    for rows, name in ((facts.train, "training"), (facts.test, "held-out")):
+        if not rows:
+            raise UserError(f"No {name} row is left after tokenization; the ledgers say what became of each.")
 
 
 def show_data(tokens: ArtifactRef, training: TrainingConfig, key: str) -> None:
@@ -21,8 +68,6 @@ def show_data(tokens: ArtifactRef, training: TrainingConfig, key: str) -> None:
     sentence = packing(numbers, training.micro_batch_tokens, training.batch_size)
     for line in (*preview.lines(tokens.path), sentence):
         get_run_logger().info(line)
-    parts = itertools.chain(
-        ["## Tokens\n", *statistics.markdown(numbers), f"\n{sentence}\n"],
-        ["## Training rows as they are learnt\n", *preview.markdown(tokens.path)],
-    )
+    parts = ["## Tokens\n", *statistics.markdown(numbers), f"\n{sentence}\n", "## Training rows as they are learnt\n"]
+    parts += preview.markdown(tokens.path)
     create_markdown_artifact("\n".join(parts), key=key)

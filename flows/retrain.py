@@ -10,12 +10,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.budget import check_losses, check_removed, check_sides
 from flows.changes import earlier_rows, sentence, too_little_new
-from flows.data import show_data
+from flows.data import check_losses, check_removed, check_sides, show_data
 from flows.flow_run import by_a_worker, crashed_too_often, describe, due_again, tell, tell_little_disk
-from flows.limits import options
 from flows.logs import readable_logs
+from flows.stages import task_options
 from flows.summary import artifact_key, markdown, skipped, summarize
 from tasks.config import (
     DataConfig,
@@ -40,7 +39,7 @@ from tasks.promotion.task import promote, this_run
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.task import publish
 from tasks.report.report import write_report
-from tasks.store.artifact import in_use, intact
+from tasks.store.artifact import ArtifactRef, in_use, intact
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.manifest import DamagedArtifact
 from tasks.tokenization.task import tokenize
@@ -79,61 +78,49 @@ def retrain(
         a state whose message says what came of the run and whose data is the summary, a dictionary. Who calls the flow
         gets the summary.
     """
+    groups: dict[str, Any] = dict(locals())
     began = time.monotonic()
     if due_again():
         why = "Skipped: this run is due again, and of runs that were missed only the last one catches up."
         return Completed(message=why, data=skipped(why, began))
     if why := crashed_too_often():
         return Failed(message=why)
-    groups: dict[str, Any] = dict(
-        data=data,
-        model=model,
-        formatting=formatting,
-        tokenization=tokenization,
-        training=training,
-        evaluation=evaluation,
-        publishing=publishing,
-        promotion=promotion,
-        execution=execution,
-        schedule=schedule,
-    )
-    limits = functools.partial(options, execution=execution)
+    limits = functools.partial(task_options, execution=execution)
     registry = registry_folder(publishing)
     tags = [publishing.name, Path(model.base).name]
     describe(publishing.name, tags)
 
     def chain() -> dict[str, Any]:
         begin(registry, this_run())
+        stages: dict[str, ArtifactRef] = {}
         source = download.with_options(**limits("download"))(*now)
+        stages["download"], base = source.rows, source.model
         changes: dict[str, Any] = {}
         if earlier := earlier_rows(registry, source.rows):
             difference = compare_rows.with_options(**limits("download"))(earlier[1], source.rows).facts(DifferenceFacts)
             changes = {"since": earlier[0], **difference.model_dump()}
             get_run_logger().info(sentence(changes))
             check_removed(changes, data.max_removed_share)
-            if why := too_little_new(groups, earlier[1], source.model, changes):
+            if why := too_little_new(groups, earlier[1], base, changes):
                 return skipped(why, began, changes)
         new = f" (+{changes['added']:,})" if changes else ""
-        title = f"{publishing.name} · {source.rows.rows:,} rows{new} · lr {training.learning_rate:g}"
-        describe(title, tags)
-        prompts = format_prompts.with_options(**limits("format"))(source.rows, source.model, formatting)
-        tokens = tokenize.with_options(**limits("tokenize"))(prompts, source.model, tokenization)
+        describe(f"{publishing.name} · {source.rows.rows:,} rows{new} · lr {training.learning_rate:g}", tags)
+        stages["format"] = prompts = format_prompts.with_options(**limits("format"))(source.rows, base, formatting)
+        stages["tokenize"] = tokens = tokenize.with_options(**limits("tokenize"))(prompts, base, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
         check_sides(tokens)
         check_scorable(tokens, prompts, evaluation)
         show_data(tokens, training, artifact_key("data", publishing.name))
-        adapter = train.with_options(**limits("train"))(tokens, source.model, training, execution)
+        stages["train"] = adapter = train.with_options(**limits("train"))(tokens, base, training, execution)
         compared = opponent(registry, adapter.part("adapter"))
-        scores = evaluate.with_options(**limits("evaluate"))(
-            adapter, tokens, prompts, source.model, evaluation, execution, compared
+        stages["evaluate"] = scores = evaluate.with_options(**limits("evaluate"))(
+            adapter, tokens, prompts, base, evaluation, execution, compared
         )
-        version = publish.with_options(**limits("publish"))(adapter, scores, tokens, prompts, source.model, publishing)
+        stages["publish"] = version = publish.with_options(**limits("publish"))(
+            adapter, scores, tokens, prompts, base, publishing
+        )
         decision = promote.with_options(**limits("publish"))(
-            version, scores, compared, source.model, publishing, promotion, execution
-        )
-
-        stages = dict(
-            download=source.rows, format=prompts, tokenize=tokens, train=adapter, evaluate=scores, publish=version
+            version, scores, compared, base, publishing, promotion, execution
         )
         with intact(stages.values()):
             report = write_report(stages, decision.sentence)

@@ -1,15 +1,18 @@
-"""The stages of a retrain, in order. Plan, refresh, time limits and comparison of rows read this table.
+"""The stages of a retrain, in order. Plan, refresh, time limits, comparison of rows and `make confirm` read this table.
 
-A new stage is a row here and a line in flows/retrain.py. Nothing here imports Prefect: `--help` and `plan` answer fast.
+A new stage is a row here and a line in flows/retrain.py. Its task is the one of this name in the room's task.py, beside
+the identity.py of `decided_by`. Nothing here imports Prefect at once: `--help` and `plan` answer fast.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.config import ExecutionConfig
 from tasks.download.identity import rows_identity
 from tasks.evaluation.identity import identity as evaluate_identity
 from tasks.formatting.identity import identity as format_identity
+from tasks.process.failures import is_transient
 from tasks.publishing.identity import identity as publish_identity
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
@@ -75,3 +78,19 @@ STAGES = (
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 REFRESHABLE = [stage.name for stage in STAGES if stage.refreshable]
+
+
+def task_options(stage: str, execution: ExecutionConfig) -> dict[str, Any]:
+    """Options for `Task.with_options`: the stage's time limit, and retries after transient failures."""
+    from prefect.tasks import exponential_backoff
+
+    def failed_transiently(task: Any, task_run: Any, state: Any) -> bool:
+        return isinstance(state.data, BaseException) and is_transient(state.data)
+
+    return {
+        "retries": execution.retries,
+        "retry_delay_seconds": exponential_backoff(execution.retry_seconds),
+        "retry_jitter_factor": 0.3,
+        "retry_condition_fn": failed_transiently,
+        "timeout_seconds": 60 * getattr(execution, f"{BY_NAME[stage].limit}_timeout_minutes"),
+    }

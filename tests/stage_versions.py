@@ -3,42 +3,36 @@
 `make confirm` (python -m tests.stage_versions) records the digests in stage_versions.txt. tests/test_stage_versions.py
 fails while the code and the recorded digests differ.
 
-The code of a stage is what can be reached from its entry points: top-level definitions of flows/ and tasks/, followed
-name by name through all imports. No list of modules is kept. Left out of a digest: docstrings, comments, annotations of
-functions, log and print statements, text of raised errors, descriptions of fields, and where a definition stands.
+The code of a stage is what can be reached from its task: top-level definitions of flows/ and tasks/, followed name by
+name through all imports, into child processes too. The table of stages names the tasks; no list of modules is kept.
+Left out of a digest: docstrings, comments, annotations of functions, log and print statements, text of raised errors,
+descriptions of fields, and where a definition stands.
 """
 
 import ast
 import functools
 import hashlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.download.identity import DIFFERENCE_VERSION, ROWS_VERSION
+from flows import stages
+from tasks.download.identity import DIFFERENCE_VERSION
 from tasks.download.models import MODEL_VERSION
 from tasks.evaluation.identity import ANSWERS_VERSION
-from tasks.evaluation.identity import VERSION as EVALUATE_VERSION
-from tasks.formatting.identity import VERSION as FORMAT_VERSION
-from tasks.publishing.identity import VERSION as PUBLISH_VERSION
 from tasks.report.report import VERSION as REPORT_VERSION
-from tasks.tokenization.identity import VERSION as TOKENIZE_VERSION
-from tasks.training.identity import VERSION as TRAIN_VERSION
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).with_suffix(".txt")
-STAGES = {
+BESIDE = {
     "answers": (ANSWERS_VERSION, ["tasks.evaluation.generate", "tasks.evaluation.loss"]),
     "difference": (DIFFERENCE_VERSION, ["tasks.download.difference"]),
-    "download": (ROWS_VERSION, ["tasks.download.rows"]),
-    "evaluate": (EVALUATE_VERSION, ["tasks.evaluation.worker"]),
-    "format": (FORMAT_VERSION, ["tasks.formatting.prompts"]),
     "model": (MODEL_VERSION, ["tasks.download.models"]),
-    "publish": (PUBLISH_VERSION, ["tasks.publishing.task"]),
     "report": (REPORT_VERSION, ["tasks.report.report"]),
-    "tokenize": (TOKENIZE_VERSION, ["tasks.tokenization.encode"]),
-    "train": (TRAIN_VERSION, ["tasks.training.worker", "tasks.training.distributed.launch"]),
 }
-"""Stage → its version, and the modules that write its result: in its own process or started by name as a child."""
+"""What is written beside the stages → its version, and the modules that write it."""
+NOT_FOLLOWED = ("tasks.store.artifact", "tasks.store.caching")
+"""They store results, and decide none."""
 LOGS = {"log", "_log", "say", "_say", "print", "info", "warning"}
 LOOSE = "statements that bind no name"
 
@@ -60,7 +54,7 @@ class Module:
 
 
 def digest(entries: list[str]) -> str:
-    """16 hex digits over everything that can be reached from some modules."""
+    """16 hex digits over everything that can be reached from some modules, or module:function."""
     texts = {_text(module, statement) for module, statement in reachable(entries)}
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
 
@@ -68,9 +62,9 @@ def digest(entries: list[str]) -> str:
 def reachable(entries: list[str]) -> list[tuple[Module, ast.stmt]]:
     """Every top-level statement that the code of some modules uses, with its module."""
     found: dict[ast.stmt, Module] = {}
-    wanted, seen = [(entry, "") for entry in entries], set()
+    wanted, seen = [entry.partition(":")[::2] for entry in entries], set[tuple[str, str]]()
     while wanted:
-        if (place := wanted.pop()) in seen:
+        if (place := wanted.pop()) in seen or place[0] in NOT_FOLLOWED:
             continue
         seen.add(place)
         module, name = _module(place[0]), place[1]
@@ -91,10 +85,29 @@ def recorded() -> list[str]:
     return RECORD.read_text().splitlines() if RECORD.exists() else []
 
 
-def current(stage: str) -> str:
+def entries() -> dict[str, tuple[int, list[str]]]:
+    """Name → version, and where the code that writes the result begins: of a stage its task."""
+    found = dict(BESIDE)
+    for stage in stages.STAGES:
+        room = stage.decided_by.__module__.rpartition(".")[0]
+        version = importlib.import_module(f"{room}.identity").VERSION
+        found[stage.name] = version, [f"{room}.task:{_task(f'{room}.task', stage.name)}"]
+    return found
+
+
+def _task(module: str, name: str) -> str:
+    """The function of the Prefect task of this name."""
+    for function, (statement, *_) in _module(module).definitions.items():
+        for decorator in getattr(statement, "decorator_list", ()):
+            if ast.unparse(decorator).startswith(f"task(name={name!r}"):
+                return function
+    raise LookupError(f"{module} has no @task(name={name!r})")
+
+
+def current(name: str) -> str:
     """The line of a stage as the code is now."""
-    version, entries = STAGES[stage]
-    return f"{stage} {version} {digest(entries)}"
+    version, begins = entries()[name]
+    return f"{name} {version} {digest(begins)}"
 
 
 def _used(module: Module, statement: ast.stmt) -> Iterator[tuple[str, str]]:
@@ -204,7 +217,7 @@ def _says_only(expression: ast.expr) -> bool:
 
 
 def main() -> None:
-    before, now = recorded(), [current(stage) for stage in sorted(STAGES)]
+    before, now = recorded(), [current(stage) for stage in sorted(entries())]
     for line in now:
         stage, version, _ = line.split()
         if line not in before:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.budget import check_losses
+from flows.data import check_losses
 from flows.logs import Readable
 from tasks.config import DataConfig, FormattingConfig, TokenizationConfig, TrainingConfig
 from tasks.download.rows import write_rows

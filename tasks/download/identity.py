@@ -14,8 +14,7 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity
 
-ROWS_VERSION = 4
-DIFFERENCE_VERSION = 2
+VERSION, DIFFERENCE_VERSION = 4, 2
 """Raised when the same source can give other rows, or a comparison other counts (docs/caching.md)."""
 UNREAD: Any = {
     **dict.fromkeys(("path", "max_lost_share", "max_removed_share", "files"), True),
@@ -81,7 +80,7 @@ def rows_identity(data: DataConfig) -> Identity:
         inputs=inputs,
         config=data.model_dump(exclude={"path", "max_lost_share", "max_removed_share", "files"})
         | {"test_path": bool(data.test_path)},
-        version=ROWS_VERSION,
+        version=VERSION,
         libraries=("pyarrow", "orjson", *(["datasets"] if any(each.hub_id for _, each in sources_of(data)) else [])),
     )
 

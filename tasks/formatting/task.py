@@ -13,7 +13,7 @@ from tasks.store.caching import cached
 from tasks.store.model import BaseModelRef
 
 
-@task(name="format prompts", **cached(identity))
+@task(name="format", **cached(identity))
 def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -> ArtifactRef:
     """rows.parquet → prompts.parquet (id, split, prompt, completion, references)."""
     from tasks.download.schema import ROWS

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.model.activation_checkpointing import checkpoint_activations, decoder_layers
+from tasks.model.collectives import Collectives
 from tasks.model.lora import groups
 from tasks.model.sharding import in_flight_bytes, is_sharded
 from tasks.training import memory
-from tasks.training.distributed.collectives import Collectives
 
 Result = TypeVar("Result")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
+from tasks.model.collectives import Collectives, peer_errors
 from tasks.model.device import Instant, random_state, set_random_state
 from tasks.model.lora import refresh
 from tasks.model.sharding import is_sharded
 from tasks.training import checkpoints
 from tasks.training.compute_plan import uncompiled_on_failure
-from tasks.training.distributed.collectives import Collectives, peer_errors
 from tasks.training.out_of_memory import end_attempt, halved_budget
 from tasks.training.packing import Row, StepRows, divide, flatten, micro_batches
 from tasks.training.step_metrics import PendingStep, StepLog

@@ -22,10 +22,10 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from tasks.config import TrainingConfig
+from tasks.model.collectives import Collectives
 from tasks.model.device import Instant
 from tasks.model.fused_loss import use_fused_loss
 from tasks.training import checkpoints, compute_plan
-from tasks.training.distributed.collectives import Collectives
 from tasks.training.out_of_memory import saved_budget
 from tasks.training.packing import collate
 from tasks.training.step import Interrupted, PackedStep

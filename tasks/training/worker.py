@@ -47,10 +47,10 @@ def train(job: TrainingJob) -> None:
     import torch
 
     from tasks.model import base
+    from tasks.model.collectives import Collectives
     from tasks.model.device import device, device_name
     from tasks.training.compute_plan import should_shard
     from tasks.training.data import read_rows
-    from tasks.training.distributed.collectives import Collectives
     from tasks.training.step import Interrupted
     from tasks.training.trl_adapter import PackedTrainer
 

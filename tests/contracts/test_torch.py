@@ -27,8 +27,8 @@ from transformers import LlamaForCausalLM
 
 from tasks.model import attention
 from tasks.model.activation_checkpointing import _KEPT, _balanced, decoder_layers
+from tasks.model.collectives import _GLOO_CONNECTION
 from tasks.model.lora import fuse
-from tasks.training.distributed.collectives import _GLOO_CONNECTION
 
 ON_GPUS = {"torch_attn::_varlen_attn"}
 OF_BIASES = {"aten::addmm"}  # of a layer that is not adapted

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tasks.training.distributed.collectives import Collectives, PeerLost
+from tasks.model.collectives import Collectives, PeerLost
 
 TRANSPORT = "[/__w/pytorch/third_party/gloo/gloo/transport/tcp/"
 ENFORCED = "[enforce fail at /__w/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:456] op.preamble.length"

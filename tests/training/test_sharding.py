@@ -11,11 +11,11 @@ from transformers import LlamaConfig
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.model import sharding
+from tasks.model.collectives import Collectives
 from tasks.process.child import run_child
 from tasks.process.failures import ChildFailed
 from tasks.training import memory
 from tasks.training.compute_plan import should_shard
-from tasks.training.distributed.collectives import Collectives
 from tests.training.launched import assert_equal_within_rounding, assert_goes_on, steps, stop
 
 VALIDATED = {"validation_share": 0.2, "validation_steps": 25}

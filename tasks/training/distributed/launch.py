@@ -138,7 +138,7 @@ def _begin(work: Any, environment: dict[str, str], launcher: int, job: TrainingJ
 def process(job: TrainingJob) -> None:
     """One of the processes. It writes a UserError to a file, and ends without cleaning up: others may wait for it."""
     silence()
-    from tasks.training.distributed.collectives import PeerLost, process_group
+    from tasks.model.collectives import PeerLost, process_group
     from tasks.training.out_of_memory import ShardedOutOfMemory
     from tasks.training.worker import train
 
