@@ -41,7 +41,7 @@ def summarize(
     model = Path(training.model)
     if model.parent == store_root() / "artifacts":  # the bundled model, converted by the first stage
         parts["download"].append(read_manifest(model))
-    published = manifests["publish"].facts(VersionFacts)
+    published, evaluated = manifests["publish"].facts(VersionFacts), manifests["evaluate"].facts(EvaluationFacts)
     return {
         "stages": {
             name: {
@@ -56,7 +56,12 @@ def summarize(
         "training": {name: value for name in TRAINING if (value := getattr(training, name)) is not None},
         "seconds": time.monotonic() - began,
         "verdict": tables.verdict(published.scores),
-        "confidence": manifests["evaluate"].facts(EvaluationFacts).confidence,
+        "confidence": evaluated.confidence,
+        "held_out": {
+            "rows": evaluated.rows,
+            "left_out": evaluated.left_out,
+            "said": tables.left_out(evaluated),
+        },
         "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published.scores},
         "health": published.health,
         "published": {
@@ -106,6 +111,7 @@ def markdown(summary: dict[str, Any]) -> str:
         "",
         tables.markdown(tables.score_table(*scored(summary))),
         "",
+        *([summary["held_out"]["said"], ""] if summary["held_out"]["said"] else []),
         tables.markdown(tables.health_table(summary["health"])),
         "",
         "Shares of the answers; length is relative to the reference.",

@@ -1,10 +1,12 @@
-"""The version in use, as a third model: whether it can be compared."""
+"""The version in use, as a third model: whether it can be compared, and what it was trained on."""
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 from tasks.config import FormattingConfig, TrainingConfig
 from tasks.model import quantization
-from tasks.store.artifact import ArtifactRef
+from tasks.store.artifact import ArtifactRef, check_folder
 from tasks.store.manifest import DamagedArtifact, Manifest
 from tasks.store.model import BaseModelRef
 from tasks.store.origins import by_digest, results
@@ -43,3 +45,17 @@ def origin(version: ArtifactRef) -> Manifest | None:
     manifests = results()
     found = by_digest(manifests).get(version.manifest.identity.inputs["adapter"], [])
     return manifests[found[0]] if found else None
+
+
+def rows_of(version: ArtifactRef) -> Path | None:
+    """The folder with the prompts that a version was trained on; None where this store has them no more."""
+    manifests, digest = results(), version.manifest.identity.inputs["adapter"]
+    holding = by_digest(manifests)
+    for name in ("tokens", "prompts"):
+        found = holding.get(digest, [])
+        digest = manifests[found[0]].identity.inputs.get(name, "") if found else ""
+    for folder in holding.get(digest, []):
+        with contextlib.suppress(DamagedArtifact):
+            check_folder(folder)
+            return folder
+    return None

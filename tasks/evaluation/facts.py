@@ -11,6 +11,9 @@ class EvaluationFacts(Facts):
     Args:
         rows: held-out rows scored.
         champion: name of the version that was compared; empty: none.
+        left_out: held-out rows that are not compared, because the champion was trained on them, on near copies, or on
+            their prompts; `ledger.parquet` has each.
+        unknown: why such rows could not be found; empty where they could.
         champion_left_out: why a champion was not compared; empty where it was, or where there is none.
         scores: rows of `scores.parquet`.
         health: figure of HEALTH → model → mean over rows.
@@ -20,6 +23,8 @@ class EvaluationFacts(Facts):
     """
 
     rows: int
+    left_out: int = 0
+    unknown: str = ""
     champion: str = ""
     champion_left_out: str = ""
     scores: list[dict[str, Any]]

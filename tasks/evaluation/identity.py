@@ -9,12 +9,14 @@ from typing import Any
 
 from tasks.config import METRICS, EvaluationConfig
 from tasks.errors import UserError
+from tasks.evaluation.champion import rows_of
 from tasks.formatting.facts import PromptFacts
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, digest_of, files_digest
+from tasks.store.manifest import read_manifest
 from tasks.store.model import BaseModelRef
 
-VERSION, ANSWERS_VERSION = 5, 1
+VERSION, ANSWERS_VERSION = 6, 1
 """Raised when the same inputs can give another result (docs/caching.md): of the stage, of a model's kept answers."""
 
 
@@ -26,6 +28,7 @@ def identity(
     config: EvaluationConfig,
     champion: ArtifactRef | None = None,
 ) -> Identity:
+    champion_rows = rows_of(champion) if champion else None  # of which none is compared
     return Identity(
         stage="evaluate",
         inputs={
@@ -35,6 +38,7 @@ def identity(
             "model": model.digest,
             **({"rows": prompts.manifest.identity.inputs["rows"]} if config.slices else {}),
             **({"champion": champion.digest} if champion else {}),
+            **({"champion's rows": read_manifest(champion_rows).digest} if champion_rows else {}),
             **{name: own_metric(name) for name in config.metrics if name not in METRICS},
         },
         config=config.model_dump() | {"ending": prompts.facts(PromptFacts).ending},
@@ -48,6 +52,7 @@ def identity(
             "rouge_score",
             "nltk",
             "regex",
+            "rensa",
             *(["sacrebleu"] if "chrf" in config.metrics else []),
         ),
     )

@@ -72,6 +72,7 @@ class EvaluationJob(BaseModel):
         ending: text where an answer is cut.
         eos: the tokenizer's end-of-sequence token.
         model, adapter, champion: folders.
+        champion_prompts: Parquet file of the prompts that the champion was trained on; None: unknown.
         digests: content of `model`, and of the adapters `tuned` and `champion`.
         training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
         output: folder to write to.
@@ -87,6 +88,7 @@ class EvaluationJob(BaseModel):
     model: Path
     adapter: Path
     champion: Path | None
+    champion_prompts: Path | None
     digests: dict[str, str]
     training: dict[str, Any]
     config: EvaluationConfig

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.config import metric
+from tasks.evaluation.facts import EvaluationFacts
 from tasks.text import code
 
 
@@ -76,3 +77,10 @@ def verdict(scores: Sequence[Mapping[str, Any]]) -> str:
     how = " (lower is better)" if metric(score["metric"]).lower_is_better else ""
     title = metric(score["metric"]).title
     return f"{said}: {title} {score['difference']:+.3f} on {score['rows']:,} held-out rows{bounds}{how}."
+
+
+def left_out(facts: EvaluationFacts) -> str:
+    """Which held-out rows are not compared because the champion was trained on them, in a sentence; empty for none."""
+    if facts.left_out:
+        return f"{facts.left_out:,} held-out rows are left out, because {facts.champion} was trained on them."
+    return f"{facts.unknown[:1].upper()}{facts.unknown[1:]}." if facts.unknown else ""

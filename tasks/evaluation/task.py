@@ -33,7 +33,7 @@ def evaluate(
     Args:
         champion: a version in a registry that answers the same rows. One that cannot is left out, and the run says so.
     """
-    from tasks.evaluation.champion import why_not
+    from tasks.evaluation.champion import rows_of, why_not
     from tasks.evaluation.schema import FACTS, EvaluationJob
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
@@ -45,6 +45,15 @@ def evaluate(
         left_out = why_not(champion, training, prompts, model) if champion else ""
         if left_out:
             log(f"the champion is not compared: {left_out}")
+        compared = champion if champion and not left_out else None
+        champion_rows = rows_of(compared) if compared else None
+        unknown = ""
+        if compared and not champion_rows:
+            name = compared.path.name
+            unknown = (
+                f"the rows that {name} was trained on are not in this store; held-out rows among them are compared"
+            )
+            log(unknown)
         job = EvaluationJob(
             tokens=tokens.path / TOKENS,
             prompts=prompts.path / PROMPTS,
@@ -53,18 +62,24 @@ def evaluate(
             eos=tokens.facts(TokenFacts).eos,
             model=Path(model.folder),
             adapter=adapter.path / "adapter",
-            champion=champion.path if champion and not left_out else None,
+            champion=compared.path if compared else None,
+            champion_prompts=champion_rows / PROMPTS if champion_rows else None,
             digests={"model": model.digest, "tuned": adapter.part("adapter")}
-            | ({"champion": champion.manifest.identity.inputs["adapter"]} if champion and not left_out else {}),
+            | ({"champion": compared.manifest.identity.inputs["adapter"]} if compared else {}),
             training={name: training[name] for name in quantization.FIELDS},
             config=config,
             output=folder,
         )
         run_child("tasks.evaluation.worker", job.model_dump(mode="json"), log, execution.hang_minutes)
-        if champion and not left_out:
-            champion.verify()  # what answered is what was to be compared
+        if compared:
+            compared.verify()  # what answered is what was to be compared
         facts = EvaluationFacts.model_validate_json((folder / FACTS).read_bytes())
-        return facts.model_copy(update={"champion_left_out": left_out})
+        return facts.model_copy(
+            update={
+                "champion_left_out": left_out or facts.champion_left_out,
+                "unknown": unknown if facts.champion else "",
+            }
+        )
 
     inputs = (adapter, tokens, prompts, model)
     return produce(identity(*inputs, config, champion), write, log, inputs)
@@ -82,8 +97,8 @@ def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, config: Evaluation
         UserError: one is not or does not, naming metric and row.
     """
     from tasks.evaluation.metrics import check_references
+    from tasks.evaluation.rows import held_out
     from tasks.evaluation.slices import check_slices
-    from tasks.evaluation.worker import held_out
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
 

@@ -2,22 +2,19 @@
 
 import contextlib
 import functools
-import hashlib
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.config import TRUSTED
-from tasks.errors import UserError
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.identity import answers_identity
 from tasks.evaluation.kept import Kept
 from tasks.evaluation.metrics import check_references, try_own
+from tasks.evaluation.rows import held_out, seen_rows
 from tasks.evaluation.schema import (
     FACTS,
     MODELS,
@@ -31,6 +28,7 @@ from tasks.evaluation.scores import health, score
 from tasks.evaluation.slices import LENGTH, SHORTENED, add_slices
 from tasks.process.child import main
 from tasks.process.quiet import silence
+from tasks.store.ledger import Ledger
 from tasks.text import answer_text
 from tasks.tokenization.schema import IGNORE_INDEX
 
@@ -42,15 +40,25 @@ def evaluate(work: dict[str, Any]) -> None:
 
     job = EvaluationJob.model_validate(work, context=TRUSTED)
     config = job.config
-    rows = held_out(job.tokens, job.prompts, config.max_rows)
+    champion, champion_left_out = job.champion.name if job.champion else "", ""
+    seen, count = seen_rows(job.tokens, job.prompts, job.champion_prompts) if job.champion_prompts else (set(), 0)
+    if seen and len(seen) == count:
+        champion_left_out = f"{champion} was trained on every held-out row"
+        print(f"the champion is not compared: {champion_left_out}")
+        champion, seen = "", set()
+    ledger = Ledger("evaluate", job.output)
+    for id in sorted(seen):
+        ledger.left_out(id, "test", "trained on", f"{champion} was trained on it, a near copy, or its prompt")
+    ledger.write()
+    rows = held_out(job.tokens, job.prompts, config.max_rows, seen)
     add_slices(rows, job.tokens.parent, job.rows, config.slices)
     check_references(rows, config.metrics)
     try_own(rows[0], config.metrics)
     loaded, tokenizer = _Loaded(job), generate.tokenizer_of(job.model)
-    print(f"{len(rows):,} held-out rows")
+    print(f"{len(rows):,} held-out rows" + (f", {len(seen):,} left out that {champion} was trained on" if seen else ""))
     stop = generate.stop_ids(job.model, job.eos)
     seconds = {}
-    models = [who for who in MODELS if who != "champion" or job.champion]
+    models = [who for who in MODELS if who != "champion" or champion]
     for who in models:
         began = time.monotonic()
         _ask(loaded, who, rows, job, stop)
@@ -68,7 +76,9 @@ def evaluate(work: dict[str, Any]) -> None:
     pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), job.output / SCORES)
     facts = EvaluationFacts(
         rows=len(rows),
-        champion=job.champion.name if job.champion else "",
+        left_out=len(seen),
+        champion=champion,
+        champion_left_out=champion_left_out,
         scores=[line for line in scores if line["slice"] is None],
         health=health(rows, models),
         generation_seconds=seconds,
@@ -137,42 +147,6 @@ def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJ
             row[f"{who}_loss"] = loss
     for row, ids in zip(rows, kept.all("answer", [(ids,) for ids in prompts], answer), strict=True):
         row[who] = ids
-
-
-def held_out(tokens: Path, prompts: Path, max_rows: int) -> list[dict[str, Any]]:
-    """The held-out rows with tokens, prompt as token ids, and references; with max_rows the same ones in every run.
-
-    Raises:
-        UserError: no held-out row is left.
-    """
-    test = pc.field("split") == "test"
-    ids = pq.read_table(tokens, filters=test)
-    references = {
-        row["id"]: row["references"]
-        for row in pq.read_table(prompts, columns=["id", "references"], filters=test).to_pylist()
-    }
-    rows = ids.to_pylist()
-    if not rows:
-        raise UserError("evaluation: no held-out row is left after tokenization; the ledger says why each was lost.")
-    if max_rows:
-        rows = sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:max_rows]
-    return [
-        {
-            **row,
-            "target_tokens": sum(label != IGNORE_INDEX for label in row["labels"]),
-            "prompt_ids": row["input_ids"][: prompt_length(row["labels"])],
-            "references": references[row["id"]],
-        }
-        for row in rows
-    ]
-
-
-def prompt_length(labels: list[int]) -> int:
-    """Tokens before the last answer."""
-    last = len(labels)
-    while last > 0 and labels[last - 1] != IGNORE_INDEX:
-        last -= 1
-    return last
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rows that come twice: what is held out must not be trained on, and what repeats within a side is counted."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Repeats:
         Args:
             split: the side of all rows. All held-out rows come before the first training row.
         """
-        asked, both = np.frombuffer(b"".join(sign[: 2 * SIZE] for sign in signs), np.uint64).reshape(-1, 2).T
+        asked, both = _both_marks(signs)
         rows, sketches = _sketches(signs)
         if split != "train":
             self._index.add(sketches, rows + len(self._ids))
@@ -89,6 +89,35 @@ class Repeats:
         """
         duplicates = sum(len(marks) - len(marks.firsts()) for marks in (self._training, self._held_out))
         return {**self._counts, "duplicates": duplicates}
+
+
+def trained_on(held_out: Sequence[bytes], trained: Iterable[Sequence[bytes]]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each held-out row whether a training row is a copy or a near copy of it, and whether one has its prompt.
+
+    Args:
+        held_out: signs of the held-out rows.
+        trained: signs of training rows, batch by batch.
+    Returns:
+        two arrays, bool `[rows]`. A prompt of many held-out rows is the template and says nothing about a row.
+    """
+    asked, both = _both_marks(held_out)
+    rows, sketches = _sketches(held_out)
+    _, which, times = np.unique(asked, return_inverse=True, return_counts=True)
+    few = times[which] <= max(1, similar.COMMON_SHARE * len(held_out))
+    copied, prompted = np.zeros((2, len(held_out)), bool)
+    for signs in trained:
+        their_prompts, theirs = _both_marks(signs)
+        index = similar.Index()
+        index.add(*_sketches(signs)[::-1])
+        copied[rows[index.nearest(sketches)[0] >= 0]] = True
+        copied |= np.isin(both, theirs)
+        prompted |= few & np.isin(asked, their_prompts)
+    return copied, prompted
+
+
+def _both_marks(signs: Sequence[bytes]) -> np.ndarray:
+    """Marks of the prompts, and of prompts with answers: uint64 `[2, rows]`."""
+    return np.frombuffer(b"".join(sign[: 2 * SIZE] for sign in signs), np.uint64).reshape(-1, 2).T
 
 
 class _Marks:

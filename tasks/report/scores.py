@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.config import METRICS, metric
 from tasks.evaluation.facts import EvaluationFacts
-from tasks.evaluation.tables import finding
+from tasks.evaluation.tables import finding, left_out
 from tasks.report import charts
 from tasks.report.tables import read
 from tasks.store.manifest import Manifest
@@ -36,6 +36,7 @@ def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
     return {
         "rows": rows,
         "champion": facts.champion,
+        "left_out": left_out(facts),
         "champion_left_out": facts.champion_left_out,
         "slices": [row | {"title": metric(row["metric"]).label} for row in every if row["slice"] is not None],
         "health": [(title, facts.health[name]) for name, title in HEALTH.items()],

@@ -40,10 +40,10 @@ class Made:
         self.first, self.second = self.run("1e-2"), self.run("3e-2")
         self.model = BaseModelRef.of(model, str(model), "")
 
-    def run(self, rate: str) -> dict[str, Path]:
+    def run(self, rate: str, *more: str) -> dict[str, Path]:
         """Where a run's stages are."""
         file = self.config.with_suffix(".json")
-        assert main(["run", str(self.config), "--summary", str(file), "--training.learning_rate", rate]) == 0
+        assert main(["run", str(self.config), "--summary", str(file), "--training.learning_rate", rate, *more]) == 0
         return {name: Path(stage["path"]) for name, stage in json.loads(file.read_text())["stages"].items()}
 
     def evaluate(self, champion: ArtifactRef | None, **changed: ArtifactRef) -> ArtifactRef:
@@ -156,6 +156,27 @@ def test_the_next_retrain_computes_the_new_rows_alone(made: Made, monkeypatch: p
     compared = made.evaluate(ref(champion["publish"]), **stages)
     assert counts == [("losses", new), ("answer", new)]  # those of a version that is not in use
     assert pq.read_table(compared.path / "predictions.parquet")["base"] == now["base"]
+
+
+def test_rows_that_the_champion_was_trained_on_are_left_out_and_counted(made: Made) -> None:
+    """More rows are held out than when the champion was made: some of them are rows that it was trained on."""
+    write_jsonl(made.data, [row | {"dialogue": f"{row['dialogue']} {n}"} for n, row in enumerate(make_rows(80))])
+    champion, later = made.run("1e-2"), made.run("4e-2", "--data.test_share", "0.5")
+
+    def ids(folder: Path, side: str) -> set[str]:
+        return {row["id"] for row in pq.read_table(folder / "prompts.parquet").to_pylist() if row["split"] == side}
+
+    trained, now = ids(champion["format"], "train"), ids(later["format"], "test")
+    stages = {name: ref(later[name]) for name in ("train", "tokenize", "format")}
+    compared = made.evaluate(ref(champion["publish"]), **stages)
+    facts = compared.facts(EvaluationFacts)
+    assert 0 < facts.left_out == len(now & trained) < len(now)
+    assert {row["id"] for row in pq.read_table(compared.path / "predictions.parquet").to_pylist()} == now - trained
+    ledger = pq.read_table(compared.path / "ledger.parquet").to_pylist()
+    assert {row["id"] for row in ledger} == now & trained and {row["verdict"] for row in ledger} == {"left out"}
+    shutil.rmtree(champion["format"])
+    facts = made.evaluate(ref(champion["publish"]), **stages).facts(EvaluationFacts)
+    assert (facts.rows, facts.left_out) == (len(now), 0) and "was trained on are not in this store" in facts.unknown
 
 
 def test_kept_answers_that_are_damaged_are_computed_again(store: Path) -> None:

@@ -14,9 +14,9 @@ from tasks.config import METRICS, EvaluationConfig
 from tasks.download.schema import ROW_SCHEMA
 from tasks.errors import UserError
 from tasks.evaluation.compare import paired_intervals, smallest_gains
+from tasks.evaluation.rows import held_out, prompt_length, seen_rows
 from tasks.evaluation.scores import health, score
 from tasks.evaluation.slices import LENGTH, SHORTENED, add_slices
-from tasks.evaluation.worker import held_out, prompt_length
 from tasks.formatting.schema import PROMPT_SCHEMA
 from tasks.store.ledger import Ledger
 from tasks.text import answer_text
@@ -188,6 +188,24 @@ def test_a_limit_takes_the_same_rows_every_time(tmp_path: Path) -> None:
     few = {row["id"] for row in held_out(*files, max_rows=3)}
     assert few < {row["id"] for row in held_out(*files, max_rows=5)}
     assert len(few) == 3
+
+
+def test_a_prompt_with_another_answer_counts_unless_both_were_trained_on_it(tmp_path: Path) -> None:
+    tokens, _ = tables(tmp_path, "test")
+    texts = [{"id": f"r{n}", "prompt": f"question {n}", "completion": "yes"} for n in range(10)]
+
+    def prompts(name: str, training: list[dict[str, str]]) -> Path:
+        sides = [row | {"split": "test", "references": []} for row in texts]
+        sides += [row | {"id": f"t{n}", "split": "train", "references": []} for n, row in enumerate(training)]
+        pq.write_table(pa.Table.from_pylist(sides, PROMPT_SCHEMA), tmp_path / name)
+        return tmp_path / name
+
+    champion = prompts("champion", [texts[2], texts[3] | {"completion": "no"}, texts[4] | {"completion": "no"}])
+    assert seen_rows(tokens, prompts("own", []), champion) == ({"r2", "r3", "r4"}, 10)
+    own = prompts("own", [texts[4] | {"completion": "maybe"}])
+    assert seen_rows(tokens, own, champion) == ({"r2", "r3"}, 10)
+    rows = held_out(tokens, own, 0, {"r2", "r3"})
+    assert [row["id"] for row in rows] == ["r0", "r1", *(f"r{n}" for n in range(4, 10))]
 
 
 def test_no_held_out_row_is_said(tmp_path: Path) -> None:

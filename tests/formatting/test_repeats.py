@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tasks.formatting import similar
-from tasks.formatting.repeats import Repeats, common_part, signs
+from tasks.formatting.repeats import Repeats, common_part, signs, trained_on
 from tasks.store.ledger import LEDGER, Ledger
 
 RNG = random.Random(0)
@@ -64,6 +64,27 @@ def test_what_repeats_within_the_training_side_is_counted_and_kept(tmp_path: Pat
     kept, details, counts = compare(tmp_path, [(text(), text(20)) for _ in range(5)], training)
     assert all(kept) and details == []
     assert counts["duplicates"] == 2
+
+
+def test_every_held_out_row_that_was_trained_on_is_found() -> None:
+    held_out = [(text(), text(20)) for _ in range(10)] + [("Who?", f"{n}") for n in range(3)] + [("Why?", "So.")] * 2
+    held_out += [(text(3), "a") for _ in range(200)]
+    training = [
+        [(held_out[0][0].upper(), held_out[0][1]), (held_out[1][0], text(20)), (text(), text(20))],
+        [
+            (altered(held_out[2][0]), held_out[2][1]),
+            ("Who?", "1"),
+            ("Why?", "So."),
+            ("Whom?", "2"),
+            (held_out[20][0], "b"),
+        ],
+    ]
+    common = common_part(held_out)
+    copied, prompted = trained_on(signs(held_out, common), (signs(part, common) for part in training))
+    assert np.flatnonzero(copied).tolist() == [0, 2, 11, 13, 14]
+    assert np.flatnonzero(prompted).tolist() == [0, 1, 10, 11, 12, 13, 14, 20]
+    many = signs(held_out[10:13] * 9, common)
+    assert not trained_on(many, [signs([("Who?", "no")], common)])[1].any()  # all have this prompt
 
 
 def test_a_held_out_prompt_with_another_answer_is_kept_and_listed(tmp_path: Path) -> None:
