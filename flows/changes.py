@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.plan import plan
-from flows.stages import BY_NAME
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
-from tasks.store.artifact import ArtifactRef, reference
-from tasks.store.manifest import DamagedArtifact, Manifest, read_manifest, readable
+from tasks.store.artifact import ArtifactRef
+from tasks.store.manifest import DamagedArtifact, read_manifest, readable
 from tasks.store.model import BaseModelRef, Source
-from tasks.store.origins import by_digest, results
+from tasks.store.origins import by_digest, results, rows_of
 
 
 def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] | None:
@@ -26,23 +25,12 @@ def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] |
     manifests = results() if there else {}
     holding = by_digest(manifests)
     for version, manifest in readable(there).items():
-        found = _rows_of(manifest, manifests, holding)
+        found = rows_of(manifest, manifests, holding)
         if found and found.digest != rows.digest:
             with contextlib.suppress(DamagedArtifact, OSError):
                 found.verify()
                 return version.name, found
     return None
-
-
-def _rows_of(manifest: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> ArtifactRef | None:
-    """Follows the first input of each stage; scores that two runs share would also lead to the other run's rows."""
-    folder = None
-    while (stage := BY_NAME.get(manifest.identity.stage)) and (name := next(iter(stage.inputs), "")):
-        if not (folders := holding.get(manifest.identity.inputs.get(name, ""))):
-            return None
-        folder = folders[0]
-        manifest = manifests[folder]
-    return reference(folder, manifest) if folder else None
 
 
 def too_little_new(groups: dict[str, Any], before: ArtifactRef, base: BaseModelRef, changes: dict[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """Checks before anything runs, for `run` and `plan`. All mistakes are reported at once."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flows.continued import to_begin_from
 from tasks.config import METRICS, PublishingConfig
 from tasks.download.first_rows import columns
 from tasks.download.models import BUNDLED, looks_local, present_model
@@ -14,6 +16,7 @@ from tasks.formatting.columns import check_columns, columns_read
 from tasks.model.targets import check_targets
 from tasks.promotion.gate import Guard
 from tasks.publishing.identity import registry_folder
+from tasks.training.start import NotFetched, adapter_folder
 
 
 def check(groups: dict[str, Any]) -> None:
@@ -44,11 +47,15 @@ def _rows(groups: dict[str, Any]) -> None:
 
 
 def _model(groups: dict[str, Any]) -> None:
-    model = groups["model"]
+    model, training = groups["model"], groups["training"]
+    base = None
     if (model.base == BUNDLED or looks_local(model)) and (base := present_model(model)):
-        check_targets(Path(base.folder), groups["training"])
+        check_targets(Path(base.folder), training)
         if groups["formatting"].style == "chat":
             check_chat_template(Path(base.folder))
+    with contextlib.suppress(NotFetched):  # fetched in the run
+        folder = adapter_folder(training.start_from, local_files_only=True)
+        to_begin_from(training, registry_folder(groups["publishing"]), folder, base)
 
 
 def _metrics(groups: dict[str, Any]) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.continued import to_begin_from, to_replay, unless_trained
 from flows.stages import BY_NAME, STAGES
+from tasks.config import TrainingConfig
 from tasks.download.identity import pin
 from tasks.download.models import present_model
 from tasks.promotion.champion import opponent
@@ -17,10 +19,11 @@ from tasks.publishing.registry import versions
 from tasks.store.artifact import ArtifactRef, check_folder, reference
 from tasks.store.identity import Identity, Parts
 from tasks.store.manifest import DamagedArtifact, Manifest, latest, read_manifest, readable
-from tasks.store.model import Source
+from tasks.store.model import BaseModelRef, Source
 from tasks.store.origins import by_digest, results
 from tasks.store.remote import Remote
 from tasks.store.root import store_root
+from tasks.training.start import NotFetched, Start, adapter_folder
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,18 @@ def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planne
         if missing:
             yield Planned(name, False, f"{missing[-1]} is fetched first" if fetched else f"{missing[-1]} runs", last)
             continue
-        champion = opponent(registry, found["train"].part("adapter")) if name == "evaluate" else None
-        identity = stage.identity(found, base, {**groups, "data": data}, champion)
+        earlier: ArtifactRef | Start | None = None
+        if name == "download":
+            earlier = to_replay(data, registry)
+        elif name == "train":
+            try:
+                earlier = _start(groups["training"], registry, found["tokenize"], base)
+            except NotFetched:
+                yield Planned(name, False, "the adapter of training.start_from is fetched first", last)
+                continue
+        elif name == "evaluate":
+            earlier = opponent(registry, found["train"].part("adapter"))
+        identity = stage.identity(found, base, {**groups, "data": data}, earlier)
         folder, why = _found(identity, folders, last)
         if why and remote and remote.manifest(identity.key):
             why, fetched = f"its result is fetched from {remote.url}", True
@@ -73,6 +86,12 @@ def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planne
         if name == "download" and not base:
             why = why or "the base model is not on this machine yet"
         yield Planned(name, not why, why, read_manifest(found[name].path) if name in found else last)
+
+
+def _start(training: TrainingConfig, registry: Path, tokens: ArtifactRef, base: BaseModelRef) -> Start | None:
+    folder = adapter_folder(training.start_from, local_files_only=True)
+    start = to_begin_from(training, registry, folder, base)
+    return unless_trained(start, registry, tokens, base, training)
 
 
 def _lineage(registry: Path) -> dict[str, Manifest]:

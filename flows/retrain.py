@@ -11,6 +11,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows.changes import earlier_rows, sentence, too_little_new
+from flows.continued import to_begin_from, to_replay, unless_trained
 from flows.data import check_losses, check_removed, check_sides, show_data
 from flows.flow_run import by_a_worker, crashed_too_often, describe, due_again, tell, tell_little_disk
 from flows.logs import readable_logs
@@ -43,7 +44,7 @@ from tasks.store.artifact import ArtifactRef, in_use, intact
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.manifest import DamagedArtifact
 from tasks.tokenization.task import tokenize
-from tasks.training.task import train
+from tasks.training.task import fetch_start, train
 
 readable_logs()
 
@@ -85,6 +86,7 @@ def retrain(
         return Completed(message=why, data=skipped(why, began))
     if why := crashed_too_often():
         return Failed(message=why)
+    log = get_run_logger().info
     limits = functools.partial(task_options, execution=execution)
     registry = registry_folder(publishing)
     tags = [publishing.name, Path(model.base).name]
@@ -93,14 +95,16 @@ def retrain(
     def chain() -> dict[str, Any]:
         begin(registry, this_run())
         stages: dict[str, ArtifactRef] = {}
-        source = download.with_options(**limits("download"))(*now)
+        source = download.with_options(**limits("download"))(now[0], now[1], to_replay(data, registry, log))
         stages["download"], base = source.rows, source.model
+        start = to_begin_from(training, registry, begun, base, log)
         changes: dict[str, Any] = {}
         if earlier := earlier_rows(registry, source.rows):
             difference = compare_rows.with_options(**limits("download"))(earlier[1], source.rows).facts(DifferenceFacts)
             changes = {"since": earlier[0], **difference.model_dump()}
-            get_run_logger().info(sentence(changes))
-            check_removed(changes, data.max_removed_share)
+            log(sentence(changes))
+            if not data.replay_share:  # with it, the source is expected to have new rows alone
+                check_removed(changes, data.max_removed_share)
             if why := too_little_new(groups, earlier[1], base, changes):
                 return skipped(why, began, changes)
         new = f" (+{changes['added']:,})" if changes else ""
@@ -111,7 +115,8 @@ def retrain(
         check_sides(tokens)
         check_scorable(tokens, prompts, evaluation)
         show_data(tokens, training, artifact_key("data", publishing.name))
-        stages["train"] = adapter = train.with_options(**limits("train"))(tokens, base, training, execution)
+        start = unless_trained(start, registry, tokens, base, training)
+        stages["train"] = adapter = train.with_options(**limits("train"))(tokens, base, training, execution, start)
         compared = opponent(registry, adapter.part("adapter"))
         stages["evaluate"] = scores = evaluate.with_options(**limits("evaluate"))(
             adapter, tokens, prompts, base, evaluation, execution, compared
@@ -126,7 +131,7 @@ def retrain(
             report = write_report(stages, decision.sentence)
             summary = summarize(stages, began, report, changes, decision)
         create_markdown_artifact(markdown(summary), key=artifact_key("retrain", publishing.name))
-        get_run_logger().info(f"report: {report}")
+        log(f"report: {report}")
         return summary
 
     with in_use():
@@ -135,6 +140,7 @@ def retrain(
                 from flows.checks import check  # imports pyarrow
 
                 check(groups)  # as the command `run` does
+            begun = fetch_start.with_options(**limits("download"))(training.start_from) if training.start_from else None
             now = ask_hub.with_options(**limits("download"))(data, model) if any(moving(data, model)) else (data, model)
             try:
                 summary = chain()
@@ -145,7 +151,7 @@ def retrain(
                 summary = chain()
         except UserError as error:
             return Failed(message=str(error), data=error)  # the sentence alone, without a stack
-    get_run_logger().info(summary["said"])
+    log(summary["said"])
     tell(summary["outcome"], publishing.name, summary["said"])
     if summary["outcome"] == "published":
         tell(f"candidate.{summary['promotion']['outcome']}", publishing.name, summary["said"])

@@ -19,6 +19,7 @@ from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 from tasks.tokenization.identity import identity as tokenize_identity
 from tasks.training.identity import identity as train_identity
+from tasks.training.start import Start
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class Stage:
         made: Mapping[str, ArtifactRef],
         model: BaseModelRef,
         groups: Mapping[str, Any],
-        champion: ArtifactRef | None = None,
+        earlier: ArtifactRef | Start | None = None,
     ) -> Identity:
-        """What decides its result in a run, once the stages before it have theirs; evaluation reads a champion too."""
+        """What decides its result in a run, once the stages before it have theirs.
+
+        Args:
+            earlier: what it reads of earlier runs: rows to mix in, weights to begin from, the champion.
+        """
         read = [made[stage] for stage in self.inputs.values()]
-        more = [champion] if champion else []
-        return self.decided_by(*read, *([model] if read else []), groups[self.group], *more)
+        return self.decided_by(*read, *([model] if read else []), groups[self.group], *([earlier] if earlier else []))
 
 
 STAGES = (

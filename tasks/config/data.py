@@ -66,6 +66,13 @@ class DataConfig(Section):
         description="Several sources instead of `path` or `hub_id`: each has a name, a path or hub_id of its own, and "
         "share, max_rows or repeat as it needs (docs/data.md). There is no flag for it.",
     )
+    replay_share: float = Field(
+        0.0,
+        description="Share of the rows (a fraction of 1) that are earlier ones, mixed in from those that the version "
+        "in use was made from: rows that the source has no more, those with the lowest hashes (docs/data.md). 0: none.",
+        ge=0,
+        le=0.9,
+    )
     max_lost_share: float = Field(
         0.05,
         description="The run fails when more than this share of the rows (a fraction of 1) is unusable or too long.",

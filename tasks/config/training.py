@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Section
+from tasks.config.section import Name, Section
 
 
 class TrainingConfig(Section):
@@ -38,6 +38,12 @@ class TrainingConfig(Section):
     )
     rslora: bool = Field(False, description="Rank-stabilized scaling, alpha / sqrt(r).")
     dora: bool = Field(False, description="Weight-decomposed LoRA (DoRA): a trained magnitude for each output.")
+    start_from: Name = Field(
+        "",
+        description="Adapter whose weights training begins from: champion (the version in use of publishing.name), a "
+        "folder, or a Hub id (owner/name or owner/name@revision). Base, rank, scale and layers have to be the same. "
+        "Empty: from nothing.",
+    )
     learning_rate: float = Field(2e-4, description="Peak learning rate.", gt=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
     warmup_share: float = Field(

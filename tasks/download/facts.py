@@ -10,7 +10,9 @@ class RowsFacts(LedgerFacts):
     test: int
     unused: int
     formats: dict[str, int]
-    sources: dict[str, dict[str, int]]  # of data.mix: name → rows read, train (repeated ones as often as used), test
+    sources: dict[
+        str, dict[str, int]
+    ]  # of data.mix and replay: name → rows read, train (repeated ones as often as used), test
 
 
 class DifferenceFacts(Facts):

@@ -17,7 +17,7 @@ from tasks.store.identity import Identity
 VERSION, DIFFERENCE_VERSION = 4, 2
 """Raised when the same source can give other rows, or a comparison other counts (docs/caching.md)."""
 UNREAD: Any = {
-    **dict.fromkeys(("path", "max_lost_share", "max_removed_share", "files"), True),
+    **dict.fromkeys(("path", "max_lost_share", "max_removed_share", "replay_share", "files"), True),
     "mix": {"__all__": {"path"}},
 }
 """What does not decide the rows: the content of the files is what counts."""
@@ -68,8 +68,12 @@ def _commit(kind: str, name: str, revision: str) -> str:
     return asked.resolved
 
 
-def rows_identity(data: DataConfig) -> Identity:
-    """The rows depend on the files' content and on the side that a name says, not on where the files lie."""
+def rows_identity(data: DataConfig, replay: ArtifactRef | None = None) -> Identity:
+    """The rows depend on the files' content and on the side that a name says, not on where the files lie.
+
+    Args:
+        replay: earlier rows, of which `data.replay_share` mixes some in; None: there are none.
+    """
     inputs = {
         f"{source.name if source else 'path'} {n} {place.name}{side and f' ({side})'}": digest(place)
         for source, each in sources_of(data)
@@ -77,25 +81,26 @@ def rows_identity(data: DataConfig) -> Identity:
     }
     return Identity(
         stage="download",
-        inputs=inputs,
-        config=data.model_dump(exclude={"path", "max_lost_share", "max_removed_share", "files"})
-        | {"test_path": bool(data.test_path)},
+        inputs=inputs | ({"replay": replay.digest} if replay else {}),
+        config=data.model_dump(exclude=UNREAD)
+        | {"test_path": bool(data.test_path)}
+        | ({"replay_share": data.replay_share} if replay else {}),
         version=VERSION,
         libraries=("pyarrow", "orjson", *(["datasets"] if any(each.hub_id for _, each in sources_of(data)) else [])),
     )
 
 
-def check_unchanged(named: Identity, data: DataConfig) -> None:
+def check_unchanged(named: Identity, data: DataConfig, replay: ArtifactRef | None = None) -> None:
     """After reading: the files are still those that the key names.
 
     Raises:
         UserError: they are not.
     """
-    if rows_identity(data).inputs != named.inputs:
+    if rows_identity(data, replay).inputs != named.inputs:
         raise UserError("data: a file of data.path or data.test_path changed while this run read it; run again.")
 
 
-def identity(data: DataConfig, model: ModelConfig) -> Identity:
+def identity(data: DataConfig, model: ModelConfig, replay: ArtifactRef | None = None) -> Identity:
     """Key of the pair. Each part has one of its own in the store: a new model does not read the rows again."""
     if model.base == BUNDLED:
         base = content_digest(bundled_file())
@@ -105,7 +110,7 @@ def identity(data: DataConfig, model: ModelConfig) -> Identity:
         base = f"{model.base}@{model.revision}"
     return Identity(
         stage="download",
-        inputs={"rows": rows_identity(data).key, "model": base},
+        inputs={"rows": rows_identity(data, replay).key, "model": base},
         version=MODEL_VERSION,
     )
 

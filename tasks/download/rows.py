@@ -3,12 +3,15 @@
 import contextlib
 import functools
 import hashlib
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from tasks.config import DataConfig, MixedSource
 from tasks.download.facts import RowsFacts
@@ -16,7 +19,7 @@ from tasks.download.formats.blocks import BadRow, Block, Row
 from tasks.download.formats.files import AT_ONCE, MOST_MEMORY
 from tasks.download.places import sources_of
 from tasks.download.rows_file import RowsFile
-from tasks.download.schema import CONTENT, ROWS
+from tasks.download.schema import CONTENT, ROW_SCHEMA, ROWS, columns_of
 from tasks.download.sources import Reader, source_parts
 from tasks.download.text_cleaning import CONTROLS, stored
 from tasks.errors import UserError
@@ -25,14 +28,17 @@ from tasks.store.ledger import Ledger
 
 SPLIT = "split"
 """A column of the source that decides a row's side."""
+EARLIER = "earlier rows"
+"""What counts call those that `data.replay_share` mixed in."""
+_USE = re.compile(r"#\d+\Z")  # of a row that data.mix repeats
 
 
-def write_rows(data: DataConfig, folder: Path, most: int = 0) -> RowsFacts:
+def write_rows(data: DataConfig, folder: Path, most: int = 0, earlier: Path | None = None) -> RowsFacts:
     """Read the source once and write rows.parquet and ledger.parquet.
 
     Args:
         most: rows to read of each file or split of a Hub data set; 0: all.
-
+        earlier: rows.parquet of another run, of which `data.replay_share` mixes some in.
     Raises:
         UserError: the source cannot be read, or leaves a side empty.
     """
@@ -51,6 +57,8 @@ def write_rows(data: DataConfig, folder: Path, most: int = 0) -> RowsFacts:
     for source, side, blocks in sorted(parts, key=lambda part: part[1] != "test"):
         for block in _bounded(blocks()):
             sort.take(block, side, source)
+    if earlier:
+        sort.replay(earlier)
     file.close(list(sort.columns))
     check_columns(data, list(sort.columns))
     counts = sort.counts
@@ -198,6 +206,35 @@ class _Sorter:
             self.counts[side] += 1
             counts[side] += 1
             self.file.add(f"{id}#{n + 1}" if n else id, side, group_name, text)
+
+    def replay(self, earlier: Path) -> None:
+        """Mix in earlier rows that the source has no more: of each side those with the lowest hashes."""
+        file, share = pq.ParquetFile(earlier), self.data.replay_share
+        there: dict[str, list[float]] = {"train": [], "test": []}
+        for id, side in _stored(file, ["id", "split"]):
+            if (hash := self._replayable(id)) is not None:
+                there[side].append(hash)
+        wanted = {side: round(self.counts[side] * share / (1 - share)) for side in there}
+        limits = {side: ([-1.0, *sorted(hashes)])[: wanted[side] + 1][-1] for side, hashes in there.items()}
+        counts = self.sources[EARLIER] = {"read": file.metadata.num_rows, "train": 0, "test": 0}
+        for id, side, group, row in _stored(file, ROW_SCHEMA.names):
+            if (hash := self._replayable(id)) is not None and hash <= limits[side]:
+                counts[side] += 1
+                self.file.add(id, side, group, row.encode())
+        for side in there:
+            self.counts[side] += counts[side]
+        self.columns.update(dict.fromkeys(sorted(columns_of(file))))
+
+    def _replayable(self, id: str) -> float | None:
+        """The hash of an earlier row, which all uses of it share; None where the source has it."""
+        digest = _digest(_USE.sub("", id))
+        return None if digest[:12] in self._seen or _digest(id)[:12] in self._seen else _hash(digest)
+
+
+def _stored(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    """The rows of rows.parquet, a value for each column."""
+    for batch in file.iter_batches(4096, columns=columns):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _hash(digest: bytes) -> float:

@@ -19,19 +19,24 @@ ask_hub = task(name="ask the hub", cache_policy=NO_CACHE, persist_result=False)(
 
 
 @task(name="download", **cached(identity))
-def download(data: DataConfig, model: ModelConfig) -> Source:
-    """Rows → rows.parquet with a `split` column; base model → a folder of safetensors."""
+def download(data: DataConfig, model: ModelConfig, replay: ArtifactRef | None = None) -> Source:
+    """Rows → rows.parquet with a `split` column; base model → a folder of safetensors.
+
+    Args:
+        replay: earlier rows, of which `data.replay_share` mixes some in.
+    """
     from tasks.download.rows import write_rows
+    from tasks.download.schema import ROWS
 
     log = get_run_logger().info
-    named = rows_identity(data)
+    named = rows_identity(data, replay)
 
     def write(folder: Path) -> RowsFacts:
-        facts = write_rows(data, folder)
-        check_unchanged(named, data)
+        facts = write_rows(data, folder, earlier=replay.path / ROWS if replay else None)
+        check_unchanged(named, data, replay)
         return facts
 
-    rows = produce(named, write, log)
+    rows = produce(named, write, log, [replay] if replay else [])
     facts = rows.facts(RowsFacts)
     log("rows read from " + ", ".join(f"{kind} ({count:,})" for kind, count in facts.formats.items()))
     sides = f"{facts.train:,} training and {facts.test:,} held-out rows"

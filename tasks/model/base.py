@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from tasks.config import TrainingConfig
@@ -17,13 +18,17 @@ from tasks.model.lora import fuse
 from tasks.model.sharding import shard
 
 
-def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bool = False) -> PeftModel:
+def load(
+    folder: Path, config: TrainingConfig, device: torch.device, sharded: bool = False, start: str = ""
+) -> PeftModel:
     """The base of `folder` on `device`, quantized as `config` says, with LoRA layers ready to train.
 
     Args:
         sharded: loaded and quantized in the host's memory, then divided among the processes (`sharding.py`).
+        start: folder of an adapter whose weights the layers have; empty: new ones.
     Raises:
-        UserError: the architecture or a target module is not supported, or a setting needs a GPU.
+        UserError: the architecture or a target module is not supported, a setting needs a GPU, or `start` has other
+            layers.
     """
     for field, value in (("compute_dtype", "float16"), ("optimizer", "paged_adamw_8bit"), ("compile", "always")):
         if device.type == "cpu" and getattr(config, field) == value:
@@ -56,6 +61,8 @@ def load(folder: Path, config: TrainingConfig, device: torch.device, sharded: bo
         check_quantized(model)
     never_repack(model)
     modules_to_save.prepare(model, dtype)
+    if start:
+        take_over(model, Path(start))
     fuse(model, dtype)
     if sharded:
         shard(model, device)
@@ -88,6 +95,30 @@ def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
             modules_to_save=sorted(set(config.modules_to_save)) or None,
         ),
     )
+
+
+def take_over(model: PeftModel, adapter: Path) -> None:
+    """Give the new layers of `model` the weights of an adapter in safetensors.
+
+    Raises:
+        UserError: it has other layers or shapes, or a weight that is not finite.
+    """
+    given = load_file(adapter / "adapter_model.safetensors")
+    wanted = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(model).items()}
+    there = {name: tuple(weight.shape) for name, weight in given.items()}
+    for name in sorted(wanted.keys() | there.keys()):
+        if wanted.get(name) != there.get(name):
+            raise UserError(
+                f"training.start_from: {adapter} has {name} {_shape(there.get(name))}, and this run trains it "
+                f"{_shape(wanted.get(name))}: training.target_modules and training.lora_r have to be its own"
+            )
+        if not given[name].isfinite().all():
+            raise UserError(f"training.start_from: {adapter}: {name} is not finite")
+    set_peft_model_state_dict(model, given)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "not at all" if shape is None else f"as {list(shape)}"
 
 
 def _linear_names(base: PreTrainedModel) -> set[str]:

@@ -247,9 +247,19 @@ def opponent(folder: Path, adapter: str) -> ArtifactRef | None:
                 return None
             with contextlib.suppress(DamagedArtifact):
                 return reference(folder / entry.champion, check_folder(folder / entry.champion))
+    version = current(folder)
+    return version if version and weights(folder, version.path.name) != adapter else None  # nothing: with itself
+
+
+def current(folder: Path) -> ArtifactRef | None:
+    """The version in use, with its checksums verified; None: there is none yet.
+
+    Raises:
+        UserError: it is missing or damaged, or the history is.
+    """
+    entries = read(folder)
     now = champion_of(entries) if entries else _newest(folder)
-    version = intact(folder, now) if now else None
-    return version if version and weights(folder, now) != adapter else None  # nothing is compared with itself
+    return intact(folder, now) if now else None
 
 
 def intact(folder: Path, version: str) -> ArtifactRef:

@@ -76,6 +76,7 @@ def publish(
                 **{name: content_digest(Path(model.folder, name)) for name in weight_files(Path(model.folder))},
                 "base model": model.digest,
                 "training tokens": adapter.manifest.identity.inputs["tokens"],
+                **({"begun from": start} if (start := adapter.manifest.identity.inputs.get("start")) else {}),
                 "adapter": adapter.part("adapter"),
                 "scores": scores.digest,
             },
@@ -87,6 +88,8 @@ def publish(
             version=version,
             base=model.source,
             revision=model.revision,
+            training=adapter.manifest.key,
+            begun_from=adapter.manifest.identity.inputs.get("start", ""),
             scores=measured.scores,
             health=measured.health,
         )

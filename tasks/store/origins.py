@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tasks.store.artifact import ArtifactRef, reference
 from tasks.store.manifest import Manifest, readable
 from tasks.store.root import store_root
 
@@ -18,3 +19,17 @@ def by_digest(manifests: dict[Path, Manifest]) -> dict[str, list[Path]]:
         for digest in (manifest.digest, manifest.part("adapter")):
             found.setdefault(digest, []).append(folder)
     return found
+
+
+def rows_of(version: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> ArtifactRef | None:
+    """The rows that a published version was made from; None where a result on the way is not in this store.
+
+    By its adapter: scores that two runs share would also lead to the other run's rows.
+    """
+    folder, manifest = None, version
+    for name in ("adapter", "tokens", "prompts", "rows"):
+        if not (folders := holding.get(manifest.identity.inputs.get(name, ""))):
+            return None
+        folder = folders[0]
+        manifest = manifests[folder]
+    return reference(folder, manifest) if folder else None

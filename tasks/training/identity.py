@@ -7,6 +7,7 @@ from tasks.config import TrainingConfig
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, file_digest
 from tasks.store.model import BaseModelRef
+from tasks.training.start import Start
 
 VERSION = 2
 """Raised when the same inputs can give another adapter (docs/caching.md)."""
@@ -16,11 +17,13 @@ _MADE_BY: dict[str, Any] = {
 }
 
 
-def identity(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig) -> Identity:
+def identity(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, start: Start | None = None) -> Identity:
+    """Args: start: the adapter whose weights training begins from; its content counts, not where it lies."""
+    inputs = {"tokens": tokens.digest, "model": model.digest, "source": model.source}
     return Identity(
         stage="train",
-        inputs={"tokens": tokens.digest, "model": model.digest, "source": model.source},
-        config=config.model_dump(),
+        inputs=inputs | ({"start": start.digest} if start else {}),
+        config=config.model_dump(exclude={"start_from"}),
         **_MADE_BY,
     )
 

@@ -29,6 +29,7 @@ class TrainingJob(BaseModel):
         tokens: the tokenization stage's Parquet file.
         model: folder of the base.
         source: what the adapter names as its base.
+        start: folder of the adapter whose weights training begins from; empty: from nothing.
         output: an existing empty folder.
         checkpoints: a folder; an attempt continues from what an earlier attempt at the same job left there.
         checkpoint_steps: steps between two checkpoints; 0: by the clock only.
@@ -41,6 +42,7 @@ class TrainingJob(BaseModel):
     tokens: str
     model: str
     source: str
+    start: str = ""
     config: TrainingConfig
     output: str
     checkpoints: str

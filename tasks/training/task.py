@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from tasks.config import ExecutionConfig, TrainingConfig
@@ -17,21 +18,35 @@ from tasks.store.root import store_root
 from tasks.training.distributed.nodes import gpus, nodes
 from tasks.training.facts import TrainingFacts
 from tasks.training.identity import identity
+from tasks.training.start import Start, adapter_folder
 
 _SLOWER = 0.85
 _FEWEST_STEPS = 10  # fewer say nothing about speed
 
 
+fetch_start = task(name="fetch adapter", cache_policy=NO_CACHE, persist_result=False)(adapter_folder)
+
+
 @task(name="train", **cached(identity))
-def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, execution: ExecutionConfig) -> ArtifactRef:
-    """tokens.parquet → adapter/ (safetensors) and training_log.parquet."""
+def train(
+    tokens: ArtifactRef,
+    model: BaseModelRef,
+    config: TrainingConfig,
+    execution: ExecutionConfig,
+    start: Start | None = None,
+) -> ArtifactRef:
+    """tokens.parquet → adapter/ (safetensors) and training_log.parquet.
+
+    Args:
+        start: the adapter whose weights training begins from; None: from nothing.
+    """
     from tasks.tokenization.schema import TOKENS
     from tasks.training import worker
     from tasks.training.distributed import launch
     from tasks.training.schema import TrainingJob
 
     log = get_run_logger().info
-    decided_by = identity(tokens, model, config)
+    decided_by = identity(tokens, model, config, start)
 
     def write(folder: Path) -> TrainingFacts:
         checkpoints = work_folder(decided_by)
@@ -43,6 +58,7 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
             tokens=str(tokens.path / TOKENS),
             model=model.folder,
             source=model.source,
+            start=start.folder if start else "",
             config=config,
             output=str(folder),
             checkpoints=str(checkpoints),
@@ -56,7 +72,7 @@ def train(tokens: ArtifactRef, model: BaseModelRef, config: TrainingConfig, exec
             log(sentence)
         return facts
 
-    return produce(decided_by, write, log, (tokens, model))
+    return produce(decided_by, write, log, (tokens, model, *([start] if start else [])))
 
 
 def _last_run() -> TrainingFacts | None:

@@ -59,10 +59,12 @@ def train(job: TrainingJob) -> None:
     log = _no_log if collectives.rank else print
     sharded = should_shard(folder, config, rows, device(), collectives)
     log(f"loading the base model ({config.quantization}, {config.compute_dtype})")
+    if job.start:
+        log(f"training begins from the adapter in {job.start}")
     if sharded:
         log(f"its frozen weights are divided among {collectives.count} processes")
     try:
-        model = base.load(folder, config, device(), sharded)
+        model = base.load(folder, config, device(), sharded, job.start)
     except torch.OutOfMemoryError:
         raise UserError(
             f"the base model does not fit into this GPU's memory (training.quantization {config.quantization}): "

@@ -84,13 +84,13 @@ def build(bases: Any, tmp_path: Path) -> Callable[..., Any]:
     from tasks.training.data import read_rows
     from tasks.training.trl_adapter import PackedTrainer
 
-    def make(name: str = "run", architecture: str = "llama", **settings: Any) -> PackedTrainer:
+    def make(name: str = "run", architecture: str = "llama", start: str = "", **settings: Any) -> PackedTrainer:
         tokens = write_tokens(tmp_path / "tokens.parquet", make_token_rows(22))
         config = TrainingConfig(**{"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "epochs": 2.0, **settings})
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         said: list[str] = []
-        model = base.load(bases(architecture), config, torch.device("cpu"))
+        model = base.load(bases(architecture), config, torch.device("cpu"), start=start)
         trainer = PackedTrainer(model, read_rows(tokens)[0], config, folder, said.append)
         trainer.said = said
         return trainer

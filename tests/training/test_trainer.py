@@ -66,9 +66,18 @@ def test_learns_and_is_bit_identical_when_repeated(build):
     assert all(p.dtype == torch.float32 for p in weights(first).values())
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.2, "speed": "lean", "dora": True}])
-def test_interrupted_run_resumes_to_the_same_bits(build, monkeypatch, settings):
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora_dropout": 0.2, "speed": "lean", "dora": True}, {"dora": True, "start": "first"}]
+)
+def test_interrupted_run_resumes_to_the_same_bits(build, monkeypatch, settings, tmp_path):
+    if "start" in settings:
+        first = build("first", dora=True)
+        first.run()
+        settings["start"] = str(tmp_path / "adapter")
+        first.step.model.save_pretrained(settings["start"])
     whole = build("whole", **settings)
+    if "start" in settings:
+        assert_identical(weights(first), weights(whole))
     whole.run()
     monkeypatch.setattr(checkpoints, "MINUTES", 0.0)  # after every step
     broken = build("broken", **settings)

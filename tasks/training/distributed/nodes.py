@@ -110,7 +110,7 @@ def _trouble(job: dict[str, Any], code: str) -> str:
     """Why this node cannot train the job of a node with that version of the code, or an empty string."""
     if code != version():
         return f"{socket.gethostname()} has another version of qlora-flow or its libraries than the first node"
-    if unseen := [job[name] for name in ("tokens", "model", "checkpoints") if not Path(job[name]).exists()]:
+    if unseen := [job[name] for name in ("tokens", "model", "checkpoints", "start") if not Path(job[name]).exists()]:
         return (
             f"{socket.gethostname()} does not see {unseen[0]}: all nodes need the store, and the models of the Hub "
             "(HF_HOME), on a file system that they share"

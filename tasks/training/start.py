@@ -1,0 +1,180 @@
+"""The adapter whose weights training begins from (`training.start_from`), compared with what is to be trained.
+
+Only safetensors is read. The optimizer and the learning rate begin anew.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.config import TrainingConfig
+from tasks.download.hub import refusals
+from tasks.errors import UserError
+from tasks.store.artifact import check_folder
+from tasks.store.checked import content_digest
+from tasks.store.manifest import MANIFEST, DamagedArtifact
+from tasks.store.model import BaseModelRef
+
+CHAMPION = "champion"
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+_LARGEST = 1 << 20
+"""Bytes of adapter_config.json."""
+_FIELDS = {"r": "lora_r", "lora_alpha": "lora_alpha", "use_rslora": "rslora", "use_dora": "dora"}
+"""Name in adapter_config.json → name in the configuration."""
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "layer_replication": (None,),
+    # others, such as PiSSA, change the base's weights as well
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", None),
+}
+
+
+class NotFetched(Exception):
+    """An adapter of the Hub is not on this machine yet."""
+
+
+class Start(BaseModel):
+    """Args: folder: of an adapter; digest: sha256 of its weights, all of it that training reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str
+    digest: str
+
+    def verify(self) -> None:
+        """Raises DamagedArtifact when the weights are not what they were."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if content_digest(Path(self.folder, WEIGHTS)) == self.digest:
+                return
+        raise DamagedArtifact(f"{self.folder}/{WEIGHTS} has changed or is gone")
+
+
+def adapter_folder(start_from: str, local_files_only: bool = False) -> Path | None:
+    """The folder that a path or a Hub id names, None for the champion or nothing; an adapter of the Hub is fetched.
+
+    Raises:
+        UserError: it does not exist, or the Hub refuses it.
+        NotFetched: it is not on this machine, and `local_files_only` is set.
+    """
+    if start_from in ("", CHAMPION):
+        return None
+    folder = Path(start_from).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if start_from.startswith((".", "/", "~")) or start_from.count("/") != 1:
+        raise UserError(f"training.start_from: the folder {folder.absolute()} does not exist.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    name, _, revision = start_from.partition("@")
+    options: dict[str, Any] = dict(revision=revision or None, allow_patterns=[SETTINGS, WEIGHTS])
+    if local_files_only:
+        try:
+            return Path(snapshot_download(name, **options, local_files_only=True))
+        except LocalEntryNotFoundError as error:
+            raise NotFetched from error
+    with refusals("training.start_from", start_from):
+        return Path(snapshot_download(name, **options))
+
+
+def check_start(folder: Path, name: str, config: TrainingConfig, model: BaseModelRef | None) -> Start:
+    """Compare an adapter with what is to be trained; the layers are compared when the base is loaded.
+
+    Args:
+        name: what the configuration calls the adapter.
+        model: the base; None: it is not on this machine yet.
+    Raises:
+        UserError: it is damaged, no LoRA adapter in safetensors, or of another base or shape.
+    """
+    try:
+        # a version in a registry, or a result of training
+        places = [place for place in (folder, folder.parent) if (place / MANIFEST).exists()]
+        made = check_folder(places[0]).identity if places else None
+    except DamagedArtifact as error:
+        raise UserError(f"training.start_from: {name} is damaged: {error}.") from error
+    settings = _settings(folder, name)
+    for key, usual in _PLAIN.items():
+        if (value := settings.get(key)) not in usual:
+            raise UserError(f"training.start_from: {name} has {key} {value!r}, which cannot be continued.")
+    for key, field in _FIELDS.items():
+        if (theirs := settings.get(key, False)) != (ours := getattr(config, field)):
+            raise UserError(
+                f"training.start_from: {name} was trained with {field} {theirs}, and training.{field} is {ours}; give "
+                "both the same, or leave training.start_from empty."
+            )
+    if (theirs := sorted(settings.get("modules_to_save") or [])) != sorted(set(config.modules_to_save)):
+        raise UserError(
+            f"training.start_from: {name} has modules_to_save {theirs}, and training.modules_to_save is "
+            f"{config.modules_to_save}; give both the same, or leave training.start_from empty."
+        )
+    if model and (other := _other_base(settings, made.inputs.get("model", "") if made else "", model)):
+        raise UserError(f"training.start_from: {name} was trained on another base: {other}.")
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        why = " (adapter_model.bin is pickled, and such files are never read: save it as safetensors)"
+        raise UserError(f"training.start_from: {name} has no {WEIGHTS}{why if pickled else ''}.")
+    _check_weights(folder / WEIGHTS, name, config)
+    return Start(folder=str(folder), digest=content_digest(folder / WEIGHTS))
+
+
+def _settings(folder: Path, name: str) -> dict[str, Any]:
+    file = folder / SETTINGS
+    if not file.is_file():
+        raise UserError(f"training.start_from: {name} is no adapter: {folder} has no {SETTINGS}.")
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise ValueError("it is too large")
+        settings = json.loads(file.read_bytes())
+        if not isinstance(settings, dict):
+            raise ValueError("it is no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"training.start_from: {file} cannot be read: {error}.") from error
+    return settings
+
+
+def _other_base(settings: dict[str, Any], trained_on: str, model: BaseModelRef) -> str:
+    """How the base of an adapter differs, empty where it does not: by its content where that is known, else by its
+    name."""
+    if trained_on:
+        return "" if trained_on == model.digest else "its weights, configuration or tokenizer have another content"
+    theirs, revision = str(settings.get("base_model_name_or_path") or ""), settings.get("revision") or ""
+    same = theirs.lower() == model.source.lower() or (
+        theirs and Path(theirs).expanduser().absolute() == Path(model.source).expanduser().absolute()
+    )
+    if not same:
+        return f"{theirs or 'it names none'}, not {model.source} (base_model_name_or_path in {SETTINGS})"
+    if revision and model.revision and revision != model.revision:
+        return f"commit {revision} of it, not {model.revision}"
+    return ""
+
+
+def _check_weights(file: Path, name: str, config: TrainingConfig) -> None:
+    """Read the header: it is safetensors, of numbers that can be trained, for the layers that the configuration names.
+
+    Raises:
+        UserError: it is not.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as opened:
+            # a safetensors file has keys and is no mapping
+            types = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"training.start_from: {name}: {file} is no safetensors file, or damaged: {error}.") from error
+    for key, kind in types.items():
+        if kind not in ("F32", "F16", "BF16"):
+            raise UserError(f"training.start_from: {name}: {key} is of type {kind}, and weights are F32, F16 or BF16.")
+    theirs = {key.split(".lora_")[0].rpartition(".")[2] for key in types if ".lora_" in key}
+    if config.target_modules != ["all-linear"] and theirs != set(config.target_modules):
+        raise UserError(
+            f"training.start_from: {name} adapts {', '.join(sorted(theirs)) or 'no layer'}, and "
+            f"training.target_modules is {', '.join(config.target_modules)}; give both the same, or leave "
+            "training.start_from empty."
+        )
