@@ -178,17 +178,17 @@ def produce(
     folder = store_root() / "artifacts" / key
     remote = Remote.configured()
     with locked(key):
-        manifest = _present(folder, identity, log) or (_fetched(remote, folder, key, log) if remote else None)
+        manifest = _present(folder, identity, log) or (fetched(remote, folder, key, log) if remote else None)
         if manifest is None:
             try:
                 write_folder(identity, folder, write, inputs)
             except DamagedArtifact:
-                shutil.rmtree(work_folder(identity), ignore_errors=True)  # it may come of what is damaged
+                _remove_checkpoints(identity, remote)  # they may come of what is damaged
                 raise
             manifest = read_manifest(folder)
-        shutil.rmtree(work_folder(identity), ignore_errors=True)
         if remote and remote.push(manifest, folder):
             log(f"{key} is in {remote.url} now")
+        _remove_checkpoints(identity, remote)
         return reference(folder, manifest)
 
 
@@ -203,7 +203,15 @@ def _present(folder: Path, identity: Identity, log: Callable[[str], None]) -> Ma
     return None
 
 
-def _fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None]) -> Manifest | None:
+def _remove_checkpoints(identity: Identity, remote: Remote | None) -> None:
+    if (folder := work_folder(identity)).exists():
+        if remote:
+            remote.checkpoints(identity.key).keep_only(None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None]) -> Manifest | None:
+    """Bring a result of the remote store into place; None where there is none, or a damaged one, as the log is told."""
     if (manifest := remote.manifest(key, log)) is None:
         return None
     try:
@@ -211,9 +219,9 @@ def _fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None])
             remote.fetch(manifest, aside)
             (aside / MANIFEST).write_bytes(manifest.encoded())
     except DamagedBlob as error:
-        log(f"{key} is computed: {error}")
+        log(f"{folder.name} is not fetched: {error}")
         return None
-    log(f"{key} was fetched from {remote.url}")
+    log(f"{folder.name} was fetched from {remote.url}")
     return manifest
 
 

@@ -3,14 +3,17 @@
     QLORA_FLOW_REMOTE=s3://bucket/folder    or any URL that fsspec knows
     REMOTE/blobs/<sha256>                   every file, by its content
     REMOTE/manifests/<stage>-<key>.json     written last: a result without one is not there
+    REMOTE/checkpoints/<stage>-<key>/       the same for the last checkpoint of a stage that is still computing
 
 Blobs are named by content, so two machines that compute one key at the same time cannot mix their files: each manifest
 names its own, and the first one stays. Locks are a machine's own.
 """
 
 import contextlib
+import copy
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +21,9 @@ from tasks.errors import UserError
 from tasks.store.identity import file_digest
 from tasks.store.manifest import LARGEST, Manifest
 from tasks.text import hide_secrets, public_url, visible
+
+_MANIFEST = re.compile(r"[a-z]+-[0-9a-f]{32}\.json")
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class DamagedBlob(RuntimeError):
@@ -45,6 +51,16 @@ class Remote:
     def configured(cls) -> "Remote | None":
         url = os.environ.get("QLORA_FLOW_REMOTE")
         return cls(url) if url else None
+
+    def checkpoints(self, key: str) -> "Remote":
+        """The place for the checkpoints of a stage, with blobs and manifests of its own."""
+        place = copy.copy(self)
+        place.root = self.root / "checkpoints" / key
+        return place
+
+    def listed(self) -> list[str]:
+        """Keys of the manifests that are there, damaged ones included."""
+        return [name.removesuffix(".json") for name in self._names("manifests", _MANIFEST)]
 
     def manifest(self, key: str, log: Callable[[str], None] = lambda line: None) -> Manifest | None:
         """The manifest of a result, None where it has none or a damaged one, which the log is told."""
@@ -74,15 +90,19 @@ class Remote:
             with self._reaching(), contextlib.suppress(FileNotFoundError):
                 if self._size(blob) == expected.size:
                     self.fs.get_file(blob, str(file))
-            if not file.exists() or file_digest(file) != expected.sha256:
+            if not file.is_file() or file_digest(file) != expected.sha256:
                 self.forget(manifest.key)
-                with self._reaching(), contextlib.suppress(FileNotFoundError):
-                    self.fs.rm_file(blob)
+                self._remove(blob)
                 raise DamagedBlob(f"{name} in {self.url} is missing or not what its manifest says")
 
-    def push(self, manifest: Manifest, folder: Path) -> bool:
-        """Bring a finished result there, unless it is there. Returns whether anything was to do."""
-        if self.manifest(manifest.key):
+    def push(self, manifest: Manifest, folder: Path, replace: bool = False) -> bool:
+        """Bring a finished result there, unless one of its key is there already. Returns whether anything was to do.
+
+        Args:
+            replace: one with other files is not enough.
+        """
+        there = self.manifest(manifest.key)
+        if there and (there.digest == manifest.digest or not replace):
             return False
         with self._reaching():
             for place in ("blobs", "manifests"):
@@ -95,14 +115,42 @@ class Remote:
 
     def forget(self, key: str) -> None:
         """Remove a result's manifest, so that it is computed again; blobs may be others' as well and stay."""
+        self._remove(self._manifest(key))
+
+    def keep_only(self, manifest: Manifest | None) -> None:
+        """Remove every result but one, with its blobs; None: all of them. For places that share no blobs."""
+        for key in self.listed():
+            if manifest is None or key != manifest.key:
+                self.forget(key)
+        digests = {file.sha256 for file in manifest.files.values()} if manifest else set()
+        for digest in set(self._names("blobs", _DIGEST)) - digests:
+            self._remove(self._blob(digest))
+        if manifest is None:
+            for folder in (self.root / "blobs", self.root / "manifests", self.root):
+                with contextlib.suppress(Exception):  # an object store has no folders
+                    self.fs.rmdir(str(folder))
+
+    def _names(self, place: str, kind: re.Pattern[str]) -> list[str]:
+        """Of the files in a folder that are called as ours are; a listing may hold anything."""
         with self._reaching(), contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self._manifest(key))
+            self.fs.invalidate_cache()
+            names = (PurePosixPath(path).name for path in self.fs.ls(str(self.root / place), detail=False))
+            return [name for name in names if kind.fullmatch(name)]
+        return []
 
     def _size(self, path: str) -> int | None:
+        """Bytes of a file, None where there is none. A link is removed, or we would write where it leads."""
         try:
-            return int(self.fs.info(path)["size"])
+            about = self.fs.info(path)
         except FileNotFoundError:
             return None
+        if about.get("islink"):
+            self._remove(path)
+        return int(about["size"]) if about["type"] == "file" and not about.get("islink") else None
+
+    def _remove(self, path: str) -> None:
+        with self._reaching(), contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(path)
 
     def _blob(self, digest: str) -> str:
         return str(self.root / "blobs" / digest)
@@ -114,7 +162,10 @@ class Remote:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except (ImportError, ValueError, PermissionError, FileNotFoundError) as error:
+        except (
+            *(ImportError, ValueError, PermissionError),
+            *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+        ) as error:
             raise UserError(f"QLORA_FLOW_REMOTE={self.url} cannot be used: {error}.") from error
         except OSError as error:
             hide_secrets(error)

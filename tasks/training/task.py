@@ -15,6 +15,7 @@ from tasks.store.caching import cached
 from tasks.store.manifest import DamagedArtifact, latest
 from tasks.store.model import BaseModelRef
 from tasks.store.root import store_root
+from tasks.training.checkpoints import mirrored
 from tasks.training.distributed.nodes import gpus, nodes
 from tasks.training.facts import TrainingFacts
 from tasks.training.identity import identity
@@ -45,7 +46,7 @@ def train(
     from tasks.training.distributed import launch
     from tasks.training.schema import TrainingJob
 
-    log = get_run_logger().info
+    log, warn = get_run_logger().info, get_run_logger().warning
     decided_by = identity(tokens, model, config, start)
 
     def write(folder: Path) -> TrainingFacts:
@@ -66,7 +67,8 @@ def train(
             processes=processes,
         )
         program = launch if processes > 1 or nodes().count > 1 else worker
-        run_child(program.__name__, job, log, execution.hang_minutes)
+        with mirrored(checkpoints, log, warn):
+            run_child(program.__name__, job, log, execution.hang_minutes)
         facts = TrainingFacts.model_validate_json((folder / "training.json").read_bytes())
         if sentence := slower(facts, _last_run()):
             log(sentence)

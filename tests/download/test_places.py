@@ -199,7 +199,6 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("s3://bucket/rows.jsonl", "data.path: s3:// needs a package that is not installed here: pip install s3fs"),
         ("gs://bucket/rows.jsonl", "data.path: gs:// needs a package that is not installed here: pip install gcsfs"),
         ("nothing://rows.jsonl", "data.path: fsspec knows no nothing://"),
         ("memory://nowhere/*.jsonl", "data.path: memory://nowhere/.* does not exist or is empty"),

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.process.failures import is_transient
-from tasks.store.artifact import discard, produce
+from tasks.store.artifact import discard, produce, work_folder, write_manifest
 from tasks.store.identity import Identity
 from tasks.store.remote import Remote
 from tests.tiny import Rows
@@ -163,7 +163,61 @@ def test_a_blob_of_another_size_is_not_fetched(
     assert produce(WHO, write).rows == 3
 
 
-@pytest.mark.parametrize("url", ["nonsense://somewhere", "s3://bucket/folder"])
+@pytest.mark.parametrize("place", ["blobs", "manifests"])
+def test_a_planted_link_is_neither_read_nor_written_through(
+    machine: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("QLORA_FLOW_REMOTE", f"file://{tmp_path}/remote")
+    machine("a")
+    ref = produce(WHO, write)
+    (planted,) = (tmp_path / "remote" / place).iterdir()
+    (tmp_path / "private").write_text("private")
+    planted.unlink()
+    planted.symlink_to(tmp_path / "private")
+    machine("b")
+    assert produce(WHO, write) == ref
+    assert (tmp_path / "private").read_text() == "private" and not planted.is_symlink()
+    machine("c")
+    assert produce(WHO, never) == ref
+
+
+@pytest.mark.parametrize("place", ["blobs", "manifests"])
+def test_a_folder_in_place_of_a_file_is_one_sentence(
+    machine: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("QLORA_FLOW_REMOTE", f"file://{tmp_path}/remote")
+    machine("a")
+    produce(WHO, write)
+    (planted,) = (tmp_path / "remote" / place).iterdir()
+    planted.unlink()
+    planted.mkdir()
+    machine("b")
+    with pytest.raises(UserError, match=rf"QLORA_FLOW_REMOTE=.*/remote cannot be used: .*{planted.name}"):
+        produce(WHO, write)
+
+
+def test_checkpoints_go_when_their_stage_is_done(remote: str, machine: Callable[[str], None]) -> None:
+    machine("a")
+    folder = work_folder(WHO)
+
+    def trains(aside: Path) -> Rows:
+        folder.mkdir(parents=True)
+        manifest = write_manifest(Identity(stage="checkpoint"), write_into(folder / "checkpoint-3"))
+        Remote(remote).checkpoints(WHO.key).push(manifest, folder / "checkpoint-3")
+        return write(aside)
+
+    produce(WHO, trains)
+    assert Remote(remote).checkpoints(WHO.key).listed() == [] and not folder.exists()
+    assert len(blobs(remote)) == 1  # its own files stay
+
+
+def write_into(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("url", ["nonsense://somewhere", "gs://bucket/folder"])
 def test_a_url_that_cannot_be_used_is_one_sentence(url: str) -> None:
-    with pytest.raises(UserError, match=rf"QLORA_FLOW_REMOTE={url} cannot be used: .*(nonsense|s3fs)"):
+    with pytest.raises(UserError, match=rf"QLORA_FLOW_REMOTE={url} cannot be used: .*(nonsense|gcsfs)"):
         Remote(url)
