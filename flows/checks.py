@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.continued import to_begin_from
-from tasks.config import METRICS, PublishingConfig
+from tasks.config import METRICS, DataConfig, PublishingConfig
 from tasks.download.first_rows import columns
 from tasks.download.models import BUNDLED, looks_local, present_model
 from tasks.errors import UserError
+from tasks.evaluation.facts import WATCH
 from tasks.evaluation.identity import own_metric
 from tasks.formatting.chat import check_chat_template
 from tasks.formatting.columns import check_columns, columns_read
@@ -27,7 +28,7 @@ def check(groups: dict[str, Any]) -> None:
     Raises:
         UserError: a line for every mistake.
     """
-    checks: list[Callable[[dict[str, Any]], None]] = [_rows, _model, _metrics, _promotion, _publishing]
+    checks: list[Callable[[dict[str, Any]], None]] = [_rows, _model, _metrics, _watch, _promotion, _publishing]
     if mistakes := list(_mistakes(checks, groups)):
         raise UserError(*dict.fromkeys(mistakes))
 
@@ -76,6 +77,21 @@ def _promotion(groups: dict[str, Any]) -> None:
             raise UserError(
                 f"promotion.guards: {guard.metric} is not among evaluation.metrics ({', '.join(scored)}); add it there."
             )
+        names = [each.name for each in groups["evaluation"].watch]
+        if guard.column == WATCH and guard.value not in names:
+            there = f"it has {', '.join(names)}" if names else "it names none"
+            raise UserError(f"promotion.guards: evaluation.watch has no set called {guard.value}; {there}.")
+
+
+def _watch(groups: dict[str, Any]) -> None:
+    for each in groups["evaluation"].watch:
+        formatting = each.formatting or groups["formatting"]
+        try:
+            found = columns(DataConfig(path=each.path), columns_read(formatting))
+            if found is not None:
+                check_columns(formatting, found)
+        except UserError as error:
+            raise UserError(f"evaluation.watch, {each.name}: {str(error).removeprefix('data.path: ')}") from error
 
 
 def _publishing(groups: dict[str, Any]) -> None:

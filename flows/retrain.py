@@ -113,7 +113,7 @@ def retrain(
         stages["tokenize"] = tokens = tokenize.with_options(**limits("tokenize"))(prompts, base, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
         check_sides(tokens)
-        check_scorable(tokens, prompts, evaluation)
+        check_scorable(tokens, prompts, source.model, evaluation)
         show_data(tokens, training, artifact_key("data", publishing.name))
         start = unless_trained(start, registry, tokens, base, training)
         stages["train"] = adapter = train.with_options(**limits("train"))(tokens, base, training, execution, start)

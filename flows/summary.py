@@ -9,6 +9,7 @@ from tasks.evaluation import tables
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.promotion.schema import Decision
 from tasks.publishing.facts import VersionFacts
+from tasks.report.versions import beside
 from tasks.store.artifact import ArtifactRef, written_here
 from tasks.store.manifest import Manifest, read_manifest
 from tasks.store.root import store_root
@@ -63,6 +64,7 @@ def summarize(
             "said": tables.left_out(evaluated),
         },
         "scores": {s["metric"]: {k: v for k, v in s.items() if k != "metric"} for s in published.scores},
+        "watch": evaluated.watch,
         "health": published.health,
         "published": {
             "name": published.name,
@@ -70,6 +72,7 @@ def summarize(
             "path": str(stages["publish"].path),
             "digest": stages["publish"].digest,
         },
+        "versions": beside(stages["publish"].path),
         "report": str(report),
         "changes": changes,
         "promotion": decision.model_dump(),
@@ -107,15 +110,30 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = [
         f"## {published['name']} {published['version']}",
         "",
-        f"{summary['said']}. {summary['verdict']}",
+        f"**{summary['said']}.** {summary['verdict']}",
         "",
         tables.markdown(tables.score_table(*scored(summary))),
         "",
         *([summary["held_out"]["said"], ""] if summary["held_out"]["said"] else []),
+        *(
+            ["Rows of other tasks:", "", tables.markdown(tables.score_table(summary["watch"], scored(summary)[1])), ""]
+            if summary["watch"]
+            else []
+        ),
         tables.markdown(tables.health_table(summary["health"])),
         "",
         "Shares of the answers; length is relative to the reference.",
         "",
+        *(
+            [
+                "This version beside the earlier ones:",
+                "",
+                tables.markdown(tables.version_table(summary["versions"])),
+                "",
+            ]
+            if len(summary["versions"]) > 1
+            else []
+        ),
         "| stage | outcome | seconds | rows |",
         "|---|---|---:|---:|",
         *(f"| {name} | {s['outcome']} | {s['seconds']:.1f} | {s['rows']:,} |" for name, s in summary["stages"].items()),

@@ -19,7 +19,7 @@ from pathlib import Path
 from flows import stages
 from tasks.download.identity import DIFFERENCE_VERSION
 from tasks.download.models import MODEL_VERSION
-from tasks.evaluation.identity import ANSWERS_VERSION
+from tasks.evaluation.identity import ANSWERS_VERSION, WATCH_VERSION
 from tasks.report.report import VERSION as REPORT_VERSION
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +29,7 @@ BESIDE = {
     "difference": (DIFFERENCE_VERSION, ["tasks.download.difference"]),
     "model": (MODEL_VERSION, ["tasks.download.models"]),
     "report": (REPORT_VERSION, ["tasks.report.report"]),
+    "watch": (WATCH_VERSION, ["tasks.evaluation.watch"]),
 }
 """What is written beside the stages → its version, and the modules that write it."""
 NOT_FOLLOWED = ("tasks.store.artifact", "tasks.store.caching")

@@ -34,8 +34,9 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
     for name, stage in summary["stages"].items():
         stages.add_row(name, stage["outcome"], f"{stage['seconds']:.1f}", f"{stage['rows']:,}" if stage["rows"] else "")
     scores = _numbers(tables.score_table(*scored(summary)), "held-out rows")
+    watch = [_numbers(tables.score_table(summary["watch"], scored(summary)[1]), "rows of other tasks")]
     answers = _numbers(tables.health_table(summary["health"]), "shares; length: over the reference's")
-    console.print(stages, scores, answers)
+    console.print(stages, scores, *(watch if summary["watch"] else []), answers)
     console.print(f"{summary['said']}. {summary['verdict']}", style="bold", soft_wrap=True, highlight=False)
     console.print(trained(summary["training"]), soft_wrap=True, highlight=False)
     if summary["changes"]:

@@ -5,7 +5,7 @@ run is triggered; rules across fields are validators and are refused when the co
 """
 
 from tasks.config.data import DataConfig, MixedSource
-from tasks.config.evaluation import EvaluationConfig
+from tasks.config.evaluation import EvaluationConfig, WatchSet
 from tasks.config.execution import ExecutionConfig, ScheduleConfig
 from tasks.config.formatting import ARTICLE_PROMPT, FormattingConfig, TokenizationConfig
 from tasks.config.metrics import METRICS, TRUSTED, Metric, metric
@@ -34,6 +34,7 @@ __all__ = [
     "Section",
     "TokenizationConfig",
     "TrainingConfig",
+    "WatchSet",
     "metric",
 ]
 

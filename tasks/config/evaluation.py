@@ -1,9 +1,22 @@
 """How answers are scored."""
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
+from tasks.config.formatting import FormattingConfig
 from tasks.config.metrics import METRICS, MetricName
-from tasks.config.section import Section
+from tasks.config.section import Name, Section
+
+
+class WatchSet(Section):
+    """Rows of another task, which show what the adapter forgets: they are scored and never trained on."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = Field(description="Short name, as a guard has it.")
+    path: Name = Field(description="A file, folder or glob pattern on this machine, as data.path.", min_length=1)
+    formatting: FormattingConfig | None = Field(
+        None, description="How its rows become prompts. Empty: like those of the data."
+    )
 
 
 class EvaluationConfig(Section):
@@ -32,8 +45,21 @@ class EvaluationConfig(Section):
         "prompt and by shortened or not are always made.",
         json_schema_extra={"uniqueItems": True},
     )
+    watch: list[WatchSet] = Field(
+        [],
+        description="Rows of other tasks, which show what the adapter forgets: each set has a name, a path and, where "
+        "its columns are others, a formatting of its own (docs/evaluation.md). There is no flag for it.",
+    )
     confidence: float = Field(0.95, description="Level of the bootstrap interval on tuned minus base.", gt=0.5, lt=1)
     seed: int = Field(0, description="Seed of the bootstrap.", ge=0, lt=2**32)
+
+    @field_validator("watch")
+    @classmethod
+    def _named_once(cls, watch: list[WatchSet]) -> list[WatchSet]:
+        names = [each.name for each in watch]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two sets are called {twice[0]}; each needs a name of its own")
+        return watch
 
     @field_validator("metrics")
     @classmethod

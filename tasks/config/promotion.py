@@ -20,7 +20,8 @@ class PromotionConfig(Section):
     guards: list[str] = Field(
         [],
         description="What must not fall by more than a number: METRIC NUMBER, such as rougeL 0.02, or "
-        "METRIC[COLUMN=VALUE] NUMBER for a slice of the test rows, such as rougeL[topic=travel] 0.03.",
+        "METRIC[COLUMN=VALUE] NUMBER for a slice of the test rows, such as rougeL[topic=travel] 0.03, or "
+        "METRIC[watch=NAME] NUMBER for a set of evaluation.watch.",
     )
     error_rate: float = Field(
         0.05,

@@ -33,12 +33,15 @@ EARLIER = "earlier rows"
 _USE = re.compile(r"#\d+\Z")  # of a row that data.mix repeats
 
 
-def write_rows(data: DataConfig, folder: Path, most: int = 0, earlier: Path | None = None) -> RowsFacts:
+def write_rows(
+    data: DataConfig, folder: Path, most: int = 0, earlier: Path | None = None, held_out: bool = False
+) -> RowsFacts:
     """Read the source once and write rows.parquet and ledger.parquet.
 
     Args:
         most: rows to read of each file or split of a Hub data set; 0: all.
         earlier: rows.parquet of another run, of which `data.replay_share` mixes some in.
+        held_out: all rows are.
     Raises:
         UserError: the source cannot be read, or leaves a side empty.
     """
@@ -56,14 +59,14 @@ def write_rows(data: DataConfig, folder: Path, most: int = 0, earlier: Path | No
     # held-out parts come first: of two rows with one name it is the training row that goes
     for source, side, blocks in sorted(parts, key=lambda part: part[1] != "test"):
         for block in _bounded(blocks()):
-            sort.take(block, side, source)
+            sort.take(block, "test" if held_out else side, source)
     if earlier:
         sort.replay(earlier)
     file.close(list(sort.columns))
     check_columns(data, list(sort.columns))
     counts = sort.counts
     for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
-        if not counts[side]:
+        if not counts[side] and not (held_out and side == "train"):
             if sort.by_column:
                 field = f"the column {SPLIT}, or rename it to have data.test_share decide"
             raise UserError(

@@ -1,6 +1,5 @@
 """The version in use, as a third model: whether it can be compared, and what it was trained on."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from tasks.store.manifest import DamagedArtifact, Manifest
 from tasks.store.model import BaseModelRef
 from tasks.store.origins import by_digest, results
 
+_WEIGHTS = "adapter/adapter_model.safetensors"
 _NOT_IN_A_PROMPT = {"formatting.references", "formatting.input_column"}
 
 
@@ -47,15 +47,42 @@ def origin(version: ArtifactRef) -> Manifest | None:
     return manifests[found[0]] if found else None
 
 
-def rows_of(version: ArtifactRef) -> Path | None:
-    """The folder with the prompts that a version was trained on; None where this store has them no more."""
-    manifests, digest = results(), version.manifest.identity.inputs["adapter"]
+def trained_before(adapter: ArtifactRef, champion: ArtifactRef | None) -> tuple[list[Path], str]:
+    """What held-out rows may have been trained on beside the candidate's own rows, from which formatting left them out.
+
+    Args:
+        adapter: the candidate as its training left it.
+    Returns:
+        folders with the prompts that the champion, and the adapters that both continued, were trained on; and whose are
+        not in this store, in a sentence.
+    """
+    if not champion and "start" not in adapter.manifest.identity.inputs:
+        return [], ""
+    manifests = results()
     holding = by_digest(manifests)
-    for name in ("tokens", "prompts"):
-        found = holding.get(digest, [])
-        digest = manifests[found[0]].identity.inputs.get(name, "") if found else ""
-    for folder in holding.get(digest, []):
-        with contextlib.suppress(DamagedArtifact):
-            check_folder(folder)
-            return folder
-    return None
+    weights = {m.files[_WEIGHTS].sha256: m for m in manifests.values() if _WEIGHTS in m.files}
+
+    def prompts(training: Manifest | None) -> list[Path]:
+        """Of a training and of those it continued, the newest first; raises LookupError where one is gone."""
+        found: list[Path] = []
+        while training:
+            tokens = manifests[holding[training.identity.inputs["tokens"]][0]]
+            found.append(holding[tokens.identity.inputs["prompts"]][0])
+            check_folder(found[-1])
+            start = training.identity.inputs.get("start")
+            if start is None:
+                return found
+            training = weights[start]
+        raise LookupError
+
+    known, gone = list[Path](), list[str]()
+    for who, training, first in (
+        (champion.path.name if champion else "", origin(champion) if champion else None, 0),
+        ("the adapter that training begins from", adapter.manifest, 1),
+    ):
+        try:
+            known += prompts(training)[first:] if who else []
+        except (LookupError, DamagedArtifact):
+            gone.append(who)
+    said = f"what {' and '.join(gone)} was trained on is not in this store; held-out rows among it are compared"
+    return sorted(set(known)), said if gone else ""

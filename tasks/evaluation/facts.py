@@ -4,6 +4,9 @@ from typing import Any
 
 from tasks.store.facts import Facts
 
+WATCH = "watch"
+"""Column of guards and slices that names a watch set instead of a column of the data."""
+
 
 class EvaluationFacts(Facts):
     """What the manifest notes.
@@ -11,11 +14,12 @@ class EvaluationFacts(Facts):
     Args:
         rows: held-out rows scored.
         champion: name of the version that was compared; empty: none.
-        left_out: held-out rows that are not compared, because the champion was trained on them, on near copies, or on
-            their prompts; `ledger.parquet` has each.
+        left_out: held-out rows that are not compared, because champion or candidate was trained on them, on near
+            copies, or on their prompts; `ledger.parquet` has each.
         unknown: why such rows could not be found; empty where they could.
         champion_left_out: why a champion was not compared; empty where it was, or where there is none.
-        scores: rows of `scores.parquet`.
+        scores: rows of `scores.parquet` that are about all held-out rows.
+        watch: those that are about the watch sets, the name of each in `value`.
         health: figure of HEALTH → model → mean over rows.
         generation_seconds: of each model, for losses and answers.
         confidence: level of the intervals.
@@ -28,6 +32,7 @@ class EvaluationFacts(Facts):
     champion: str = ""
     champion_left_out: str = ""
     scores: list[dict[str, Any]]
+    watch: list[dict[str, Any]] = []  # noqa: RUF012 (pydantic copies it)
     health: dict[str, dict[str, float]]
     generation_seconds: dict[str, float]
     confidence: float
@@ -38,3 +43,10 @@ class AnswerFacts(Facts):
     """Rows of a model's kept losses and answers."""
 
     rows: int
+
+
+class WatchFacts(Facts):
+    """Rows of a watch set, and the text that ends its answers."""
+
+    rows: int
+    ending: str

@@ -7,17 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks.config import METRICS, EvaluationConfig
+from tasks.config import METRICS, DataConfig, EvaluationConfig, FormattingConfig, TokenizationConfig, WatchSet
+from tasks.download.identity import rows_identity
 from tasks.errors import UserError
-from tasks.evaluation.champion import rows_of
+from tasks.evaluation.champion import trained_before
 from tasks.formatting.facts import PromptFacts
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, digest_of, files_digest
 from tasks.store.manifest import read_manifest
 from tasks.store.model import BaseModelRef
+from tasks.tokenization.facts import TokenFacts
 
-VERSION, ANSWERS_VERSION = 6, 1
-"""Raised when the same inputs can give another result (docs/caching.md): of the stage, of a model's kept answers."""
+VERSION, ANSWERS_VERSION, WATCH_VERSION = 6, 1, 1
+"""Raised when the same inputs can give another result (docs/caching.md): of the stage, of a model's kept answers,
+of the rows of a watch set."""
 
 
 def identity(
@@ -28,7 +31,7 @@ def identity(
     config: EvaluationConfig,
     champion: ArtifactRef | None = None,
 ) -> Identity:
-    champion_rows = rows_of(champion) if champion else None  # of which none is compared
+    before, _ = trained_before(adapter, champion)  # of which no row is compared
     return Identity(
         stage="evaluate",
         inputs={
@@ -38,10 +41,15 @@ def identity(
             "model": model.digest,
             **({"rows": prompts.manifest.identity.inputs["rows"]} if config.slices else {}),
             **({"champion": champion.digest} if champion else {}),
-            **({"champion's rows": read_manifest(champion_rows).digest} if champion_rows else {}),
+            **(
+                {"trained on before": digest_of(sorted(read_manifest(each).digest for each in before))}
+                if before
+                else {}
+            ),
+            **{f"watch {each.name}": watch_identity(each, tokens, prompts, model).key for each in config.watch},
             **{name: own_metric(name) for name in config.metrics if name not in METRICS},
         },
-        config=config.model_dump() | {"ending": prompts.facts(PromptFacts).ending},
+        config=config.model_dump(exclude={"watch"}) | {"ending": prompts.facts(PromptFacts).ending},
         version=VERSION,
         libraries=(
             "torch",
@@ -55,6 +63,20 @@ def identity(
             "rensa",
             *(["sacrebleu"] if "chrf" in config.metrics else []),
         ),
+    )
+
+
+def watch_identity(watch: WatchSet, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef) -> Identity:
+    """What decides the tokens of a watch set: its rows, and how this run formats and tokenizes."""
+    formatting = watch.formatting or prompts.manifest.fields(FormattingConfig)
+    return Identity(
+        stage="watch",
+        inputs={"rows": rows_identity(DataConfig(path=watch.path)).key, "tokenizer": model.tokenizer_digest},
+        config=formatting.model_dump()
+        | tokens.manifest.fields(TokenizationConfig).model_dump(exclude={"max_length"})
+        | {"limit": tokens.facts(TokenFacts).limit},
+        version=WATCH_VERSION,
+        libraries=("jinja2", "pyarrow", "tokenizers", "transformers"),
     )
 
 

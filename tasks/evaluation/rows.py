@@ -1,7 +1,7 @@
-"""The held-out rows, and which of them the champion was trained on: those say nothing of rows that are new to it."""
+"""The held-out rows, and which of them were trained on: those say nothing of rows that are new to it."""
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +10,96 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.errors import UserError
+from tasks.evaluation.facts import WATCH
+from tasks.evaluation.schema import EvaluationJob
 from tasks.formatting.repeats import common_part, signs, trained_on
-from tasks.tokenization.schema import IGNORE_INDEX
+from tasks.formatting.schema import PROMPTS
+from tasks.store.ledger import Ledger
+from tasks.tokenization.schema import IGNORE_INDEX, TOKENS
 
+Row = dict[str, Any]
 SAMPLE = 1000
 """Held-out rows that show what all rows share, as in formatting."""
 BATCH = 10_000
 
 
-def seen_rows(tokens: Path, prompts: Path, trained: Path) -> tuple[set[str], int]:
-    """Held-out rows that another adapter was trained on, on near copies, or on their prompts with other answers.
+def rows_to_answer(job: EvaluationJob) -> tuple[list[Row], list[Row], int, str]:
+    """The held-out rows and those of the watch sets, without those that champion or adapter was trained on.
 
-    The candidate was trained on no held-out row and no near copy of one: formatting left those out. Prompts that it was
-    trained on as well give neither an advantage and stay.
+    Returns:
+        both, each row with its set's name (None: held out) under WATCH, and under `ending` the text where its answer is
+        cut; how many held-out rows are left out; and why the champion is not compared: one of the two was trained on
+        all of them, and then none is left out.
+    Raises:
+        UserError: no held-out row is left.
+    """
+    before, why_not = job.trained_before, ""
+    seen, count = seen_rows(job.tokens, job.prompts, before)
+    if len(seen) == count:
+        why_not = "every held-out row was trained on by it, or by an adapter that training continued"
+        print(f"the champion is not compared: {why_not}")
+        before, seen = [], set()
+    rows = held_out(job.tokens, job.prompts, job.config.max_rows, seen)
+    rows = [row | {WATCH: None, "ending": job.ending} for row in rows]
+    left_out, watched = [(id, "test") for id in sorted(seen)], list[Row]()
+    for name, (folder, ending) in job.watch.items():
+        files = folder / "tokens" / TOKENS, folder / "prompts" / PROMPTS
+        seen_too, count = seen_rows(*files, before)
+        left_out += [(id, name) for id in sorted(seen_too)]
+        if len(seen_too) < count:
+            watched += [row | {WATCH: name, "ending": ending} for row in held_out(*files, 0, seen_too)]
+    ledger = Ledger("evaluate", job.output)
+    for id, name in left_out:
+        ledger.left_out(id, name, "trained on", "champion or adapter was trained on it, a near copy or its prompt")
+    ledger.write()
+    if left_out:
+        of_watch_sets = len(left_out) - len(seen)
+        print(f"left out, since they were trained on: {len(seen):,} held-out rows, {of_watch_sets:,} of watch sets")
+    return rows, watched, len(seen), why_not
+
+
+def seen_rows(tokens: Path, prompts: Path, trained: Sequence[Path]) -> tuple[set[str], int]:
+    """Held-out rows that other trainings read, or near copies of them, or their prompts with other answers.
+
+    Prompts that the candidate was trained on as well give neither an advantage and stay. Its training rows have no
+    held-out row and no near copy of one, since formatting left those out.
 
     Args:
         tokens, prompts: files of the candidate.
-        trained: prompts.parquet that the other adapter was trained on.
+        trained: files of prompts of the other trainings.
     Returns:
         their ids, and how many held-out rows there are in all.
     """
     there = {row["id"] for row in _read(tokens, ["id"])}
+    if not trained:
+        return set(), len(there)
     rows = [row for row in _read(prompts, ["id", "prompt", "completion"]) if row["id"] in there]
     copied, prompted = _seen(rows, trained)
     if (prompted & ~copied).any():
-        prompted &= ~_seen(rows, prompts)[1]
+        prompted &= ~_seen(rows, [prompts])[1]
     return {row["id"] for row, out in zip(rows, (copied | prompted).tolist(), strict=True) if out}, len(rows)
 
 
-def _seen(held_out: list[dict[str, Any]], prompts: Path) -> tuple[np.ndarray, np.ndarray]:
-    """As `trained_on`, of rows with prompt and completion, and the training rows of a file."""
+def _seen(held_out: list[Row], trained: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """As `trained_on`, of rows with prompt and completion, and the training rows of files."""
     texts = [(row["prompt"], row["completion"]) for row in held_out]
     common = common_part(texts[:SAMPLE])
 
-    def trained() -> Iterator[list[bytes]]:
-        for batch in pq.ParquetFile(prompts).iter_batches(BATCH, columns=["split", "prompt", "completion"]):
-            rows = [(row["prompt"], row["completion"]) for row in batch.to_pylist() if row["split"] == "train"]
-            if rows:
-                yield signs(rows, common)
+    def training_rows() -> Iterator[list[bytes]]:
+        for file in trained:
+            for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=["split", "prompt", "completion"]):
+                rows = [(row["prompt"], row["completion"]) for row in batch.to_pylist() if row["split"] == "train"]
+                if rows:
+                    yield signs(rows, common)
 
-    return trained_on(signs(texts, common), trained())
+    return trained_on(signs(texts, common), training_rows())
 
 
-def _read(file: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+def _read(file: Path, columns: list[str] | None = None) -> list[Row]:
     return pq.read_table(file, columns=columns, filters=pc.field("split") == "test").to_pylist()
 
 
-def held_out(tokens: Path, prompts: Path, max_rows: int, but: Collection[str] = ()) -> list[dict[str, Any]]:
+def held_out(tokens: Path, prompts: Path, max_rows: int, but: Collection[str] = ()) -> list[Row]:
     """The held-out rows with tokens, prompt as token ids, and references; with max_rows the same ones in every run.
 
     Args:

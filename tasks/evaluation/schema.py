@@ -12,6 +12,8 @@ from tasks.config import EvaluationConfig
 MODELS = ("base", "champion", "tuned")
 """Who may answer: the base alone, with the version in use, with the new adapter. A run may have no champion."""
 PREDICTIONS = "predictions.parquet"
+WATCHED = "watched.parquet"
+"""As PREDICTIONS, of the rows of the watch sets; the column WATCH has the set's name."""
 SCORES = "scores.parquet"
 FACTS = "evaluation.json"
 HEALTH = {
@@ -46,7 +48,8 @@ def prediction_schema(metrics: Sequence[str], models: Sequence[str] = MODELS, sl
 SCORE_SCHEMA = pa.schema(
     [
         ("metric", pa.string()),
-        ("slice", pa.string()),  # a column, and the value that the rows have in it; null: all rows
+        # a column, and the value that the rows have in it; null: all held-out rows. WATCH: the rows of a watch set
+        ("slice", pa.string()),
         ("value", pa.string()),
         ("rows", pa.int64()),
         ("groups", pa.int64()),  # a row without a group counts as one
@@ -69,10 +72,12 @@ class EvaluationJob(BaseModel):
     Args:
         tokens, prompts: Parquet files of the earlier stages.
         rows: folder of the download stage, where slices are asked for.
+        watch: name → folder of a watch set, and the text where its answers are cut.
         ending: text where an answer is cut.
         eos: the tokenizer's end-of-sequence token.
         model, adapter, champion: folders.
-        champion_prompts: Parquet file of the prompts that the champion was trained on; None: unknown.
+        trained_before: files of prompts that champion and adapter, or those that they continue, were trained on, beside
+            `prompts`.
         digests: content of `model`, and of the adapters `tuned` and `champion`.
         training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
         output: folder to write to.
@@ -83,12 +88,13 @@ class EvaluationJob(BaseModel):
     tokens: Path
     prompts: Path
     rows: Path | None
+    watch: dict[str, tuple[Path, str]]
     ending: str
     eos: int
     model: Path
     adapter: Path
     champion: Path | None
-    champion_prompts: Path | None
+    trained_before: list[Path]
     digests: dict[str, str]
     training: dict[str, Any]
     config: EvaluationConfig

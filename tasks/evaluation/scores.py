@@ -9,30 +9,39 @@ import numpy as np
 
 from tasks.config import EvaluationConfig
 from tasks.evaluation.compare import in_groups, paired_intervals, smallest_gains
+from tasks.evaluation.facts import WATCH
 from tasks.evaluation.schema import HEALTH
 from tasks.evaluation.slices import slices_of
 
 
 def score(
-    rows: list[dict[str, Any]], models: Sequence[str], config: EvaluationConfig, folder: Path
+    rows: list[dict[str, Any]],
+    models: Sequence[str],
+    config: EvaluationConfig,
+    folder: Path,
+    watched: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Score the answers of every row (written into the rows) and compare them: rows of `scores.parquet`.
 
     Args:
         rows: as `tasks.evaluation.metrics.scores` takes them, with their group and slices.
         models: those of MODELS that answered.
+        watched: the rows of watch sets, whose names they have under WATCH.
         folder: for temporary files; one that is removed when this process is killed.
     """
     from tasks.evaluation.metrics import scores as scores_of
 
+    watched = watched or []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for who in models:
-            for name, values in scores_of(rows, who, config.metrics, scratch).items():
-                for row, value in zip(rows, values, strict=True):
+            for name, values in scores_of([*rows, *watched], who, config.metrics, scratch).items():
+                for row, value in zip([*rows, *watched], values, strict=True):
                     row[f"{who}_{name}"] = value
     scores = _compared(rows, models, config, None, None)
     for column, text, numbers in slices_of(rows, config.slices):
         scores += _compared([rows[n] for n in numbers], models, config, column, text)
+    for name in dict.fromkeys(row[WATCH] for row in watched):
+        scores += _compared([row for row in watched if row[WATCH] == name], models, config, WATCH, name)
     return scores
 
 

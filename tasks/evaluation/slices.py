@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks.download.schema import ROWS, columns_of
 from tasks.errors import UserError
+from tasks.evaluation.facts import WATCH
 from tasks.evaluation.schema import prediction_schema
 from tasks.store.ledger import LEDGER
 
@@ -27,7 +28,7 @@ def check_slices(rows: Path | None, columns: Sequence[str], metrics: Sequence[st
     Args:
         rows: folder of the download stage.
     """
-    own = {*prediction_schema(metrics).names, LENGTH, SHORTENED}
+    own = {*prediction_schema(metrics).names, LENGTH, SHORTENED, WATCH}
     there = columns_of(pq.ParquetFile(rows / ROWS)) if rows and columns else set()
     for column in columns:
         if column in own:

@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.config import metric
-from tasks.evaluation.facts import EvaluationFacts
+from tasks.evaluation.facts import WATCH, EvaluationFacts
 from tasks.text import code
+
+FEW = 30
+"""Rows, or groups of them, below which an interval is rough."""
 
 
 def score_table(scores: Sequence[Mapping[str, Any]], percent: str) -> list[list[str]]:
     """A line for each metric, under a line of titles.
 
     Args:
-        scores: rows of `scores.parquet`.
+        scores: rows of `scores.parquet`, about all held-out rows or about watch sets.
         percent: level of the intervals.
     """
     third = ["champion"] if scores and scores[0].get("champion") is not None else []
@@ -21,13 +24,21 @@ def score_table(scores: Sequence[Mapping[str, Any]], percent: str) -> list[list[
         [*titles, *(["tuned − champion", f"{percent} % interval"] if third else [])],
         *(
             [
-                metric(s["metric"]).label,
+                _of(s) + metric(s["metric"]).label,
                 *(f"{s[who]:.4f}" for who in ("base", *third, "tuned")),
                 *(cell for prefix in ("", *("champion_" for _ in third)) for cell in _difference(s, prefix)),
             ]
             for s in scores
         ),
     ]
+
+
+def _of(score: Mapping[str, Any]) -> str:
+    """What a line is about: a watch set, or a slice of the held-out rows; empty for all of these."""
+    if not score.get("slice"):
+        return ""
+    column = "" if score["slice"] == WATCH else f"{score['slice']} = "
+    return f"{column}{score['value']} ({score['rows']:,}{'' if (score['groups'] or 0) >= FEW else ', rough'}): "
 
 
 def _difference(score: Mapping[str, Any], prefix: str) -> tuple[str, str]:
@@ -80,7 +91,38 @@ def verdict(scores: Sequence[Mapping[str, Any]]) -> str:
 
 
 def left_out(facts: EvaluationFacts) -> str:
-    """Which held-out rows are not compared because the champion was trained on them, in a sentence; empty for none."""
+    """Which held-out rows are not compared because they were trained on, in a sentence or two; empty for none."""
+    said = ""
     if facts.left_out:
-        return f"{facts.left_out:,} held-out rows are left out, because {facts.champion} was trained on them."
-    return f"{facts.unknown[:1].upper()}{facts.unknown[1:]}." if facts.unknown else ""
+        said = (
+            f"{facts.left_out:,} held-out rows are left out, because one of the compared adapters was trained on them."
+        )
+    unknown = f"{facts.unknown[:1].upper()}{facts.unknown[1:]}." if facts.unknown else ""
+    return f"{said} {unknown}".strip()
+
+
+def version_table(told: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """An adapter's versions, the newest last, under a line of titles: `tasks.report.versions.beside`."""
+    scored = told[-1]["scores"] if told else {}
+    metrics = [*list(scored)[:1], *(name for name in ("rougeL", "chrf") if name in list(scored)[1:])]
+    titles = ["version", "decision", "rows", "held out", *(metric(name).label for name in metrics)]
+    return [
+        [*titles, "training loss", "tokens/s", "minutes"],
+        *(
+            [
+                v["version"],
+                v["decision"],
+                _number(v["rows"], ",.0f"),
+                _number(v["held_out"], ",.0f"),
+                *(_number(v["scores"].get(name), ".4f") for name in metrics),
+                _number(v["loss"], ".4f"),
+                _number(v["tokens_per_second"], ",.0f"),
+                _number(v["seconds"] and v["seconds"] / 60, ",.1f"),
+            ]
+            for v in told
+        ),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

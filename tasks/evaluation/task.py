@@ -6,7 +6,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from tasks.config import METRICS, EvaluationConfig, ExecutionConfig, TrainingConfig
-from tasks.evaluation.facts import EvaluationFacts
+from tasks.evaluation.facts import EvaluationFacts, WatchFacts
 from tasks.evaluation.identity import identity, own_metric
 from tasks.formatting.facts import PromptFacts
 from tasks.model import quantization
@@ -33,8 +33,9 @@ def evaluate(
     Args:
         champion: a version in a registry that answers the same rows. One that cannot is left out, and the run says so.
     """
-    from tasks.evaluation.champion import rows_of, why_not
+    from tasks.evaluation.champion import trained_before, why_not
     from tasks.evaluation.schema import FACTS, EvaluationJob
+    from tasks.evaluation.watch import watch_rows
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
 
@@ -46,24 +47,21 @@ def evaluate(
         if left_out:
             log(f"the champion is not compared: {left_out}")
         compared = champion if champion and not left_out else None
-        champion_rows = rows_of(compared) if compared else None
-        unknown = ""
-        if compared and not champion_rows:
-            name = compared.path.name
-            unknown = (
-                f"the rows that {name} was trained on are not in this store; held-out rows among them are compared"
-            )
+        before, unknown = trained_before(adapter, compared)
+        if unknown:
             log(unknown)
+        watched = {each.name: watch_rows(each, tokens, prompts, model, log) for each in config.watch}
         job = EvaluationJob(
             tokens=tokens.path / TOKENS,
             prompts=prompts.path / PROMPTS,
             rows=_source(prompts) if config.slices else None,
+            watch={name: (made.path, made.facts(WatchFacts).ending) for name, made in watched.items()},
             ending=prompts.facts(PromptFacts).ending,
             eos=tokens.facts(TokenFacts).eos,
             model=Path(model.folder),
             adapter=adapter.path / "adapter",
             champion=compared.path if compared else None,
-            champion_prompts=champion_rows / PROMPTS if champion_rows else None,
+            trained_before=[each / PROMPTS for each in before],
             digests={"model": model.digest, "tuned": adapter.part("adapter")}
             | ({"champion": compared.manifest.identity.inputs["adapter"]} if compared else {}),
             training={name: training[name] for name in quantization.FIELDS},
@@ -74,12 +72,7 @@ def evaluate(
         if compared:
             compared.verify()  # what answered is what was to be compared
         facts = EvaluationFacts.model_validate_json((folder / FACTS).read_bytes())
-        return facts.model_copy(
-            update={
-                "champion_left_out": left_out or facts.champion_left_out,
-                "unknown": unknown if facts.champion else "",
-            }
-        )
+        return facts.model_copy(update={"champion_left_out": left_out or facts.champion_left_out, "unknown": unknown})
 
     inputs = (adapter, tokens, prompts, model)
     return produce(identity(*inputs, config, champion), write, log, inputs)
@@ -90,15 +83,16 @@ def _source(prompts: ArtifactRef) -> Path:
     return by_digest(results())[prompts.manifest.identity.inputs["rows"]][0]
 
 
-def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, config: EvaluationConfig) -> None:
-    """Before hours of training: the metrics are there, and find something to count in the held-out rows' references.
+def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: EvaluationConfig) -> None:
+    """Before hours of training: the metrics are there, and find something to count in the references; so do watch sets.
 
     Raises:
-        UserError: one is not or does not, naming metric and row.
+        UserError: one is not or does not, naming metric and row; or a watch set is trained on.
     """
     from tasks.evaluation.metrics import check_references
     from tasks.evaluation.rows import held_out
     from tasks.evaluation.slices import check_slices
+    from tasks.evaluation.watch import check_watch, watch_rows
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
 
@@ -108,3 +102,5 @@ def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, config: Evaluation
     check_slices(_source(prompts) if config.slices else None, config.slices, config.metrics)
     with intact((tokens, prompts)):
         check_references(held_out(tokens.path / TOKENS, prompts.path / PROMPTS, config.max_rows), config.metrics)
+        for each in config.watch:
+            check_watch(each, watch_rows(each, tokens, prompts, model, get_run_logger().info), prompts, config.metrics)

@@ -10,17 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config import TRUSTED
-from tasks.evaluation.facts import EvaluationFacts
+from tasks.evaluation.facts import WATCH, EvaluationFacts
 from tasks.evaluation.identity import answers_identity
 from tasks.evaluation.kept import Kept
 from tasks.evaluation.metrics import check_references, try_own
-from tasks.evaluation.rows import held_out, seen_rows
+from tasks.evaluation.rows import rows_to_answer
 from tasks.evaluation.schema import (
     FACTS,
     MODELS,
     PREDICTIONS,
     SCORE_SCHEMA,
     SCORES,
+    WATCHED,
     EvaluationJob,
     prediction_schema,
 )
@@ -28,7 +29,6 @@ from tasks.evaluation.scores import health, score
 from tasks.evaluation.slices import LENGTH, SHORTENED, add_slices
 from tasks.process.child import main
 from tasks.process.quiet import silence
-from tasks.store.ledger import Ledger
 from tasks.text import answer_text
 from tasks.tokenization.schema import IGNORE_INDEX
 
@@ -40,46 +40,41 @@ def evaluate(work: dict[str, Any]) -> None:
 
     job = EvaluationJob.model_validate(work, context=TRUSTED)
     config = job.config
-    champion, champion_left_out = job.champion.name if job.champion else "", ""
-    seen, count = seen_rows(job.tokens, job.prompts, job.champion_prompts) if job.champion_prompts else (set(), 0)
-    if seen and len(seen) == count:
-        champion_left_out = f"{champion} was trained on every held-out row"
-        print(f"the champion is not compared: {champion_left_out}")
-        champion, seen = "", set()
-    ledger = Ledger("evaluate", job.output)
-    for id in sorted(seen):
-        ledger.left_out(id, "test", "trained on", f"{champion} was trained on it, a near copy, or its prompt")
-    ledger.write()
-    rows = held_out(job.tokens, job.prompts, config.max_rows, seen)
+    rows, watched, left_out, why_not = rows_to_answer(job)
+    everything = [*rows, *watched]
     add_slices(rows, job.tokens.parent, job.rows, config.slices)
-    check_references(rows, config.metrics)
+    check_references(everything, config.metrics)
     try_own(rows[0], config.metrics)
     loaded, tokenizer = _Loaded(job), generate.tokenizer_of(job.model)
-    print(f"{len(rows):,} held-out rows" + (f", {len(seen):,} left out that {champion} was trained on" if seen else ""))
+    print(f"{len(rows):,} held-out rows" + (f", {len(watched):,} of watch sets" if watched else ""))
     stop = generate.stop_ids(job.model, job.eos)
     seconds = {}
+    champion = job.champion.name if job.champion and not why_not else ""
     models = [who for who in MODELS if who != "champion" or champion]
     for who in models:
         began = time.monotonic()
-        _ask(loaded, who, rows, job, stop)
+        _ask(loaded, who, everything, job, stop)
         seconds[who] = round(time.monotonic() - began, 2)
-        for row in rows:
+        for row in everything:
             ids = row[who]
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            row[who] = answer_text(text, job.ending)
+            row[who] = answer_text(text, row["ending"])
             row[f"{who}_ended"] = len(ids) < config.max_new_tokens or row[who] != answer_text(text)
-    for row in rows:
+    for row in everything:
         row["prompt"] = tokenizer.decode(row["prompt_ids"])
-    scores = score(rows, models, config, job.output)
+    scores = score(rows, models, config, job.output, watched)
     schema = prediction_schema(config.metrics, models, [*config.slices, LENGTH, SHORTENED])
     pq.write_table(pa.Table.from_pylist(rows, schema), job.output / PREDICTIONS)
+    schema = prediction_schema(config.metrics, models, [WATCH])
+    pq.write_table(pa.Table.from_pylist(watched, schema), job.output / WATCHED)
     pq.write_table(pa.Table.from_pylist(scores, SCORE_SCHEMA), job.output / SCORES)
     facts = EvaluationFacts(
         rows=len(rows),
-        left_out=len(seen),
+        left_out=left_out,
         champion=champion,
-        champion_left_out=champion_left_out,
+        champion_left_out=why_not,
         scores=[line for line in scores if line["slice"] is None],
+        watch=[line for line in scores if line["slice"] == WATCH],
         health=health(rows, models),
         generation_seconds=seconds,
         confidence=config.confidence,

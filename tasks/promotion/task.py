@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
 from tasks.config import ExecutionConfig, PromotionConfig, PublishingConfig, metric
-from tasks.evaluation.facts import EvaluationFacts
+from tasks.evaluation.facts import WATCH, EvaluationFacts
 from tasks.promotion import champion, gate
 from tasks.promotion.champion import Entry, History
 from tasks.promotion.clean_room import try_out
@@ -129,8 +129,10 @@ def _judge(history: History, look: Entry, scores: ArtifactRef, promotion: Promot
     number, now = len(_looks(history.life())), against if look.champion else "the base"
     facts: dict[str, Any] = {"metric": promotion.metric, "look": number, "comparisons": promotion.comparisons}
     try:
+        guards, other = [gate.Guard.parse(text) for text in promotion.guards], "champion" if look.champion else "base"
         with intact((scores,)):
-            table = _Scores(_rows(scores.path), "champion" if look.champion else "base")
+            table = _Scores(_rows(scores.path), other)
+            watched = _watched(scores.path) if any(guard.column == WATCH for guard in guards) else {}
         found = table.compare(promotion.metric, promotion.min_gain)
         smallest = found.smallest(look.level, promotion.min_gain)
         facts |= {**found._asdict(), **table.means(promotion.metric), "level": look.level, "smallest": smallest}
@@ -146,9 +148,13 @@ def _judge(history: History, look: Entry, scores: ArtifactRef, promotion: Promot
                 f"{look.version} is no better{more} beyond noise: {measured}; a gain of {smallest:.2g} could "
                 "have been shown"
             )
-        for text in () if why else promotion.guards:
-            guard = gate.Guard.parse(text)
-            bound = table.compare(guard.metric, -guard.fall, guard.column, guard.value)
+        for guard in () if why else guards:
+            if guard.column == WATCH:
+                if not (rows := watched.get(guard.value)):
+                    raise gate.Incomparable(f"no row of the watch set {guard.value} was scored")
+                bound = _Scores(rows, other).compare(guard.metric, -guard.fall)
+            else:
+                bound = table.compare(guard.metric, -guard.fall, guard.column, guard.value)
             why = why or gate.broken(guard.name, bound, guard.fall, promotion.error_rate)
         reason = f"Kept {now}: {why}." if why else measured
     except gate.Incomparable as error:
@@ -206,6 +212,18 @@ def _rows(folder: Path, columns: list[str] | None = None) -> list[dict[str, Any]
     from tasks.evaluation.schema import PREDICTIONS
 
     return pq.read_table(folder / PREDICTIONS, columns=columns).to_pylist()
+
+
+def _watched(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Name of a watch set → its rows."""
+    import pyarrow.parquet as pq
+
+    from tasks.evaluation.schema import WATCHED
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in pq.read_table(folder / WATCHED).to_pylist():
+        found.setdefault(row[WATCH], []).append(row)
+    return found
 
 
 def announce(name: str, version: str, before: str, reason: str) -> None:

@@ -34,6 +34,12 @@ They are not the Hub's weights of the same model: on those the adapter gives oth
 
 {{ score_table }}
 
+{% if watch_table -%}
+Rows of other tasks, which were never trained on:
+
+{{ watch_table }}
+
+{% endif -%}
 {{ health_table }}
 
 Shares of the answers; length is relative to the reference.
@@ -217,6 +223,9 @@ def model_card(base: BaseModelRef, formatting: FormattingConfig, **parts: Any) -
         "chat": chat,
         "row": {} if chat else dict.fromkeys(_columns(formatting.prompt), "..."),
         "score_table": markdown(score_table(parts["evaluation"]["scores"], parts["percent"])),
+        "watch_table": markdown(score_table(watch, parts["percent"]))
+        if (watch := parts["evaluation"]["watch"])
+        else "",
         "health_table": markdown(health_table(parts["evaluation"]["health"])),
     }
     snippet = _ENVIRONMENT.from_string(SNIPPET).render(parts)

@@ -1,5 +1,8 @@
-"""Answers of base and tuned model side by side: the rows that gained most and least."""
+"""Answers side by side: the rows that gained and lost most, and a random sample, with their differences marked."""
 
+import difflib
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,47 +10,77 @@ from typing import Any
 from tasks.config import metric as metric_of
 from tasks.report import charts
 from tasks.report.tables import read, rows_at
-from tasks.text import excerpt
+from tasks.text import LONGEST_EXCERPT, Part, excerpt
+
+EACH = 4
+"""Rows of each kind that are shown."""
+ALIKE = 0.5
+"""Share of words in common from which marks help."""
+_WORD = re.compile(
+    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|\w+|\s+|.", re.S
+)  # characters where no spaces part words
 
 
-def answers(folder: Path, metric: str) -> dict[str, Any]:
-    """Most improved, median and most worsened held-out row by a metric, and how the differences spread."""
+def answers(folder: Path, metric: str, champion: str) -> dict[str, Any]:
+    """Rows by their gain in a metric, over the champion where there is one, else over the base.
+
+    Args:
+        champion: name of the version that was compared; empty: none.
+    """
     from tasks.evaluation.schema import PREDICTIONS
 
-    file = folder / PREDICTIONS
-    table = read(file, [f"base_{metric}", f"tuned_{metric}"])
-    base, tuned = (column.to_pylist() for column in table.columns)
-    gains = [metric_of(metric).gain(after - before) for before, after in zip(base, tuned, strict=True)]
-    ranked = sorted((-gain, n) for n, gain in enumerate(gains))
-    change = [-loss for loss, _ in ranked]
-    last = len(ranked) - 1
-    picks = {last // 2: "median change"}
-    picks[last] = "most worsened" if change[last] < 0 else "least improved" if change[last] > 0 else "least changed"
-    picks[0] = "most improved" if change[0] > 0 else "least worsened" if change[0] < 0 else "least changed"
-    if last == 0:
-        picks = {0: "the only row"}
-    rows = rows_at(file, {ranked[pick][1] for pick in picks})
+    file, other = folder / PREDICTIONS, "champion" if champion else "base"
+    table = read(file, ["id", f"{other}_{metric}", f"tuned_{metric}"])
+    ids, before, after = (column.to_pylist() for column in table.columns)
+    gains = [metric_of(metric).gain(new - old) for old, new in zip(before, after, strict=True)]
+    ranked = sorted(range(len(ids)), key=lambda n: (-gains[n], n))
+    shown = {
+        "Largest gains": [n for n in ranked if gains[n] > 0][:EACH],
+        "Largest losses": [n for n in ranked[::-1] if gains[n] < 0][:EACH],
+    }
+    left = set(ranked) - {n for numbers in shown.values() for n in numbers}
+    shown["A random sample"] = sorted(left, key=lambda n: hashlib.sha256(ids[n].encode()).digest())[:EACH]
+    rows = rows_at(file, {n for numbers in shown.values() for n in numbers})
     return {
-        "chart": charts.sorted_bars("Gain by row", "held-out rows, lowest gain to highest", change),
-        "better": sum(c > 0 for c in change),
-        "worse": sum(c < 0 for c in change),
-        "equal": sum(c == 0 for c in change),
+        "chart": charts.sorted_bars("Gain by row", "held-out rows, lowest gain to highest", gains),
+        "better": sum(gain > 0 for gain in gains),
+        "worse": sum(gain < 0 for gain in gains),
+        "equal": sum(gain == 0 for gain in gains),
         "title": metric_of(metric).title,
-        "rows": [answer_row(rows[ranked[pick][1]], label, metric) for pick, label in sorted(picks.items())],
+        "other": champion or "the base",
+        "kinds": [(kind, [answer_row(rows[n], metric, other) for n in numbers]) for kind, numbers in shown.items()],
     }
 
 
-def answer_row(row: Mapping[str, Any], label: str, metric: str) -> dict[str, Any]:
+def answer_row(row: Mapping[str, Any], metric: str, other: str) -> dict[str, Any]:
+    """Args: other: `base` or `champion`, which the new answer is compared with word by word."""
+    old, new = marked(row[other], row["tuned"])
+    texts = {"base": excerpt(row["base"]), "champion": None, other: old, "tuned": new}
     return {
-        "label": label,
         "id": row["id"],
-        "base_score": row[f"base_{metric}"],
-        "tuned_score": row[f"tuned_{metric}"],
-        "champion_score": row.get(f"champion_{metric}"),
-        "champion": excerpt(row["champion"]) if row.get("champion") is not None else None,
+        "before": row[f"{other}_{metric}"],
+        "after": row[f"tuned_{metric}"],
+        "answers": [(who, text, row[f"{who}_{metric}"]) for who, text in texts.items() if text is not None],
         "prompt": excerpt(row["prompt"], times=4),
         "references": [excerpt(text) for text in row["references"][:5]],
         "more_references": max(0, len(row["references"]) - 5),
-        "base": excerpt(row["base"]),
-        "tuned": excerpt(row["tuned"]),
     }
+
+
+def marked(old: str, new: str) -> tuple[list[Part], list[Part]]:
+    """Two texts as parts: `gone` are words that the new one does not have, `new` those that it alone has.
+
+    Texts that are long, or have little in common, are not marked.
+    """
+    if max(len(old), len(new)) > LONGEST_EXCERPT:
+        return excerpt(old), excerpt(new)
+    ours, theirs = _WORD.findall(old), _WORD.findall(new)
+    found = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
+    if found.ratio() < ALIKE:
+        return excerpt(old), excerpt(new)
+    sides: tuple[list[Part], list[Part]] = ([], [])
+    for kind, a, b, c, d in found.get_opcodes():
+        for side, words, mark in zip(sides, (ours[a:b], theirs[c:d]), ("gone", "new"), strict=True):
+            if words:
+                side.append(("text" if kind == "equal" else mark, "".join(words)))
+    return sides[0] or [("text", "")], sides[1] or [("text", "")]

@@ -237,18 +237,8 @@ def sorted_bars(title: str, x_label: str, values: Sequence[float]) -> Chart:
     return Chart(title, x_label, description, [], y.ticks(), bars=bars, across=Mark(LEFT, zero))
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """Bars of several intervals on one scale that shows 0; a bar is (low, point, high) in pixels."""
-
-    zero: float
-    bars: list[tuple[float, float, float]]
-    ticks: list[tuple[float, str]]
-
-
-def intervals(values: Sequence[tuple[float, float, float]], width: int) -> Intervals:
-    """Place intervals given as (low, point, high)."""
-    low = min(0.0, *(v[0] for v in values))
-    high = max(0.0, *(v[2] for v in values))
-    scale = Scale(low, high, 14, width - 14)
-    return Intervals(scale(0), [(scale(a), scale(b), scale(c)) for a, b, c in values], scale.ticks())
+def on_one_axis(lines: Sequence[Sequence[float]], width: int) -> tuple[list[list[float]], list[tuple[float, str]]]:
+    """Where values stand on an axis that shows 0, line by line, and the axis' ticks."""
+    values = [value for line in lines for value in line]
+    scale = Scale(min(0.0, *values), max(0.0, *values), 14, width - 14)
+    return [[scale(value) for value in line] for line in lines], scale.ticks()

@@ -34,8 +34,9 @@ def data(stages: Mapping[str, ArtifactRef], training: TrainingConfig) -> dict[st
     splits = {name: count_splits(stages[name].path / file) for name, file in files.items()}
     names = sorted(set().union(*splits.values()), key=lambda name: (name != "train", name))
     ledgers = {name: read_ledger(stages[name].path) for name in files}
-    if (stages["train"].path / LEDGER).exists():  # rows were held back for validation
-        ledgers["train"] = read_ledger(stages["train"].path)
+    for name in ("train", "evaluate"):  # rows were held back for validation, or the champion was trained on them
+        if (stages[name].path / LEDGER).exists():
+            ledgers[name] = read_ledger(stages[name].path)
     return {
         "splits": names,
         "sources": stages["download"].facts(RowsFacts).sources.items(),

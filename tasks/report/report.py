@@ -11,12 +11,14 @@ from pathlib import Path
 import jinja2
 
 from tasks.config import TrainingConfig
+from tasks.evaluation.tables import version_table
 from tasks.publishing.facts import VersionFacts
 from tasks.report import charts
 from tasks.report.answers import answers
 from tasks.report.data import data, preview
-from tasks.report.scores import score_table
+from tasks.report.scores import scores as scores_of
 from tasks.report.training import training
+from tasks.report.versions import beside, until
 from tasks.report.words import FILTERS
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import digest_of, file_digest
@@ -24,7 +26,7 @@ from tasks.store.manifest import Manifest
 from tasks.store.root import store_root
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-VERSION = 4
+VERSION = 5
 """Raised when the code writes another page of the same outputs (docs/caching.md)."""
 
 
@@ -42,6 +44,7 @@ def write_report(stages: dict[str, ArtifactRef], decision: str = "") -> Path:
     decides = {
         "outputs": {name: [manifests[name].key, ref.digest] for name, ref in stages.items()},
         "decision": decision,
+        "versions": [version.name for version in until(stages["publish"].path)],
         "template": file_digest(TEMPLATE),
         "version": VERSION,
     }
@@ -67,7 +70,7 @@ def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest],
     environment.filters.update(FILTERS)
     published = manifests["publish"]
     noted = published.facts(VersionFacts)
-    scores = score_table(stages["evaluate"].path, manifests["evaluate"])
+    scores = scores_of(stages["evaluate"].path, manifests["evaluate"])
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=noted.name,
         version=noted.version,
@@ -79,7 +82,8 @@ def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest],
         training=training(stages["train"].path, manifests["train"]),
         data=data(stages, manifests["train"].fields(TrainingConfig)),
         preview=preview(stages["tokenize"].path),
-        answers=answers(stages["evaluate"].path, scores["headline"]["metric"]),
+        answers=answers(stages["evaluate"].path, scores["headline"]["metric"], scores["champion"]),
+        versions=version_table(beside(stages["publish"].path)),
         lineage=[(name, stages[name], manifest) for name, manifest in manifests.items()],
         chart=charts,
     )

@@ -1,55 +1,64 @@
-"""How base and tuned model score, and what that says."""
+"""How the models score, and what that says."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.config import METRICS, metric
-from tasks.evaluation.facts import EvaluationFacts
-from tasks.evaluation.tables import finding, left_out
+from tasks.evaluation.facts import WATCH, EvaluationFacts
+from tasks.evaluation.tables import FEW, finding, left_out, score_table, verdict
 from tasks.report import charts
 from tasks.report.tables import read
 from tasks.store.manifest import Manifest
 
-FEW_GROUPS = 30
-"""Groups of held-out rows below which the page warns that the interval itself is unsure."""
-BAR = 220
-"""Width of the interval bars' picture."""
+PLOT = 220
+"""Width of a line's dots."""
 
 
-def score_table(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Every metric with its interval, and in words what the headline metric says."""
+def scores(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Every metric with its intervals, and in words what the first one says."""
     from tasks.evaluation.schema import HEALTH, SCORES
 
-    every = read(folder / SCORES).to_pylist()
+    every, facts = read(folder / SCORES).to_pylist(), manifest.facts(EvaluationFacts)
     rows = [row for row in every if row["slice"] is None]
-    shares = [row for row in rows if row["metric"] in METRICS and row["metric"] != "loss"]
-    others = [[row] for row in rows if row not in shares]  # each may have any range
-    ticks: list[tuple[float, str]] = []
-    for group in filter(None, [shares, *others]):
-        drawn = charts.intervals([_bounds(row) for row in group], BAR)
-        ticks = drawn.ticks if group is shares else ticks
-        for row, bar in zip(group, drawn.bars, strict=True):
-            row |= {"title": metric(row["metric"]).label, "bar": bar, "zero": drawn.zero}
-    headline = rows[0]
-    facts = manifest.facts(EvaluationFacts)
+    percent, first = f"{100 * facts.confidence:g}", rows[0]
     return {
-        "rows": rows,
+        "verdict": verdict(rows),
+        "tables": {
+            "all": drawn(rows, percent),
+            "watch": drawn([row for row in every if row["slice"] == WATCH], percent),
+            "slices": drawn([row for row in every if row["slice"] not in (None, WATCH)], percent),
+        },
         "champion": facts.champion,
         "left_out": left_out(facts),
         "champion_left_out": facts.champion_left_out,
-        "slices": [row | {"title": metric(row["metric"]).label} for row in every if row["slice"] is not None],
         "health": [(title, facts.health[name]) for name, title in HEALTH.items()],
-        "headline": headline,
-        "percent": f"{100 * facts.confidence:g} %",
-        "finding": finding(headline),
-        "few": 1 < headline["groups"] < FEW_GROUPS,
-        "ticks": ticks,
-        "width": BAR,
+        "headline": first | {"title": metric(first["metric"]).title, "label": metric(first["metric"]).label},
+        "percent": f"{percent} %",
+        "finding": finding(first),
+        "few": 1 < first["groups"] < FEW,
+        "width": PLOT,
     }
 
 
-def _bounds(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Low, difference and high; a dot alone where there is no interval."""
-    mean = row["difference"]
-    return (mean, mean, mean) if row["low"] is None else (row["low"], mean, row["high"])
+def drawn(rows: list[dict[str, Any]], percent: str) -> dict[str, Any]:
+    """A table of scores with a dot for each model: shares on one axis, each other metric on one of its own."""
+    titles, *cells = score_table(rows, percent)
+    lines: list[dict[str, Any]] = [{"cells": line, "row": row} for line, row in zip(cells, rows, strict=True)]
+    shares = [line for line in lines if line["row"]["metric"] in METRICS and line["row"]["metric"] != "loss"]
+    ticks: list[tuple[float, str]] = []
+    for group in [shares, *([line] for line in lines if line not in shares)]:
+        if group:
+            places, found = charts.on_one_axis([_values(line["row"]) for line in group], PLOT)
+            ticks = found if group is shares else ticks
+            for line, (low, high, *dots) in zip(group, places, strict=True):
+                whose = ["base", *(["champion"] if len(dots) > 2 else []), "tuned"]
+                line |= {"low": min(low, high), "high": max(low, high), "dots": list(zip(whose, dots, strict=True))}
+    return {"titles": titles, "lines": lines, "ticks": ticks}
+
+
+def _values(row: Mapping[str, Any]) -> list[float]:
+    """The interval around the tuned model's score, and the scores of all."""
+    base, tuned = row["base"], row["tuned"]
+    interval = [tuned, tuned] if row["low"] is None else [base + row["low"], base + row["high"]]
+    return [*interval, base, *([row["champion"]] if row["champion"] is not None else []), tuned]

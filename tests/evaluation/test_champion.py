@@ -176,7 +176,7 @@ def test_rows_that_the_champion_was_trained_on_are_left_out_and_counted(made: Ma
     assert {row["id"] for row in ledger} == now & trained and {row["verdict"] for row in ledger} == {"left out"}
     shutil.rmtree(champion["format"])
     facts = made.evaluate(ref(champion["publish"]), **stages).facts(EvaluationFacts)
-    assert (facts.rows, facts.left_out) == (len(now), 0) and "was trained on are not in this store" in facts.unknown
+    assert (facts.rows, facts.left_out) == (len(now), 0) and "was trained on is not in this store" in facts.unknown
 
 
 def test_kept_answers_that_are_damaged_are_computed_again(store: Path) -> None:

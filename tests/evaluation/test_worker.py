@@ -201,9 +201,9 @@ def test_a_prompt_with_another_answer_counts_unless_both_were_trained_on_it(tmp_
         return tmp_path / name
 
     champion = prompts("champion", [texts[2], texts[3] | {"completion": "no"}, texts[4] | {"completion": "no"}])
-    assert seen_rows(tokens, prompts("own", []), champion) == ({"r2", "r3", "r4"}, 10)
+    assert seen_rows(tokens, prompts("own", []), [champion]) == ({"r2", "r3", "r4"}, 10)
     own = prompts("own", [texts[4] | {"completion": "maybe"}])
-    assert seen_rows(tokens, own, champion) == ({"r2", "r3"}, 10)
+    assert seen_rows(tokens, own, [champion]) == ({"r2", "r3"}, 10)
     rows = held_out(tokens, own, 0, {"r2", "r3"})
     assert [row["id"] for row in rows] == ["r0", "r1", *(f"r{n}" for n in range(4, 10))]
 

@@ -39,14 +39,17 @@ def publish(weights: str, loss: float = 2.0) -> ArtifactRef:
     return add_version(identity, folder(), write)
 
 
-def scored(rows: list[dict[str, Any]], name: str = "scores", left_out: str = "") -> ArtifactRef:
-    """What evaluation leaves: rows with their per-row scores."""
+def scored(
+    rows: list[dict[str, Any]], name: str = "scores", left_out: str = "", watched: list[dict[str, Any]] | None = None
+) -> ArtifactRef:
+    """What evaluation leaves: rows with their per-row scores, and those of watch sets."""
     rows = [
         {"id": f"r{n:03d}", "group": None, "prompt": f"p{n}", "references": ["r"]} | row for n, row in enumerate(rows)
     ]
 
     def write(aside: Path) -> EvaluationFacts:
         pq.write_table(pa.Table.from_pylist(rows), aside / "predictions.parquet")
+        pq.write_table(pa.Table.from_pylist(watched or []), aside / "watched.parquet")
         return noted(EvaluationFacts, rows=len(rows), champion_left_out=left_out)
 
     return produce(Identity(stage="evaluate", config={"name": name}), write)

@@ -167,7 +167,7 @@ def test_two_runs_at_once_compare_with_the_champion_of_their_time() -> None:
         ("rougeL 0.0305", "cannot be ruled out"),
         ("rougeL 0.05", ""),
         ("chrf 0.02", "no scores chrf"),
-        ("rougeL[watch=general] 0.02", "no column watch"),
+        ("rougeL[watch=general] 0.02", "no row of the watch set general was scored"),
         ("rougeL[topic=war] 0.02", "no test row has topic=war"),
     ],
 )
@@ -177,6 +177,23 @@ def test_guards(guard: str, why: str) -> None:
     assert decision.outcome == ("kept" if why else "promoted")
     assert why in decision.sentence
     assert champion.pointer(folder()) == ("" if why else "v0001")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("calm", "Promoted v0001"),
+        ("forgot", "Kept the base: guard loss on watch=forgot fell by 0.1"),
+        ("gone", "Kept the base: v0001 cannot be compared, because no row of the watch set gone was scored."),
+    ],
+)
+def test_a_guard_on_a_watch_set(name: str, said: str) -> None:
+    champion.begin(folder(), "a test")
+    watched = [row | {"watch": "calm"} for row in rows(EQUAL, "base")]
+    watched += [row | {"watch": "forgot"} for row in rows(WORSE, "base")]
+    watched = [row | {"id": f"w{n}", "group": None} for n, row in enumerate(watched)]
+    scores = scored(rows(BETTER, "base"), watched=watched)
+    assert said in decide(publish("a"), scores, None, guards=[f"loss[watch={name}] 0.05"]).sentence
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def card(
         libraries="torch 2.11.0",
         run=noted(TrainingFacts, steps=30, tokens=56000, loss_last=2.1, **(run or {})),
         evaluation={
+            "watch": [],
             "rows": 60,
             "scores": [SCORE],
             "health": {"never_ending": {"base": 0.5, "tuned": 0.125}},

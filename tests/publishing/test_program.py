@@ -64,7 +64,7 @@ def test_it_gives_the_answer_of_evaluation(
         base = base.model_copy(update={"source": "owner/base", "revision": "c" * 40})
         monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tiny_model))
     parts = {"formatting": formatting, "ending": ending, "prefix": vocabulary.prefix}
-    parts["evaluation"] = {"rows": 1, "scores": [], "health": {}, "stop": [1]}
+    parts["evaluation"] = {"rows": 1, "scores": [], "watch": [], "health": {}, "stop": [1]}
     code = program(card(base=base, parts=parts, **training))
     code = code.replace("'FOLDER OF THE BASE MODEL'", repr(str(tiny_model))).replace("'...'", repr(said))
     monkeypatch.chdir(tmp_path)

@@ -24,8 +24,9 @@ from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.schema import HEALTH, SCORE_SCHEMA, prediction_schema
 from tasks.publishing.facts import VersionFacts
 from tasks.report import charts
+from tasks.report.answers import marked
 from tasks.report.report import write_report
-from tasks.report.scores import score_table
+from tasks.report.scores import scores
 from tasks.report.words import duration, signed
 from tasks.store.artifact import ArtifactRef, write_folder
 from tasks.store.facts import Facts, LedgerFacts
@@ -122,6 +123,8 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
             ledger.left_out("r3", "train", "held back for validation", "")
             ledger.write()
         pq.write_table(pa.Table.from_pylist(log), folder / "training_log.parquet")
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "weights").write_text("w")
         return noted(TrainingFacts, **run.info, model=str(base))
 
     def evaluate(folder: Path) -> Facts:
@@ -191,29 +194,45 @@ def test_verdict_says_what_the_interval_allows(
     assert verdict in page
 
 
+def test_the_decision_is_the_verdict(store: Path) -> None:
+    stages = make_run(store, Run())
+    page = text_of(write_report(stages, "Kept v0006: v0007 is no better.").read_text())
+    assert (
+        page.index("Kept v0006: v0007 is no better.") < page.index("Held-out loss")
+        and "Worse than the base:" not in page
+    )
+    assert "Worse than the base: held-out loss +0.139 on 3 held-out rows" in text_of(write_report(stages).read_text())
+
+
 def test_every_metric_and_every_figure_of_the_answers_has_a_line(store: Path) -> None:
     page = text_of(write_report(make_run(store, Run())).read_text())
     for metric in METRICS.values():
-        assert f"{metric.label} 0.213 0.352 +0.139" in page
+        assert f"{metric.label} 0.21300.3520+0.1390+0.1020 to +0.1780" in page
     assert "empty0.1250.000 never-ending0.1251.000" in page
     assert "length ÷ reference0.1254.000" in page
 
 
-def test_a_metric_of_another_range_leaves_the_bars_of_the_others(store: Path) -> None:
+def test_shares_have_one_axis_and_other_metrics_their_own(store: Path) -> None:
     ref = make_run(store, Run(difference=(0.1, 0.05, 0.15)))["evaluate"]
-    alone = score_table(ref.path, ref.manifest)
+    alone = scores(ref.path, ref.manifest)["tables"]["all"]
     table = pq.read_table(ref.path / "scores.parquet").to_pylist()
-    wide = {**table[0], "metric": "judge:points", "difference": 60.0, "low": 40.0, "high": 80.0}
-    pq.write_table(pa.Table.from_pylist([wide, *table], SCORE_SCHEMA), ref.path / "scores.parquet")
-    first, *others = score_table(ref.path, ref.manifest)["rows"]
-    assert [row["bar"] for row in others] == [row["bar"] for row in alone["rows"]]
-    assert first["bar"][1] > first["zero"]
+    wide = {**table[0], "metric": "judge:points", "tuned": 60.213, "difference": 60.0, "low": 40.0, "high": 80.0}
+    three = [
+        line | {"champion": 0.2, **dict.fromkeys(("champion_difference", "champion_low", "champion_high"), 0.1)}
+        for line in [wide, *table]
+    ]
+    pq.write_table(pa.Table.from_pylist(three, SCORE_SCHEMA), ref.path / "scores.parquet")
+    first, *others = scores(ref.path, ref.manifest)["tables"]["all"]["lines"]
+    assert [dict(line["dots"])["tuned"] for line in others] == [dict(line["dots"])["tuned"] for line in alone["lines"]]
+    places = dict(first["dots"])
+    assert [*places] == ["base", "champion", "tuned"]
+    assert places["champion"] <= places["base"] < first["low"] < places["tuned"] < first["high"]
+    assert first["cells"][2] == "0.2000" and first["cells"][-2:] == ["+0.1000", "+0.1000 to +0.1000"]
 
 
 def test_one_held_out_row_gives_no_verdict(store: Path) -> None:
     page = text_of(write_report(make_run(store, Run(base=["a"], tuned=["b"], scores=[(0.1, 0.9)]))).read_text())
     assert "A single row, or a single group of rows, allows no interval" in page
-    assert "The only row" in page
 
 
 def test_second_call_finds_the_page(store: Path) -> None:
@@ -248,7 +267,7 @@ def test_page_asks_for_nothing(store: Path) -> None:
 def test_preview_shows_what_the_trainer_reads(store: Path) -> None:
     run = Run(prompt="Ada : ¿kaufst du 牛奶 ?\n", answer="Бен buys 🥛 .")
     page = write_report(make_run(store, run)).read_text()
-    section = page[page.index('id="learnt"') : page.index('id="answers"')]
+    section = page[page.index('id="learnt"') : page.index('id="lineage"')]
     texts = re.findall(r'<div class="text whole" dir="auto">(.*?)</div>', section, flags=re.S)
     assert len(texts) == 3
     for text in texts:
@@ -271,16 +290,39 @@ def test_what_is_known_of_the_tokens_is_shown(store: Path) -> None:
 
 
 def test_answers_are_picked_by_rule(store: Path) -> None:
-    page = text_of(write_report(make_run(store, Run())).read_text())
-    assert "Most worsened · row t0 · held-out loss 0.000 → 0.900, +0.900" in page
-    assert "Median change · row t1" in page
-    assert "Most improved · row t2 · held-out loss 0.800 → 0.100, −0.700" in page
-    assert "Tuned was better on 1 rows, worse on 2, the same on 0." in page
+    values = [(0.5, 0.5 + n / 100) for n in range(-9, 11)]
+    texts = ["a"] * len(values)
+    page = text_of(write_report(make_run(store, Run(base=texts, tuned=texts, scores=values))).read_text())
+    rows = [
+        re.findall(r"row (t\d+) ·", part) for part in re.split("Largest gains|Largest losses|A random sample", page)[1:]
+    ]
+    assert rows[:2] == [["t0", "t1", "t2", "t3"], ["t19", "t18", "t17", "t16"]]
+    assert len(rows[2]) == 4 and not {*rows[2]} & {*rows[0], *rows[1]}
+    assert "row t19 · held-out loss 0.500 → 0.600, +0.100" in page
+    assert "Tuned was better than the base on 9 rows, worse on 10, the same on 1." in page
 
 
-def test_a_row_that_gained_is_not_called_worsened(store: Path) -> None:
-    page = text_of(write_report(make_run(store, Run(scores=[(0.9, 0.1), (0.5, 0.1), (0.2, 0.1)]))).read_text())
-    assert "Least improved · row t2" in page and "Most worsened" not in page
+def test_differences_of_two_answers_are_marked(store: Path) -> None:
+    run = Run(base=["Ben buys cold milk ."] * 3, tuned=["Ben buys milk today ."] * 3)
+    page = write_report(make_run(store, run)).read_text()
+    assert '<span class="plain">Ben buys </span><span class="gone">cold </span><span class="plain">milk </span>' in page
+    assert '<span class="new">today </span>' in page
+    assert marked("你买牛奶吗", "你卖牛奶吗")[1] == [("text", "你"), ("new", "卖"), ("text", "牛奶吗")]
+    assert marked("one two three", "a b c d e") == ([("text", "one two three")], [("text", "a b c d e")])
+
+
+def test_a_version_stands_beside_the_earlier_ones(store: Path) -> None:
+    stages = make_run(store, Run())
+    score = {"metric": "loss", "rows": 60, "base": 3.0, "tuned": 2.25}
+    for name, adapter in (("v0001", "gone"), ("v0002", stages["train"].part("adapter"))):
+        facts = noted(VersionFacts, name="milk", version=name, scores=[score])
+        identity = Identity(stage="publish", inputs={"adapter": adapter})
+        stages["publish"] = write_folder(
+            identity, store / "registry" / "milk" / name, lambda folder, facts=facts: facts
+        )
+    page = text_of(write_report(stages).read_text())
+    assert "v0001not compared—602.2500———" in page  # what trained it is not in this store any more
+    assert "v0002not compared—602.25000.000000.0" in page
 
 
 def test_what_each_source_of_a_mix_gave_is_shown(store: Path) -> None:

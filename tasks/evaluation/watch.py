@@ -1,0 +1,71 @@
+"""Watch sets: rows of other tasks, made into tokens as the data is, all of them held out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.config import DataConfig, FormattingConfig, TokenizationConfig, WatchSet
+from tasks.download.rows import write_rows
+from tasks.download.schema import ROWS
+from tasks.errors import UserError
+from tasks.evaluation.facts import WatchFacts
+from tasks.evaluation.identity import watch_identity
+from tasks.evaluation.metrics import check_references
+from tasks.evaluation.rows import held_out, seen_rows
+from tasks.formatting.prompts import write_prompts
+from tasks.formatting.schema import PROMPTS
+from tasks.store.artifact import ArtifactRef, produce
+from tasks.store.facts import LedgerFacts
+from tasks.store.model import BaseModelRef
+from tasks.tokenization.encode import write_tokens
+from tasks.tokenization.facts import TokenFacts
+from tasks.tokenization.schema import TOKENS
+
+
+def watch_rows(
+    watch: WatchSet, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, log: Callable[[str], None]
+) -> ArtifactRef:
+    """The files of a watch set, as the stages download, format and tokenize write them, in a folder each.
+
+    Args:
+        tokens, prompts: of the run; they say how rows are formatted and tokenized.
+    Raises:
+        UserError: a row cannot be used. A set is small and chosen by hand, so none is lost in silence.
+    """
+    formatting = watch.formatting or prompts.manifest.fields(FormattingConfig)
+
+    def all_usable(facts: LedgerFacts) -> LedgerFacts:
+        if facts.lost:
+            raise UserError(f"evaluation.watch: of {watch.name}, {facts.first_lost[0]}; mend the row or take it out.")
+        return facts
+
+    def write(folder: Path) -> WatchFacts:
+        for name in ("rows", "prompts", "tokens"):
+            (folder / name).mkdir()
+        base, limit = Path(model.folder), tokens.facts(TokenFacts).limit
+        all_usable(write_rows(DataConfig(path=watch.path), folder / "rows", held_out=True))
+        made = write_prompts(folder / "rows" / ROWS, base, formatting, folder / "prompts", log)
+        all_usable(made)
+        how = tokens.manifest.fields(TokenizationConfig)
+        file = folder / "prompts" / PROMPTS
+        done = write_tokens(file, made.special_tokens, base, limit, how, folder / "tokens", log)
+        all_usable(done)
+        return WatchFacts(rows=done.rows, ending=made.ending)
+
+    return produce(watch_identity(watch, tokens, prompts, model), write, log, (tokens, prompts, model))
+
+
+def check_watch(watch: WatchSet, made: ArtifactRef, prompts: ArtifactRef, metrics: list[str]) -> None:
+    """Before training.
+
+    Raises:
+        UserError: a row of the set is among the training rows, or its reference cannot be scored.
+    """
+    tokens, own = made.path / "tokens" / TOKENS, made.path / "prompts" / PROMPTS
+    check_references(held_out(tokens, own, 0), metrics)
+    both, _ = seen_rows(tokens, own, [prompts.path / PROMPTS])
+    if both:
+        more = f" and {len(both) - 1:,} more" if len(both) > 1 else ""
+        raise UserError(
+            f"evaluation.watch: row {min(both)!r} of {watch.name}{more}, a near copy of it or its prompt is in the "
+            "training data, and a watch set is never trained on: take it out of one of the two."
+        )
