@@ -42,15 +42,21 @@ VARIANTS: list[dict[str, dict[str, Any]]] = [
 ]
 
 
-def adapter_scores(config: Path, variant: dict[str, dict[str, Any]], copy: Path) -> None:
-    began = time.monotonic()
+def trained(config: Path, variant: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Sections of the configuration; adapter, tokens, prompts and base."""
     groups: dict[str, Any] = dict(load(config, variant))
     data, model = pin(groups["data"], groups["model"])
     source = download.fn(data, model)
     prompts = format_prompts.fn(source.rows, source.model, groups["formatting"])
     tokens = tokenize.fn(prompts, source.model, groups["tokenization"])
     adapter = train.fn(tokens, source.model, groups["training"], groups["execution"])
-    scores = evaluate.fn(adapter, tokens, prompts, source.model, groups["evaluation"], groups["execution"])
+    return groups, (adapter, tokens, prompts, source.model)
+
+
+def adapter_scores(config: Path, variant: dict[str, dict[str, Any]], copy: Path) -> None:
+    began = time.monotonic()
+    groups, made = trained(config, variant)
+    scores = evaluate.fn(*made, groups["evaluation"], groups["execution"])
     shutil.copyfile(scores.path / PREDICTIONS, copy)
     means = {row["metric"]: row["tuned"] for row in scores.facts(EvaluationFacts).scores if row["slice"] is None}
     print(copy.name, variant, json.dumps(means), f"{time.monotonic() - began:.0f} s", flush=True)
