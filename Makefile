@@ -3,7 +3,7 @@
 # make serve  a Prefect server, its deployments and a worker on this machine, until Ctrl-C
 # make test   the whole test suite        make check   linter, types and imports
 # make upstream  the newest releases of the libraries: does what is relied on still hold?
-# make faults a hundred runs, each killed or damaged at a random moment, then run again
+# make faults a hundred runs, each killed or damaged at a random moment, then run again; and so with promotions
 # make confirm  after a change of code that decides results (tests/stage_versions.py)
 # make docs   docs/configuration.md from tasks/config
 PYTHON ?= python3
@@ -27,6 +27,7 @@ check: .venv/ready
 
 faults: .venv/ready
 	$(BIN)/python -m tests.faults.campaign --runs 100 --seed 0
+	$(BIN)/python -m tests.faults.promotion --runs 100 --seed 0
 
 confirm: .venv/ready
 	$(BIN)/python -m tests.stage_versions

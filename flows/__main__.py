@@ -6,14 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-from flows.commands import adapters, clean, deploy, doctor, init, plan, preview, retrain_all, run, serve
+from flows.commands import adapters, clean, deploy, doctor, init, plan, preview, retrain_all, run, serve, try_
 from flows.commands.environment import check_store
 from tasks.config import SECTIONS
 from tasks.errors import UserError
 from tasks.process.failures import is_transient
+from tasks.store.manifest import DamagedArtifact
 from tasks.text import visible
 
-COMMANDS = (init, run, retrain_all, plan, preview, clean, adapters, doctor, serve, deploy)
+COMMANDS = (init, run, retrain_all, plan, preview, clean, adapters, try_, doctor, serve, deploy)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         check_store()
         return options.main(options)
-    except UserError as error:
+    except (UserError, DamagedArtifact) as error:
         print(error, file=sys.stderr)
         return 2
     except Exception as error:
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     for module in COMMANDS:
-        name, about = module.__name__.rpartition(".")[2].replace("_", "-"), module.__doc__
+        name, about = module.__name__.rpartition(".")[2].replace("_", "-").rstrip("-"), module.__doc__
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         command.add_argument(
             "--store", type=Path, metavar="FOLDER", help="where results are kept (default: .qlora-flow)"

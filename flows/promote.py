@@ -1,18 +1,22 @@
 """Which version of an adapter is in use, decided by a person: promote, roll back, begin a new life of the test rows."""
 
-import time
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
 
 from flows.logs import readable_logs
-from tasks.config import ModelConfig, PublishingConfig
+from tasks.config import ExecutionConfig, ModelConfig, PublishingConfig
 from tasks.download.models import BUNDLED, BUNDLED_SOURCE, present_model
 from tasks.errors import UserError
 from tasks.promotion import champion
 from tasks.promotion.clean_room import try_out
-from tasks.promotion.task import announce, this_run
+from tasks.promotion.schema import Entry
+from tasks.promotion.task import acting, this_run
 from tasks.publishing.registry import registries, versions
 from tasks.store.manifest import Manifest
 from tasks.store.model import BaseModelRef
@@ -22,7 +26,7 @@ readable_logs()
 
 
 @flow(name="promote", flow_run_name="{name}", persist_result=False)
-def promote(name: str, version: str, reason: str, registry: str = "") -> None:
+def promote(name: str, version: str, reason: str, registry: str = "") -> Any:
     """Put a version of an adapter in use, whatever the gate said: also the approval of one that waits.
 
     Args:
@@ -31,11 +35,11 @@ def promote(name: str, version: str, reason: str, registry: str = "") -> None:
         reason: Why; it stands in the history.
         registry: Folder of the registry. Empty: the one in the store, or another that this store published to.
     """
-    get_run_logger().info(promote_version(name, version, reason, registry))
+    return _told(functools.partial(promote_version, name, version, reason, registry))
 
 
 @flow(name="rollback", flow_run_name="{name}", persist_result=False)
-def rollback(name: str, reason: str, version: str = "", registry: str = "") -> None:
+def rollback(name: str, reason: str, version: str = "", registry: str = "") -> Any:
     """Go back to the version that was in use before.
 
     Args:
@@ -44,7 +48,17 @@ def rollback(name: str, reason: str, version: str = "", registry: str = "") -> N
         version: Version to go back to. Empty: the one before.
         registry: Folder of the registry. Empty: the one in the store, or another that this store published to.
     """
-    get_run_logger().info(roll_back(name, reason, version, registry))
+    return _told(functools.partial(roll_back, name, reason, version, registry))
+
+
+def _told(act: Callable[[], str]) -> State[str]:
+    """The state of a run, with the sentence about what was done, or what is wrong with what was asked for."""
+    try:
+        said = act()
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    get_run_logger().info(said)
+    return Completed(message=said, data=said)
 
 
 def promote_version(name: str, version: str, reason: str, registry: str = "") -> str:
@@ -54,15 +68,14 @@ def promote_version(name: str, version: str, reason: str, registry: str = "") ->
         UserError: there is no such version, it does not verify, or its base is not on this machine.
     """
     folder, reason = find(name, registry), _reason(reason)
-    with champion.held(folder, this_run(), moved_by_hand=True) as history:
-        before, thinks = history.champion, opinion(history.entries, version)
+    with acting(folder, moved_by_hand=True) as history:
         ref = champion.intact(folder, version)
-        if version == before and champion.pointer(folder) == version:
+        adapter = champion.weights(folder, version)
+        if _is_in_use(history, version, adapter):
             return f"{version} of {name} is in use already."
-        try_out(ref.path, _base(ref.manifest), lambda line: None)
-        said = f"Promoted {version} by hand: {reason}. The gate: {thinks}"
-        history.move(version, said, champion.weights(folder, version))
-    announce(name, version, before, said)
+        try_out(ref.path, base_of(ref.manifest), lambda line: None, ExecutionConfig().hang_minutes)
+        said = f"Promoted {version} by hand: {reason}. The gate: {opinion(history.entries, adapter)}"
+        history.move(version, said)
     return said
 
 
@@ -73,7 +86,7 @@ def roll_back(name: str, reason: str, version: str = "", registry: str = "") -> 
         UserError: there was none before, or it does not verify.
     """
     folder, reason = find(name, registry), _reason(reason)
-    with champion.held(folder, this_run(), moved_by_hand=True) as history:
+    with acting(folder, moved_by_hand=True) as history:
         before = history.champion
         target = version or earlier(history.entries)
         if not target:
@@ -81,38 +94,30 @@ def roll_back(name: str, reason: str, version: str = "", registry: str = "") -> 
                 f"No version of {name} was in use before {before or 'now'}, so there is none to go back to."
             )
         champion.intact(folder, target)
-        if target == before and champion.pointer(folder) == target:
+        adapter = champion.weights(folder, target)
+        if _is_in_use(history, target, adapter):
             return f"{target} of {name} is in use already."
-        said = f"Rolled back from {before or 'the base'} to {target}: {reason}"
+        if adapter not in [entry.adapter for entry in champion.in_use(history.entries)]:
+            raise UserError(
+                f"{target} of {name} was never in use, so it was not tried on its base: "
+                f"qlora-flow adapters promote {name}@{target} --reason TEXT tries it and puts it in use."
+            )
+        said = f"Rolled back from {before or 'the base'} to {target}: {reason}."
         history.move(target, said)
-    announce(name, target, before, said)
     return said
 
 
-def renew(name: str, reason: str, registry: str = "") -> str:
-    """Begin a new life of the test rows: looks are counted anew. A damaged history is kept beside the new one.
+def _is_in_use(history: champion.History, version: str, adapter: str) -> bool:
+    last = champion.in_use(history.entries)[-1]
+    return (last.version, last.adapter) == (version, adapter) and champion.pointer(history.folder) == version
 
-    Raises:
-        UserError: see `champion.held`.
-    """
-    folder, reason = find(name, registry), _reason(reason)
-    try:
-        champion.read(folder)
-    except UserError:
-        with champion.writable(folder):
-            kept = folder / f"{champion.HISTORY}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-            (folder / champion.HISTORY).rename(kept)
-            now = champion.pointer(folder)
-            history = champion.History(folder, this_run())
-            history.add(
-                "opened", version=now if now != "?" else "", reason=f"{reason}; the damaged history is {kept.name}"
-            )
-        return (
-            f"A new history of {name} begins with {history.champion or 'no version'} in use; the damaged one is {kept}."
-        )
-    with champion.held(folder, this_run()) as history:
-        history.add("opened", version=history.champion, reason=reason)
-        return f"A new life of the test rows of {name} begins; {history.champion or 'no version'} stays in use."
+
+def renew(name: str, reason: str, registry: str = "") -> str:
+    """Begin a new life of the test rows: see `champion.renew`."""
+    folder = find(name, registry)
+    said = champion.renew(folder, this_run(), _reason(reason))
+    with acting(folder, moved_by_hand=True):  # the page follows
+        return said
 
 
 def find(name: str, registry: str = "") -> Path:
@@ -138,7 +143,7 @@ def find(name: str, registry: str = "") -> Path:
     return found[0]
 
 
-def earlier(entries: list[champion.Entry]) -> str:
+def earlier(entries: list[Entry]) -> str:
     """The version that was in use before the present one; going back twice goes back two versions."""
     stack: list[str] = []
     for entry in entries:
@@ -149,12 +154,10 @@ def earlier(entries: list[champion.Entry]) -> str:
     return stack[-2] if len(stack) > 1 else ""
 
 
-def opinion(entries: list[champion.Entry], version: str) -> str:
-    """What the gate decided about a version last."""
-    decided = [entry for entry in entries if entry.what == "decision" and entry.version == version]
-    if not decided:
-        return "it was not compared."
-    return f"better, {decided[-1].reason}." if decided[-1].better else decided[-1].reason
+def opinion(entries: list[Entry], adapter: str) -> str:
+    """What the gate said last about a version with these weights."""
+    decided = [entry.said for entry in entries if entry.what == "decision" and entry.adapter == adapter]
+    return decided[-1] if decided else "it was not compared."
 
 
 def _reason(reason: str) -> str:
@@ -163,7 +166,8 @@ def _reason(reason: str) -> str:
     return visible(reason.strip(), 500).removesuffix(".")
 
 
-def _base(manifest: Manifest) -> BaseModelRef:
+def base_of(manifest: Manifest) -> BaseModelRef:
+    """The base of a version, on this machine; raises UserError where it is not."""
     source, revision = (str(manifest.identity.config.get(name, "")) for name in ("source", "revision"))
     base = present_model(ModelConfig(base=BUNDLED if source == BUNDLED_SOURCE else source, revision=revision))
     if base is None:

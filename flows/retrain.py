@@ -132,6 +132,8 @@ def retrain(
             summary = summarize(stages, began, report, changes, decision)
         create_markdown_artifact(markdown(summary), key=artifact_key("retrain", publishing.name))
         log(f"report: {report}")
+        if decision.outcome == "refused":
+            raise UserError(decision.sentence)
         return summary
 
     with in_use():

@@ -34,7 +34,7 @@ NOT_RUN_SPANS = {
     "prefect work-pool create gpu --type docker --base-job-template deployments/docker.json": "needs Docker",
     "prefect work-pool create gpu --type kubernetes --base-job-template deployments/kubernetes.json": "needs a cluster",
     '.venv/bin/pytest -m "not slow"': "it would run itself",
-    "python benchmarks/gate.py": "it simulates for minutes",
+    "python benchmarks/gate.py SCORES.parquet …": "it simulates for minutes",
     ".venv/bin/pytest tests/store -x": "those tests run beside this one",
 }
 """The same for code within the text."""

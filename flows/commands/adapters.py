@@ -48,10 +48,10 @@ def _list(options: argparse.Namespace) -> int:
 def _show_one(options: argparse.Namespace) -> int:
     from tasks.promotion import champion
 
-    folder, version = _named(options)
+    folder, version = named(options)
     entries = champion.read(folder)
     decisions = [
-        {name: value for name, value in entry.model_dump().items() if name in ("at", "by", "what", "version", "reason")}
+        {"at": entry.at, "by": entry.by, "what": entry.what, "version": entry.version, "reason": entry.said}
         for entry in entries
         if entry.what != "look" and version in ("", entry.version)
     ]
@@ -70,7 +70,7 @@ def _show_one(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from tasks.promotion.champion import champion_of, intact, read
 
-    folder, version = _named(options)
+    folder, version = named(options)
     other = options.other or champion_of(read(folder))
     if not version or not other:
         raise UserError(f"Compare two versions: qlora-flow adapters compare {folder.name}@v0002 v0001.")
@@ -95,7 +95,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _promote(options: argparse.Namespace) -> int:
     from flows.promote import promote_version
 
-    folder, version = _named(options)
+    folder, version = named(options)
     if not version:
         raise UserError(f"Name a version: qlora-flow adapters promote {folder.name}@v0007 --reason TEXT.")
     print(promote_version(folder.name, version, options.reason, str(folder.parent)))
@@ -105,7 +105,7 @@ def _promote(options: argparse.Namespace) -> int:
 def _rollback(options: argparse.Namespace) -> int:
     from flows.promote import roll_back
 
-    folder, version = _named(options)
+    folder, version = named(options)
     print(roll_back(folder.name, options.reason, version, str(folder.parent)))
     return 0
 
@@ -113,30 +113,31 @@ def _rollback(options: argparse.Namespace) -> int:
 def _renew(options: argparse.Namespace) -> int:
     from flows.promote import renew
 
-    folder, _ = _named(options)
+    folder, _ = named(options)
     print(renew(folder.name, options.reason, str(folder.parent)))
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     """Checksums of versions, history and pointer; returns 1 when one is wrong."""
-    from tasks.promotion.champion import champion_of, intact, pointer, read
+    from tasks.promotion.champion import champion_of, current, intact, pointer, read
     from tasks.publishing.registry import versions
 
-    folder, version = _named(options)
-    rows, said = [], ""
+    folder, version = named(options)
+    rows, entries = [], []
     try:
-        said = champion_of(read(folder))
+        entries = read(folder)
+        said = champion_of(entries)
         there = pointer(folder)
         right = "" if there == said else f"points to {there or 'nothing'}, and the history says {said or 'nothing'}"
     except UserError as error:
         right = str(error)
     rows.append({"what": "history and pointer", "found": right or "intact"})
-    for name in (
-        [version] if version else [*dict.fromkeys([*(path.name for path in versions(folder)), *filter(None, [said])])]
-    ):
+    said = champion_of(entries)
+    names = [path.name for path in versions(folder)]
+    for name in [version] if version else [*names, *([said] if said and said not in names else [])]:
         try:
-            intact(folder, name)
+            current(folder) if name == said else intact(folder, name)
             rows.append({"what": name, "found": "intact"})
         except UserError as error:
             rows.append({"what": name, "found": str(error)})
@@ -144,7 +145,7 @@ def _verify(options: argparse.Namespace) -> int:
     return int(any(row["found"] != "intact" for row in rows))
 
 
-def _named(options: argparse.Namespace) -> tuple[Path, str]:
+def named(options: argparse.Namespace) -> tuple[Path, str]:
     """Folder and version of NAME[@VERSION]; the version may be empty."""
     from flows.promote import find
     from tasks.publishing.registry import VERSION
@@ -159,7 +160,7 @@ def _named(options: argparse.Namespace) -> tuple[Path, str]:
 
 def _versions(folder: Path) -> list[dict[str, Any]]:
     """A row for each version, oldest first."""
-    from tasks.promotion.champion import champion_of, read
+    from tasks.promotion.champion import champion_of, decision_about, read, weights
     from tasks.publishing.registry import versions
     from tasks.store.manifest import DamagedArtifact, read_manifest
 
@@ -167,7 +168,6 @@ def _versions(folder: Path) -> list[dict[str, Any]]:
         entries, damaged = read(folder), ""
     except UserError:
         entries, damaged = [], "the history is damaged"
-    decided = {e.version: e.reason for e in entries if e.what in ("decision", "move")}
     rows = []
     for path in versions(folder):
         row: dict[str, Any] = {
@@ -181,9 +181,11 @@ def _versions(folder: Path) -> list[dict[str, Any]]:
             scores = manifest.facts(VersionFacts).scores
             row["rows"] = max((score["rows"] for score in scores), default=0)
             row["scores"] = {score["metric"]: score["tuned"] for score in scores}
+            decided = decision_about(entries, path.name, weights(folder, path.name))
         except (DamagedArtifact, OSError, KeyError):
             row |= {"published": "damaged", "rows": 0, "scores": {}}
-        rows.append(row | {"decision": damaged or decided.get(path.name, "")})
+            decided = ""
+        rows.append(row | {"decision": damaged or decided})
     return rows
 
 

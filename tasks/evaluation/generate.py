@@ -9,12 +9,15 @@ from typing import Any, cast
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, TextStreamer
 
+from tasks.config import FormattingConfig
 from tasks.evaluation.cached import Unsupported
 from tasks.evaluation.engine import Engine, too_long
 from tasks.model.lora import fuse
 from tasks.model.quantization import load_options
+from tasks.text import visible_lines
+from tasks.tokenization.vocabulary import Vocabulary
 
 REPORT_SECONDS = 5.0
 _PLAIN_TOKENS = 8192  # prompt tokens at once where `generate` answers
@@ -188,3 +191,54 @@ def stop_ids(base: Path, eos: int) -> list[int]:
 
 def tokenizer_of(base: Path) -> Any:
     return AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+
+
+class Asked:
+    """An adapter on its base, as evaluation loads it: asked the same, it gives the answer that was scored.
+
+    Args:
+        training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
+    """
+
+    def __init__(self, base: Path, adapter: Path, training: dict[str, Any], config: FormattingConfig) -> None:
+        self.vocabulary = Vocabulary(base, rendered=config.style == "chat")
+        self.stop = stop_ids(base, self.vocabulary.eos)
+        self.tokenizer = tokenizer_of(base)
+        self.mark = config.ending.strip() if config.style == "template" else ""
+        self.model = load(base, adapter, training)
+
+    def answer(self, prompt: str, max_new_tokens: int) -> None:
+        """Print the answer to a prompt, which ends where the ending begins."""
+        ids = self.vocabulary.prefix + self.vocabulary.encode([prompt])[0] or self.stop[:1]
+        given = torch.tensor([ids], device=self.model.device)
+        printed = _Printed(self.tokenizer, self.mark)
+        with torch.inference_mode():
+            self.model.generate(
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=self.stop,
+                pad_token_id=self.stop[0],
+                streamer=printed,
+                stopping_criteria=[lambda ids, scores, **_: torch.tensor([printed.over], device=ids.device)],
+            )
+
+
+class _Printed(TextStreamer):
+    """Prints what is certain to be before the mark."""
+
+    def __init__(self, tokenizer: Any, mark: str) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.mark, self.text, self.printed, self.over = mark, "", 0, False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """What transformers calls with each new part of the answer."""
+        self.text += text
+        shown, mark, _ = self.text.partition(self.mark) if self.mark else (self.text, "", "")
+        self.over, shown = bool(mark), shown.strip()
+        if not (stream_end or mark):  # it may have begun
+            begun = max((n for n in range(len(self.mark)) if shown.endswith(self.mark[:n])), default=0)
+            shown = shown[: len(shown) - begun]
+        print(visible_lines(shown[self.printed :]), end="\n" if stream_end else "", flush=True)
+        self.printed = max(self.printed, len(shown))

@@ -1,16 +1,22 @@
 """rows.parquet → prompts.parquet: what the model reads and what it is to answer."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config import FormattingConfig
+from tasks.errors import UserError
 from tasks.formatting.facts import PromptFacts
+from tasks.formatting.messages import ROLES
 from tasks.formatting.repeats import Repeats
+from tasks.formatting.rows import UNFIT, row_format
 from tasks.formatting.schema import PROMPT_SCHEMA, PROMPTS, SIGNS
+from tasks.formatting.templates import names_read, render_limits
 from tasks.process.pool import Result, spread
 from tasks.store.ledger import Ledger
 
@@ -59,3 +65,46 @@ def _without_leaks(result: Result, ledger: Ledger, repeats: Repeats) -> pa.Recor
     kept = repeats.kept(splits[0], ids, signs, ledger) if splits else []
     prompts = result.rows.drop_columns([SIGNS])
     return prompts if all(kept) else prompts.filter(pa.array(kept))
+
+
+def prompt_of(config: FormattingConfig, model: Path) -> Callable[[str], str]:
+    """How a text that a person types, or a row as a JSON object, becomes a prompt as in training.
+
+    Args:
+        model: folder of the base, for its chat template.
+    """
+    read = names_read(config.prompt, "formatting.prompt") if config.style == "template" else set()
+    format_row = row_format(config, model, read | names_read(config.completion, "formatting.completion"))
+    column = {"chat": config.messages_column, "text": config.text_column}.get(config.style, config.input_column)
+    if config.style == "template" and column not in read and len(read) == 1:
+        (column,) = read
+
+    def prompt(text: str) -> str:
+        try:
+            row = json.loads(text) if text.startswith("{") else {column: text}
+        except ValueError as error:
+            raise UserError(f"The row is no JSON object: {error}.") from error
+        if config.style == "template" and column not in read and not text.startswith("{"):
+            raise UserError(f"The prompt is made of {', '.join(sorted(read))}: give a row as a JSON object with them.")
+        if config.style == "chat":
+            _await_answer(row, config)
+        try:
+            with render_limits():
+                formatted = format_row(row)
+        except UNFIT as error:
+            raise UserError(f"The row cannot be formatted: {error}.") from error
+        return formatted.completion if config.style == "text" else formatted.prompt
+
+    return prompt
+
+
+def _await_answer(row: dict[str, Any], config: FormattingConfig) -> None:
+    """Let a conversation end with an answer, as rows to learn from do: what stands before it is the prompt."""
+    said = row.get(config.messages_column)
+    messages = [{"role": "user", "content": said}] if isinstance(said, str) and not said.startswith("[") else said
+    last = messages[-1] if isinstance(messages, list) and messages else {}
+    if config.answer_column:
+        row.setdefault(config.answer_column, "?")
+    elif isinstance(last, dict) and ROLES.get(str(last.get("role", last.get("from"))).strip().lower()) != "assistant":
+        messages = [*messages, {"role": "assistant", "content": "?"}] if isinstance(messages, list) else messages
+    row[config.messages_column] = messages

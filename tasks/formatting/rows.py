@@ -61,10 +61,7 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
     source = pq.ParquetFile(job["rows"])
     columns = columns_of(source)
     check_columns(config, columns)
-    if config.style == "chat":
-        format_row = chat_format(Path(job["model"]), config)
-    else:
-        format_row = _template(config, columns) if config.style == "template" else _text(config)
+    format_row = row_format(config, Path(job["model"]), columns)
     common = common_part(_sample(source, format_row))
     for unit in units:
         turn, group = divmod(unit, source.num_row_groups)
@@ -74,6 +71,18 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
         with render_limits():
             formatted = list(_formatted(rows, format_row, config, ledger))
         yield Result(_signed(formatted, common), ledger)
+
+
+def row_format(config: FormattingConfig, model: Path, columns: set[str]) -> Format:
+    """How a row becomes a prompt and an answer.
+
+    Args:
+        model: folder of the base, read for its chat template alone.
+        columns: that rows have.
+    """
+    if config.style == "chat":
+        return chat_format(model, config)
+    return _template(config, columns) if config.style == "template" else _text(config)
 
 
 def _signed(formatted: list[tuple[Any, ...]], common: Any) -> pa.RecordBatch:

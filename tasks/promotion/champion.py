@@ -3,6 +3,7 @@
 REGISTRY/<name>/champion        the version to serve: a relative link, or a small file with its name where the file
                                 system has no links. Replaced in one step
 REGISTRY/<name>/history.jsonl   every look, decision and move, a checksummed line each; lines are only added
+REGISTRY/<name>/README.md       the same for people (page.py)
 
 The history decides. A move is written there before the pointer follows, so a killed process leaves a move that the next
 one completes. A pointer that says anything else was changed by hand, and nothing is decided until that is recorded.
@@ -17,12 +18,13 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 from tasks.errors import UserError
-from tasks.publishing.registry import VERSION, group_may, versions
+from tasks.promotion.schema import Entry, Kind
+from tasks.publishing.registry import VERSION, group_may, registries, versions
 from tasks.store import lines
 from tasks.store.artifact import ArtifactRef, check_folder, locked, reference
 from tasks.store.manifest import DamagedArtifact, read_manifest
@@ -30,51 +32,11 @@ from tasks.store.manifest import DamagedArtifact, read_manifest
 POINTER, HISTORY = "champion", "history.jsonl"
 
 
-Kind = Literal["opened", "look", "decision", "move"]
-
-
-class Entry(BaseModel):
-    """A line of the history.
-
-    Args:
-        number: of the line, from 0: a line that is taken out is noticed.
-        at: UTC.
-        by: the run or the person.
-        what: `opened`: a life of the test rows begins, with `version` in use. `look`: scores are about to be read.
-            `decision`: what they said. `move`: `version` takes the place of `champion`.
-        version: the candidate; in a move, the new champion.
-        champion: the one it is compared with, or that it replaces; empty: the base.
-        adapter: digest of the candidate's weights.
-        reason: a sentence.
-        key: of a look and its decision.
-        fresh, level: of a look, as `gate.next_level` gives them.
-        better: of a decision.
-        facts: numbers of a decision.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    number: int
-    at: str
-    by: str
-    what: Kind
-    version: str = ""
-    champion: str = ""
-    adapter: str = ""
-    reason: str = ""
-    key: str = ""
-    fresh: float = 0.0
-    level: float = 0.0
-    better: bool = False
-    facts: dict[str, Any] = {}
-
-
 class History:
     """The history of one adapter, while its lock is held."""
 
-    def __init__(self, folder: Path, by: str) -> None:
-        self.folder, self.by = folder, by
-        self.entries = read(folder)
+    def __init__(self, folder: Path, by: str, entries: list[Entry]) -> None:
+        self.folder, self.by, self.entries = folder, by, entries
 
     @property
     def champion(self) -> str:
@@ -87,17 +49,22 @@ class History:
         entry = Entry(number=len(self.entries), at=at, by=self.by, what=what, **fields)
         file, aside = self.folder / HISTORY, self.folder / f".{HISTORY}"
         aside.unlink(missing_ok=True)
-        if file.exists():
+        if self.entries:
             shutil.copyfile(file, aside)
         lines.append(aside, entry.model_dump())
         _replace(aside, file)
         self.entries.append(entry)
         return entry
 
-    def move(self, version: str, reason: str, adapter: str = "") -> None:
+    def move(self, version: str, reason: str) -> None:
         """Put a version in use. The caller has verified it."""
+        adapter = weights(self.folder, version)
         self.add("move", version=version, champion=self.champion, reason=reason, adapter=adapter)
         point(self.folder, version)
+
+    def open(self, version: str, reason: str) -> None:
+        """Begin a life of the test rows, with a version in use."""
+        self.add("opened", version=version, reason=reason, adapter=weights(self.folder, version))
 
     def life(self) -> list[Entry]:
         """The entries since the test rows' present life was opened."""
@@ -105,8 +72,22 @@ class History:
         return self.entries[opened:]
 
 
+def in_use(entries: list[Entry]) -> list[Entry]:
+    """The entries that put a version in use, oldest first; the last one tells the champion."""
+    return [entry for entry in entries if entry.what in ("opened", "move")]
+
+
 def champion_of(entries: list[Entry]) -> str:
-    return next((entry.version for entry in reversed(entries) if entry.what in ("opened", "move")), "")
+    """The version in use; empty: none."""
+    return next((entry.version for entry in reversed(in_use(entries))), "")
+
+
+def decision_about(entries: list[Entry], version: str, adapter: str) -> str:
+    """The last sentence about a version with these weights; empty: it was neither compared nor put in use."""
+    for entry in reversed(entries):
+        if entry.version == version and entry.adapter == adapter and entry.what != "look":
+            return entry.said
+    return ""
 
 
 @contextlib.contextmanager
@@ -119,30 +100,54 @@ def held(folder: Path, by: str, moved_by_hand: bool = False) -> Iterator[History
     Raises:
         UserError: the history is damaged, the pointer is not what it says, or the registry cannot be written.
     """
+    with _locked(folder):
+        history = History(folder, by, read(folder))
+        if not history.entries:  # versions from before there was a history: the newest intact one is the champion
+            old = "the newest intact version from before this history; it was not compared"
+            history.open(newest := _newest(folder), old if newest else "the first run")
+        there, said = pointer(folder), history.champion
+        if there != said:
+            if there in ("", in_use(history.entries)[-1].champion):
+                point(folder, said)
+            elif not moved_by_hand:
+                raise UserError(
+                    f"{folder / POINTER} points to {there.replace('?', 'no version')}, and {HISTORY} says "
+                    f"{said or 'that none is in use'}: it was changed by hand. Record what you want: "
+                    f"qlora-flow adapters promote {folder.name}@VERSION --reason TEXT."
+                )
+        yield history
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(f".{folder.name}", folder=folder.parent):
-            history = History(folder, by)
-            if not history.entries:
-                _open(history)
-            last = next((entry for entry in reversed(history.entries) if entry.what in ("opened", "move")), None)
-            there, said = pointer(folder), history.champion
-            if there != said:
-                if last and there in ("", last.champion):
-                    point(folder, said)
-                elif not moved_by_hand:
-                    raise UserError(
-                        f"{folder / POINTER} points to {there}, and {HISTORY} says {said or 'that none is in use'}: it "
-                        f"was changed by hand. Record what you want: qlora-flow adapters promote {folder.name}@VERSION."
-                    )
-            yield history
+            yield
 
 
-def _open(history: History) -> None:
-    """Begin a history. Versions from before there was one: the newest intact one is the first champion."""
-    newest = _newest(history.folder)
-    reason = "the newest intact version from before this history; it was not compared" if newest else "the first run"
-    history.add("opened", version=newest, reason=reason)
+def renew(folder: Path, by: str, reason: str) -> str:
+    """Begin a new life of the test rows: looks are counted anew. A damaged history is kept beside the new one.
+
+    Returns:
+        what was done, in a sentence.
+    """
+    with _locked(folder):
+        try:
+            read(folder)
+        except UserError:
+            kept = folder / f"{HISTORY}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+            with contextlib.suppress(FileNotFoundError):  # the whole file was lost
+                shutil.copyfile(folder / HISTORY, kept)
+            there = pointer(folder)
+            now = "" if there == "?" else intact(folder, there).path.name if there else ""
+            History(folder, by, []).open(now, f"{reason}; what is left of the damaged history is in {kept.name}")
+            return (
+                f"A new history of {folder.name} begins with {now or 'no version'} in use; the damaged one is {kept}."
+            )
+    with held(folder, by) as history:
+        history.open(history.champion, reason)
+        return f"A new life of the test rows of {folder.name} begins; {history.champion or 'no version'} stays in use."
 
 
 def _newest(folder: Path) -> str:
@@ -155,9 +160,13 @@ def _newest(folder: Path) -> str:
 
 def begin(folder: Path, by: str) -> None:
     """Before a run: open a history where there is none, and raise UserError for what would keep it from deciding."""
-    with held(folder, by) as history:
-        if history.champion:
-            intact(folder, history.champion)
+    if not folder.parent.exists() and folder.parent in registries()[1:]:
+        raise UserError(
+            f"publishing.registry: {folder.parent} is gone, and versions were published to it. Is its disk mounted? If "
+            "it moved, say where to; to begin anew, make an empty folder there."
+        )
+    with held(folder, by):
+        current(folder)
 
 
 @contextlib.contextmanager
@@ -175,9 +184,14 @@ def read(folder: Path) -> list[Entry]:
     """The history of an adapter, oldest first; empty where there is none.
 
     Raises:
-        UserError: a line is damaged or missing.
+        UserError: a line is damaged or missing, or the whole file beside a pointer.
     """
     entries = []
+    if not (folder / HISTORY).exists() and pointer(folder):
+        raise UserError(
+            f"{folder / HISTORY} is missing beside {POINTER}, so looks may be lost and nothing is decided. Restore it "
+            f"from a copy, or begin anew: qlora-flow adapters renew {folder.name} --reason TEXT."
+        )
     for number, entry in enumerate(lines.read(folder / HISTORY, TypeAdapter(Entry))):
         if entry is None or entry.number != number:
             raise UserError(
@@ -189,8 +203,14 @@ def read(folder: Path) -> list[Entry]:
 
 
 def pointer(folder: Path) -> str:
-    """The version that the pointer names; empty where there is none, `?` where it names no version."""
+    """The version that the pointer names; empty where there is none, `?` where it names no version.
+
+    Raises:
+        UserError: it is a folder, as when a registry was copied without its links.
+    """
     path = folder / POINTER
+    if path.is_dir() and not path.is_symlink():
+        raise UserError(f"{path} is a folder, and the pointer to the champion has that name; move it away.")
     try:
         name = str(path.readlink()) if path.is_symlink() else path.read_text("utf-8").strip()
     except FileNotFoundError:
@@ -203,8 +223,6 @@ def pointer(folder: Path) -> str:
 def point(folder: Path, version: str) -> None:
     """Replace the pointer in one step; without a version, remove it."""
     path, aside = folder / POINTER, folder / f".{POINTER}"
-    if path.is_dir() and not path.is_symlink():
-        raise UserError(f"{path} is a folder, and the pointer to the champion has that name; move it away.")
     if not version:
         path.unlink(missing_ok=True)
         return
@@ -240,8 +258,7 @@ def opponent(folder: Path, adapter: str) -> ArtifactRef | None:
     Raises:
         UserError: the champion is missing or damaged, or the history is.
     """
-    entries = read(folder)
-    for entry in reversed(entries):
+    for entry in reversed(read(folder)):
         if entry.what in ("look", "move") and entry.adapter == adapter:
             if not entry.champion:
                 return None
@@ -255,11 +272,18 @@ def current(folder: Path) -> ArtifactRef | None:
     """The version in use, with its checksums verified; None: there is none yet.
 
     Raises:
-        UserError: it is missing or damaged, or the history is.
+        UserError: it is missing or damaged, the history is, or another version has its number.
     """
     entries = read(folder)
-    now = champion_of(entries) if entries else _newest(folder)
-    return intact(folder, now) if now else None
+    put = in_use(entries)[-1] if entries else None
+    name = put.version if put else _newest(folder)
+    version = intact(folder, name) if name else None
+    if put and version and weights(folder, name) != put.adapter:
+        raise UserError(
+            f"{name} of {folder.name} has other weights than those that were put in use on {put.at[:10]}. Restore its "
+            f"folder, or put a version in use: qlora-flow adapters promote {folder.name}@VERSION --reason TEXT."
+        )
+    return version
 
 
 def intact(folder: Path, version: str) -> ArtifactRef:

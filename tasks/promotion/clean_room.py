@@ -15,6 +15,7 @@ from tasks.process.quiet import silence
 from tasks.promotion.champion import intact
 from tasks.promotion.schema import CleanRoomJob
 from tasks.publishing.schema import PROBES, Probe, Probes
+from tasks.store.artifact import ArtifactRef
 from tasks.store.model import BaseModelRef
 
 TOLERANCE = 0.05
@@ -32,7 +33,16 @@ def try_out(version: Path, model: BaseModelRef, log: Callable[[str], None], hang
     Raises:
         UserError: it has another base, or does not load or answer as it should.
     """
-    manifest = intact(version.parent, version.name).manifest
+    published = intact(version.parent, version.name)
+    check_base(published, model)
+    model.verify()
+    job = CleanRoomJob(version=str(version), base=model.folder, probes=probes_of(published))
+    run_child("tasks.promotion.clean_room", job.model_dump(), log, hang_minutes)
+
+
+def check_base(version: ArtifactRef, model: BaseModelRef) -> None:
+    """Raises UserError when a version was not trained on this base."""
+    manifest, name = version.manifest, f"{version.path.name} of {version.path.parent.name}"
     source, revision = (manifest.identity.config.get(name, "") for name in ("source", "revision"))
     for what, published, there in (
         ("base", source, model.source),
@@ -40,12 +50,13 @@ def try_out(version: Path, model: BaseModelRef, log: Callable[[str], None], hang
         ("content (weights, configuration, tokenizer) of the base", manifest.identity.inputs["model"], model.digest),
     ):
         if published != there:
-            raise UserError(f"{version.name} of {version.parent.name} has another {what}: {published}, not {there}.")
-    model.verify()
-    stored = version / PROBES
-    probes = Probes.model_validate_json(stored.read_bytes()) if PROBES in manifest.files else NO_PROBES
-    job = CleanRoomJob(version=str(version), base=model.folder, probes=probes)
-    run_child("tasks.promotion.clean_room", job.model_dump(), log, hang_minutes)
+            raise UserError(f"{name} has another {what}: {published}, not {there}.")
+
+
+def probes_of(version: ArtifactRef) -> Probes:
+    """The stored answers of a version, and how its base is loaded."""
+    stored = version.path / PROBES
+    return Probes.model_validate_json(stored.read_bytes()) if stored.name in version.manifest.files else NO_PROBES
 
 
 def check(work: dict[str, Any]) -> None:
@@ -75,7 +86,9 @@ def check(work: dict[str, Any]) -> None:
         model = PeftModel.from_pretrained(base, job.version, autocast_adapter_dtype=False).eval()
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{name} does not load on its base: {' '.join(str(error).split())[:300]}") from error
-    loaded = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(model).items()}
+    # without `save_embedding_layers`, PEFT asks the Hub about the base's vocabulary
+    parts = get_peft_model_state_dict(model, save_embedding_layers=False)
+    loaded = {key: tuple(value.shape) for key, value in parts.items()}
     with safe_open(Path(job.version, "adapter_model.safetensors"), "pt") as file:
         # a safetensors file has keys and is no mapping
         stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118

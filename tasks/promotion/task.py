@@ -1,26 +1,37 @@
 """Stage 7: is the new version better than the one in use? If so, it takes its place."""
 
 import contextlib
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 from prefect import task
-from prefect.events import emit_event
+from prefect.events import Event, RelatedResource, Resource, get_events_client
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
+from prefect.utilities.asyncutils import run_coro_as_sync
 
 from tasks.config import ExecutionConfig, PromotionConfig, PublishingConfig, metric
+from tasks.errors import UserError
 from tasks.evaluation.facts import WATCH, EvaluationFacts
 from tasks.promotion import champion, gate
-from tasks.promotion.champion import Entry, History
+from tasks.promotion.champion import History
 from tasks.promotion.clean_room import try_out
-from tasks.promotion.schema import Decision
+from tasks.promotion.page import PAGE, page
+from tasks.promotion.schema import Decision, Entry, Outcome, sentence
 from tasks.publishing.identity import registry_folder
+from tasks.publishing.registry import group_may
 from tasks.store.artifact import ArtifactRef, intact
 from tasks.store.identity import digest_of
-from tasks.store.manifest import DamagedArtifact
 from tasks.store.model import BaseModelRef
+
+ANNOUNCED = ".announced"
+"""File beside the history: the id of the last event that Prefect has."""
 
 
 @task(name="promote", persist_result=False)
@@ -41,18 +52,80 @@ def promote(
         compared: the champion that was scored; None: there was none, and the candidate must beat its base.
     """
     log, folder = get_run_logger().info, registry_folder(publishing)
-    with champion.held(folder, this_run()) as history:
-        before = history.champion
+    with acting(folder) as history:
         decision = _decide(history, version, scores, compared, model, promotion)
-        if decision.outcome != "kept":
+        if decision.outcome in ("promoted", "waiting") and history.champion != decision.version:
             log(f"{decision.version} is better; it is tried in a process of its own before it is put in use")
-            try_out(version.path, model, log, execution.hang_minutes)
-        if decision.outcome == "promoted":
-            history.move(decision.version, decision.sentence, champion.weights(folder, decision.version))
-    if decision.outcome == "promoted":
-        announce(publishing.name, decision.version, before, decision.sentence)
+            try:
+                try_out(version.path, model, log, execution.hang_minutes)
+            except UserError as error:
+                decision = _refuse(history, decision, str(error))
+        if decision.outcome == "promoted" and history.champion != decision.version:
+            history.move(decision.version, decision.sentence)
     log(decision.sentence)
     return decision
+
+
+@contextlib.contextmanager
+def acting(folder: Path, moved_by_hand: bool = False) -> Iterator[History]:
+    """`champion.held` for what moves the champion; page and event follow the history, also for a process that died."""
+    with champion.held(folder, this_run(), moved_by_hand) as history:
+        _follow(history)
+        yield history
+        _follow(history)
+
+
+def _follow(history: History) -> None:
+    """Bring the page up to date, and tell Prefect of the last move unless it knows."""
+    file, text = history.folder / PAGE, page(history.folder.name, history.entries)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+        group_may(file, 0o040)
+    moves = [entry for entry in history.entries if entry.what == "move"]
+    if moves and get_current_settings().api.url:
+        announce(history.folder, moves[-1])
+
+
+def announce(folder: Path, move: Entry) -> None:
+    """Emit the event of a move, at least once; its resource is `qlora-flow.adapter.<name>`.
+
+    The event's id is made from the move. The file ANNOUNCED has it once the server has the event. A server that gets
+    an event twice, because a process died in between, stores it once.
+    """
+    id, told = uuid5(NAMESPACE_URL, f"{folder}#{move.number}#{move.at}"), folder / ANNOUNCED
+    if told.exists() and told.read_text() == str(id):
+        return
+    run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}
+    event = Event(
+        id=id,
+        event="qlora-flow.champion.moved",
+        occurred=datetime.now(UTC),
+        resource=Resource(
+            {"prefect.resource.id": f"qlora-flow.adapter.{folder.name}", "prefect.resource.name": folder.name}
+        ),
+        related=[RelatedResource(run)] if flow_run.id else [],
+        payload={"name": folder.name, "version": move.version, "from": move.champion, "reason": move.reason},
+    )
+
+    async def emit() -> None:
+        async with get_events_client(reconnection_attempts=1, checkpoint_every=1) as client:
+            await client.emit(event)
+
+    try:
+        run_coro_as_sync(emit())
+    except Exception as error:  # the champion has moved all the same
+        logging.getLogger(__name__).warning(f"The event of {move.version} is emitted by the next action: {error}")
+    else:
+        told.write_text(str(id))
+
+
+def _refuse(history: History, decision: Decision, why: str) -> Decision:
+    """Record that a version which is better does not load."""
+    said = sentence("refused", decision.version, history.champion, why)
+    last, adapter = history.entries[-1], champion.weights(history.folder, decision.version)
+    if (last.what, last.adapter, last.reason) != ("refused", adapter, said):  # by a run that is repeated
+        history.add("refused", version=decision.version, champion=history.champion, adapter=adapter, reason=said)
+    return decision.model_copy(update={"outcome": "refused", "sentence": said, "champion": history.champion})
 
 
 def _decide(
@@ -68,15 +141,19 @@ def _decide(
     adapter = champion.weights(history.folder, name)
 
     def kept(why: str) -> Decision:
-        return Decision(outcome="kept", sentence=f"Kept {now or 'the base'}: {why}.", version=name, champion=now)
+        return Decision(outcome="kept", sentence=sentence("kept", name, now, why), version=name, champion=now)
 
+    came = champion.in_use(history.entries)
     if now and adapter == champion.weights(history.folder, now):
         if name != now:
             return kept(f"{name} has the same weights")
-        came = next(entry for entry in reversed(history.entries) if entry.what in ("opened", "move"))
-        return kept(f"it is the version in use since {came.at[:10]}, and nothing is new")
-    left = [e for e in history.entries if e.what == "move" and e.champion and _weights(history, e.champion) == adapter]
-    if left:
+        if came[-1].by == history.by and flow_run.id:  # this very run has moved it, and is tried again
+            facts = next(
+                (e.facts for e in reversed(history.entries) if e.what == "decision" and e.adapter == adapter), {}
+            )
+            return Decision(outcome="promoted", sentence=came[-1].reason, version=name, champion=now, facts=facts)
+        return kept(f"it is the version in use since {came[-1].at[:10]}, and nothing is new")
+    if left := [after for entry, after in pairwise(came) if entry.adapter == adapter]:
         return kept(f"{name} was replaced on {left[-1].at[:10]} by {left[-1].by}; only a person puts it in use again")
     rule = promotion.model_dump(exclude={"approval"})
     with intact((scores,)):
@@ -101,32 +178,19 @@ def _decide(
                 )
             look = history.add("look", version=name, champion=now, adapter=adapter, key=key, fresh=fresh, level=level)
         decided = _judge(history, look, scores, promotion)
-    better = "waiting" if promotion.approval else "promoted"
-    sentence = decided.reason
-    if decided.better:
-        begins = f"{name} waits for approval" if promotion.approval else f"Promoted {name}"
-        ends = f". Approve: qlora-flow adapters promote {history.folder.name}@{name}" if promotion.approval else ""
-        sentence = f"{begins}: {decided.reason}{ends}."
+    outcome: Outcome = ("waiting" if promotion.approval else "promoted") if decided.better else "kept"
     return Decision(
-        outcome=better if decided.better else "kept",
-        sentence=sentence,
+        outcome=outcome,
+        sentence=sentence(outcome, name, now, decided.reason, history.folder.name),
         version=name,
-        champion=name if decided.better and not promotion.approval else now,
+        champion=name if outcome == "promoted" else now,
         facts=decided.facts,
     )
 
 
-def _weights(history: History, version: str) -> str:
-    """As `champion.weights`, of a version that may be gone."""
-    with contextlib.suppress(DamagedArtifact):
-        return champion.weights(history.folder, version)
-    return ""
-
-
 def _judge(history: History, look: Entry, scores: ArtifactRef, promotion: PromotionConfig) -> Entry:
     """Read the scores, test, and record what they say."""
-    against = look.champion or "base"
-    number, now = len(_looks(history.life())), against if look.champion else "the base"
+    number = len(_looks(history.life()))
     facts: dict[str, Any] = {"metric": promotion.metric, "look": number, "comparisons": promotion.comparisons}
     try:
         guards, other = [gate.Guard.parse(text) for text in promotion.guards], "champion" if look.champion else "base"
@@ -156,17 +220,15 @@ def _judge(history: History, look: Entry, scores: ArtifactRef, promotion: Promot
             else:
                 bound = table.compare(guard.metric, -guard.fall, guard.column, guard.value)
             why = why or gate.broken(guard.name, bound, guard.fall, promotion.error_rate)
-        reason = f"Kept {now}: {why}." if why else measured
     except gate.Incomparable as error:
-        why = str(error)
-        reason = f"Kept {now}: {look.version} cannot be compared, because {why}."
+        why = f"{look.version} cannot be compared, because {error}"
     return history.add(
         "decision",
         version=look.version,
         champion=look.champion,
         adapter=look.adapter,
         key=look.key,
-        reason=reason,
+        reason=why or measured,
         better=not why,
         facts=facts,
     )
@@ -224,16 +286,6 @@ def _watched(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for row in pq.read_table(folder / WATCHED).to_pylist():
         found.setdefault(row[WATCH], []).append(row)
     return found
-
-
-def announce(name: str, version: str, before: str, reason: str) -> None:
-    """Emit the event where a Prefect server is known; its resource is `qlora-flow.adapter.<name>`."""
-    if get_current_settings().api.url:
-        emit_event(
-            "qlora-flow.champion.moved",
-            resource={"prefect.resource.id": f"qlora-flow.adapter.{name}", "prefect.resource.name": name},
-            payload={"name": name, "version": version, "from": before, "reason": reason},
-        )
 
 
 def this_run() -> str:

@@ -30,6 +30,8 @@ on the base in 4 bits ({{ training.quant_type }}, \
 The base's weights are those of `{{ gguf.file }}` in the Python package `{{ gguf.package }}`, converted to bfloat16.
 They are not the Hub's weights of the same model: on those the adapter gives other answers.
 {% endif %}
+Whether this version is in use, and what was decided about it, is on the page of its registry: `../README.md`.
+
 ## Result on {{ evaluation.rows }} held-out rows
 
 {{ score_table }}

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import Field
+
 from tasks.store.facts import Facts
 
 
@@ -20,4 +22,4 @@ class VersionFacts(Facts):
     training: str = ""
     begun_from: str = ""
     scores: list[dict[str, Any]]
-    health: dict[str, dict[str, float]]
+    health: dict[str, dict[str, float]] = Field({})

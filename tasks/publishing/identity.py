@@ -8,7 +8,7 @@ from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
 from tasks.store.root import store_root
 
-VERSION = 4
+VERSION = 5
 """Raised when the same inputs can give another result (docs/caching.md)."""
 
 

@@ -31,7 +31,7 @@ class Probes(BaseModel):
 
     Args:
         training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
-        rows: at most eight, those with the greatest gain.
+        rows: at most eight, the shortest among those with the greatest gain.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

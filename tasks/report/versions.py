@@ -6,6 +6,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.promotion import champion
+from tasks.promotion.schema import Entry
 from tasks.publishing.facts import VersionFacts
 from tasks.publishing.registry import versions
 from tasks.store.manifest import DamagedArtifact, Manifest, read_manifest
@@ -32,7 +33,7 @@ def beside(version: Path) -> list[dict[str, Any]]:
         found = holding.get(manifest.identity.inputs.get(name, ""), []) if manifest else []
         return manifests[found[0]] if found else None
 
-    history: list[champion.Entry] = []
+    history: list[Entry] = []
     with contextlib.suppress(UserError):
         history = champion.read(version.parent)
     told = []
@@ -60,7 +61,7 @@ def beside(version: Path) -> list[dict[str, Any]]:
     return told
 
 
-def _decision(history: list[champion.Entry], version: str) -> str:
+def _decision(history: list[Entry], version: str) -> str:
     if champion.champion_of(history) == version:
         return "in use"
     if any(entry.what == "move" and entry.version == version for entry in history):

@@ -42,3 +42,11 @@ def test_a_seed_draws_the_same_faults() -> None:
     assert drawn(100, 3) == drawn(100, 3) != drawn(100, 4)
     assert len(drawn(100, 0)) == 100
     assert set(drawn(100, 0)) == set(FAULTS) - (set() if may_mount() else {"disk full"})
+
+
+@pytest.mark.timeout(3600)
+def test_a_short_campaign_of_promotions_loses_nothing() -> None:
+    command = [sys.executable, "-m", "tests.faults.promotion", "--runs", "12", "--seed", "5"]
+    campaign = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert campaign.returncode == 0, campaign.stdout
+    assert campaign.stdout.count("survived\n") == 12

@@ -1,5 +1,6 @@
 """The whole flow on a tiny model: six stages, again, and with one thing changed."""
 
+import html
 import json
 import logging
 import re
@@ -67,11 +68,17 @@ def test_a_run_leaves_every_artifact_and_a_second_run_reuses_it(
     assert all(value > 0 for value in log["grad_norm"])
     assert (paths["publish"] / "adapter_model.safetensors").exists()
     assert "safetensors" in (paths["publish"] / "SHA256SUMS").read_text()
-    assert Path(first["report"]).read_text().startswith("<!doctype html>")
+    report = Path(first["report"]).read_text()
+    assert report.startswith("<!doctype html>")
+    decided = first["promotion"]["sentence"]
+    assert decided.startswith("Promoted v0001: held-out loss ") and decided.rstrip(".") in shown
+    for text in (first["said"] + ".", html.unescape(report), (paths["publish"].parent / "README.md").read_text()):
+        assert decided in text
 
     again = run(config)
     assert outcomes(again) == ["reused"] * 6
     assert again["published"] == first["published"]
+    assert again["promotion"]["sentence"].startswith("Kept v0001: it is the version in use since ")
 
     changed = run(config, "--training.learning_rate", "2e-2")
     assert outcomes(changed) == ["reused"] * 3 + ["ran"] * 3

@@ -1,6 +1,8 @@
 """One champion at any time, a history that loses nothing, and a sentence for whatever is wrong with either."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,13 @@ from flows.__main__ import main
 from flows.promote import earlier
 from tasks.errors import UserError
 from tasks.promotion import champion
+from tasks.publishing.facts import VersionFacts
+from tasks.publishing.registry import add_version
 from tasks.store.artifact import ArtifactRef
+from tasks.store.identity import Identity
 from tests.promotion.registry import folder, publish
+from tests.store.test_manifest import of_format
+from tests.tiny import noted
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -59,6 +66,20 @@ def test_versions_from_before_have_a_first_champion_the_newest_intact_one() -> N
     assert "from before this history" in champion.read(folder())[0].reason
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_version_of_an_earlier_format_is_a_first_champion(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    file = publish("a").path / "manifest.json"
+    manifest = json.loads(file.read_bytes())
+    del manifest["info"]["health"]
+    file.write_bytes(of_format(number, json.dumps(manifest).encode()))
+    assert (compared := opponent("b")) and compared.path.name == "v0001" == pointed()
+    for action in ("list", "verify adapter", "show adapter", "compare adapter@v0001"):
+        assert main(["adapters", *action.split()]) == 0
+    assert "damaged" not in capsys.readouterr().out
+    (folder() / "v0001" / "adapter_model.safetensors").write_text("x")
+    assert main(["adapters", "verify", "adapter"]) == 1
+
+
 def test_a_first_run_is_compared_with_the_base_also_when_it_is_repeated() -> None:
     assert opponent("a") is None
     publish("a")  # and is killed here
@@ -96,7 +117,7 @@ def test_a_pointer_that_was_changed_by_hand_is_said_and_can_be_recorded() -> Non
     assert pointed() == "v0001" == champion.champion_of(champion.read(folder()))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "line taken out", "line twice", "not text"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "line taken out", "line twice", "not text", "deleted"])
 def test_a_damaged_history_is_a_sentence_and_nothing_is_decided(
     damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,8 +132,8 @@ def test_a_damaged_history_is_a_sentence_and_nothing_is_decided(
         "line twice": b"\n\n".join([*lines, lines[2]]),
         "not text": b"\xff\xfe\n",
     }
-    file.write_bytes(whole[damage])
-    with pytest.raises(UserError, match="is damaged at entry"), champion.held(folder(), "a test"):
+    file.write_bytes(whole[damage]) if damage in whole else file.unlink()
+    with pytest.raises(UserError, match=r"is damaged at entry|is missing beside"), champion.held(folder(), "a test"):
         pass
     assert main(["adapters", "promote", "adapter@v0001", "--reason", "x"]) == 2
     assert main(["adapters", "verify", "adapter"]) == 1
@@ -120,7 +141,20 @@ def test_a_damaged_history_is_a_sentence_and_nothing_is_decided(
     assert "Traceback" not in "".join(capsys.readouterr())
     assert main(["adapters", "renew", "adapter", "--reason", "a disk failed"]) == 0
     assert pointed() == "v0002" == champion.champion_of(champion.read(folder()))
-    assert len([*folder().glob("history.jsonl.damaged-*")]) == 1
+    assert len([*folder().glob("history.jsonl.damaged-*")]) == (damage != "deleted")
+
+
+def test_a_renewal_that_is_killed_leaves_the_damaged_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    publish("a"), publish("b")
+    move("v0001")
+    file = folder() / "history.jsonl"
+    file.write_bytes(damaged := file.read_bytes()[:-20])
+    with monkeypatch.context() as patch:
+        patch.setattr(champion, "_replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            champion.renew(folder(), "a test", "a disk failed")
+    assert file.read_bytes() == damaged
+    assert "begins with v0001 in use" in champion.renew(folder(), "a test", "a disk failed")
 
 
 def test_a_full_disk_leaves_the_history_as_it_was() -> None:
@@ -152,6 +186,69 @@ def test_a_champion_that_is_damaged_or_gone_is_a_sentence_that_names_another() -
         opponent("c")
 
 
+def put_another_in_its_place() -> None:
+    shutil.rmtree(folder() / "v0002")
+    shutil.copytree(folder() / "v0001", folder() / "v0002")
+
+
+def take_away_the_last_and_publish_another() -> None:
+    """A number of a version that was in use, and was deleted since, is given again."""
+    move("v0001")
+    shutil.rmtree(folder() / "v0002")
+    publish("c")
+
+
+def damage_the_last() -> None:
+    (folder() / "v0002" / "adapter_model.safetensors").write_text("x")
+
+
+def copy_without_links() -> None:
+    (folder() / "champion").unlink()
+    shutil.copytree(folder() / "v0002", folder() / "champion")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "command", "sentence"),
+    [
+        (put_another_in_its_place, "begin", "v0002 of adapter has other weights than those that were put in use"),
+        (put_another_in_its_place, "verify adapter", "v0002 of adapter has other weights"),
+        (take_away_the_last_and_publish_another, "rollback adapter@v0002", "v0002 of adapter was never in use"),
+        (damage_the_last, "begin", "v0002 of adapter is missing or damaged"),
+        (damage_the_last, "promote adapter@v0002", "v0002 of adapter is missing or damaged"),
+        (damage_the_last, "rollback adapter@v0002", "v0002 of adapter is missing or damaged"),
+        (lambda: None, "promote adapter@../v0001", "'../v0001' names no version of adapter"),
+        (copy_without_links, "begin", "champion is a folder, and the pointer to the champion has that name"),
+        (copy_without_links, "rollback adapter@v0001", "champion is a folder, and the pointer"),
+        (lambda: None, "rollback adapter@v0003", "v0003 of adapter is missing or damaged"),
+        (lambda: publish("c"), "rollback adapter@v0003", "v0003 of adapter was never in use, so it was not tried"),
+    ],
+)
+def test_what_was_exchanged_or_never_tried_is_not_put_in_use(
+    tamper: Callable[[], None], command: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish("a"), publish("b")
+    move("v0001"), move("v0002")
+    tamper()
+    before = champion.read(folder())
+    if command == "begin":
+        with pytest.raises(UserError, match=sentence):
+            champion.begin(folder(), "a test")
+    else:
+        more = [] if command.startswith("verify") else ["--reason", "x"]
+        assert main(["adapters", *command.split(), *more]) in (1, 2)
+        assert sentence in " ".join("".join(capsys.readouterr()).replace("│", " ").split())
+    assert champion.read(folder()) == before
+
+
+def test_a_registry_that_is_gone_is_not_begun_anew(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "disk" / "adapter"
+    add_version(Identity(stage="publish"), elsewhere, lambda aside, version: noted(VersionFacts))
+    elsewhere.parent.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"disk is gone, and versions were published to it\. Is its disk mounted"):
+        champion.begin(elsewhere, "a test")
+    assert not elsewhere.parent.exists()
+
+
 def test_a_registry_that_cannot_be_written_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "somewhere")
@@ -172,7 +269,7 @@ def test_going_back_twice_goes_back_two_versions() -> None:
     assert main(["adapters", "rollback", "adapter", "--reason", "even more"]) == 2
     last = champion.read(folder())[-1]
     assert (last.version, last.champion) == ("v0001", "v0002")
-    assert last.reason == "Rolled back from v0002 to v0001: more complaints" and "@" in last.by
+    assert last.reason == "Rolled back from v0002 to v0001: more complaints." and "@" in last.by
 
 
 @pytest.mark.parametrize(
@@ -205,8 +302,6 @@ def test_people_and_programs_see_versions_and_decisions(capsys: pytest.CaptureFi
     publish("a", 2.5), publish("b", 2.25)
     move("v0002")
     assert main(["adapters", "list", "--json"]) == 0
-    import json
-
     rows = json.loads(capsys.readouterr().out)
     assert [(row["version"], row["champion"], row["scores"]) for row in rows] == [
         ("v0001", False, {"loss": 2.5}),

@@ -9,38 +9,20 @@ from typing import Any
 import pytest
 
 from tasks.errors import UserError
-from tasks.promotion.clean_room import check, loss, try_out
+from tasks.promotion.clean_room import check, try_out
 from tasks.publishing.facts import VersionFacts
 from tasks.publishing.registry import add_version
-from tasks.publishing.schema import PROBES, Probe, Probes
+from tasks.publishing.schema import PROBES
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
-from tests.publishing.test_program import adapter
+from tests.promotion.registry import adapter_with_answers
 from tests.tiny import noted
-
-TRAINING = {"quantization": "4bit", "quant_type": "nf4", "compute_dtype": "bfloat16", "double_quant": False}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """An adapter and its probes: the answers are the adapter's own, so it is better on them than the base."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from tasks.model.quantization import load_options
-
     folder = tmp_path_factory.mktemp("made")
-    adapter(folder, tiny_model, dora=False)
-    base: Any = AutoModelForCausalLM.from_pretrained(tiny_model, **load_options(**TRAINING))
-    model = PeftModel.from_pretrained(base.dequantize().to(torch.bfloat16), folder, autocast_adapter_dtype=False)
-    rows = []
-    for first in range(8):
-        prompt = torch.arange(first + 5, first + 15)[None]
-        ids = model.generate(input_ids=prompt, max_new_tokens=8, do_sample=False, eos_token_id=399)[0].tolist()
-        row = Probe(input_ids=ids, labels=[-100] * 10 + ids[10:], base=9.0, tuned=0.0)
-        rows.append(row.model_copy(update={"tuned": loss(model, row)}))
-    (folder / PROBES).write_text(Probes(training=TRAINING, rows=rows).model_dump_json())
+    adapter_with_answers(folder, tiny_model)
     return folder
 
 

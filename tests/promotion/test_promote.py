@@ -1,20 +1,19 @@
 """What is promoted and what is kept, in words; a decision is made once, whatever happens to the process."""
 
-import random
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from flows.__main__ import main
 from flows.checks import _promotion as check_promotion
 from flows.promote import opinion
-from tasks.config import EvaluationConfig, ExecutionConfig, PromotionConfig, PublishingConfig
+from tasks.config import EvaluationConfig, PromotionConfig
 from tasks.errors import UserError
 from tasks.promotion import champion, task
-from tasks.promotion.schema import Decision
-from tasks.store.artifact import ArtifactRef
-from tests.promotion.registry import BASE, folder, publish, scored
+from tests.promotion.registry import BASE, decide, folder, publish, rows, run, scored
 
 pytestmark = pytest.mark.usefixtures("store")
 BETTER, EQUAL, WORSE = -0.1, 0.0, 0.1
@@ -26,41 +25,6 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     monkeypatch.setattr(task, "try_out", lambda version, *_: names.append(version.name))
     return names
-
-
-def rows(shift: float, other: str = "champion", count: int = 200, **more: float) -> list[dict[str, Any]]:
-    """Scores of rows on which the candidate has `shift` more loss, and noise."""
-    chance = random.Random(7)
-    made = []
-    for n in range(count):
-        loss = chance.gauss(2, 0.5)
-        after = loss + shift + chance.gauss(0, 0.1) * (shift != 0)
-        row = {
-            "base_loss": loss + 1,
-            f"{other}_loss": loss,
-            "tuned_loss": after,
-            "topic": "travel" if n % 2 else "food",
-        }
-        for name, fall in more.items():
-            row |= {f"{other}_{name}": 0.5 + chance.gauss(0, 0.01), f"tuned_{name}": 0.5 - fall}
-        made.append(row)
-    return made
-
-
-def decide(version: ArtifactRef, scores: ArtifactRef, compared: ArtifactRef | None, **fields: Any) -> Decision:
-    from prefect.logging import disable_run_logger
-
-    settings = PublishingConfig(), PromotionConfig(**fields), ExecutionConfig()
-    with disable_run_logger():
-        return task.promote.fn(version, scores, compared, BASE, *settings)
-
-
-def run(weights: str, shift: float, name: str = "", **fields: Any) -> Decision:
-    """As a retrain does: begin, evaluate against the champion, publish, promote."""
-    champion.begin(folder(), "a test")
-    compared = champion.opponent(folder(), weights)
-    scores = scored(rows(shift, "champion" if compared else "base"), name or weights)
-    return decide(publish(weights), scores, compared, **fields)
 
 
 def looks() -> int:
@@ -133,7 +97,7 @@ def test_a_run_that_is_killed_when(moment: str, monkeypatch: pytest.MonkeyPatch)
     assert sum(entry.what == "move" for entry in champion.read(folder())) == 2
 
 
-def test_a_version_that_does_not_load_leaves_the_champion_and_the_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_does_not_load_is_refused_and_leaves_the_champion() -> None:
     run("a", BETTER)
     with pytest.MonkeyPatch.context() as patch:
 
@@ -141,9 +105,12 @@ def test_a_version_that_does_not_load_leaves_the_champion_and_the_run_fails(monk
             raise UserError("v0002 does not load on its base")
 
         patch.setattr(task, "try_out", refuse)
-        with pytest.raises(UserError, match="does not load"):
-            run("b", BETTER)
+        refused = [run("b", BETTER) for _ in range(2)]
+    assert [decision.outcome for decision in refused] == ["refused"] * 2
+    assert refused[0].sentence == "Refused v0002, and v0001 stays in use: v0002 does not load on its base."
     assert champion.pointer(folder()) == "v0001"
+    assert [entry.what for entry in champion.read(folder())[4:]] == ["look", "decision", "refused"]
+    assert run("b", BETTER).outcome == "promoted"  # the base was damaged, and is whole again
 
 
 def test_two_runs_at_once_compare_with_the_champion_of_their_time() -> None:
@@ -227,8 +194,6 @@ def test_a_champion_that_could_not_answer_the_rows_is_said_and_costs_no_look() -
 
 
 def test_spent_looks_are_said_and_a_new_life_is_opened_with_a_reason() -> None:
-    from flows.__main__ import main
-
     run("a", BETTER, comparisons=2)
     run("b", WORSE, comparisons=2)
     spent = run("c", BETTER, comparisons=2)
@@ -256,11 +221,11 @@ def test_approval_leaves_the_version_waiting_and_promoting_it_is_the_approval(
     waiting = run("b", BETTER, approval=True)
     assert waiting.outcome == "waiting" and waiting.champion == "v0001" == champion.pointer(folder())
     assert waiting.sentence.startswith("v0002 waits for approval: held-out loss")
-    assert waiting.sentence.endswith("qlora-flow adapters promote adapter@v0002.")
-    monkeypatch.setattr(flows.promote, "_base", lambda _: BASE)
+    assert waiting.sentence.endswith("qlora-flow adapters promote adapter@v0002 --reason TEXT.")
+    monkeypatch.setattr(flows.promote, "base_of", lambda _: BASE)
     monkeypatch.setattr(flows.promote, "try_out", lambda version, *_: tried.append(version.name))
     said = flows.promote.promote_version("adapter", "v0002", "read the answers")
-    assert said.startswith("Promoted v0002 by hand: read the answers. The gate: better, held-out loss")
+    assert said.startswith("Promoted v0002 by hand: read the answers. The gate: v0002 is better: held-out loss")
     assert champion.pointer(folder()) == "v0002"
     assert run("b", BETTER, approval=True).sentence.startswith("Kept v0002: it is the version in use since")
     assert looks() == 2
@@ -275,8 +240,88 @@ def test_a_version_that_was_rolled_back_is_not_promoted_again_by_a_run() -> None
     again = run("b", BETTER)
     assert again.outcome == "kept" and "only a person puts it in use again" in again.sentence
     assert champion.pointer(folder()) == "v0001"
-    assert opinion(champion.read(folder()), "v0002").startswith("better, held-out loss")
-    assert opinion(champion.read(folder()), "v0009") == "it was not compared."
+    assert opinion(champion.read(folder()), "b").startswith("v0002 is better: held-out loss")
+    assert opinion(champion.read(folder()), "z") == "it was not compared."
+
+
+def test_a_number_that_is_given_again_is_another_version() -> None:
+    from flows.promote import roll_back
+
+    run("a", BETTER), run("b", BETTER)
+    roll_back("adapter", "complaints")
+    shutil.rmtree(folder() / "v0002")
+    assert run("c", EQUAL).sentence.startswith("Kept v0001: v0002 is no better")  # it was never in use, nor replaced
+    assert opinion(champion.read(folder()), "c").startswith("Kept v0001: v0002 is no better")
+
+
+def test_the_page_of_an_adapter_tells_what_is_in_use_and_what_was_decided() -> None:
+    run("a", BETTER), run("b", EQUAL)
+    assert main(["adapters", "rollback", "adapter@v0001", "--reason", "why | not"]) == 0
+    text = (folder() / "README.md").read_text()
+    assert text.startswith("# adapter\n\nIn use: **v0001**.")
+    assert "| v0002 | Kept v0001: v0002 is no better beyond noise: held-out loss" in text
+    assert "| v0001 | Promoted v0001: held-out loss" in text and len(text.splitlines()) == 10
+
+
+class Events:
+    """A Prefect server's end of the line."""
+
+    def __init__(self) -> None:
+        self.answers, self.got = True, list[Any]()
+
+    def __call__(self, **_: int) -> "Events":
+        return self
+
+    async def __aenter__(self) -> "Events":
+        if not self.answers:
+            raise ConnectionError("nobody answers")
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def emit(self, event: Any) -> None:
+        self.got.append(event)
+
+
+def test_a_move_is_told_to_prefect_at_least_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    events = Events()
+    monkeypatch.setattr(task, "get_events_client", events)
+    run("a", BETTER)  # where no server is known
+    assert events.got == []
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        events.answers = False
+        run("b", BETTER)
+        events.answers = True
+        with monkeypatch.context() as patch:  # killed after its move
+            patch.setattr(task, "_follow", lambda history: patch.setattr(task, "_follow", kill) if history else None)
+            with pytest.raises(KeyboardInterrupt):
+                run("c", BETTER)
+        assert [event.payload["version"] for event in events.got] == []
+        run("d", EQUAL)
+        run("e", EQUAL)
+    (event,) = events.got  # of the last move alone: the one before it is in use no more
+    assert event.event == "qlora-flow.champion.moved" and event.payload["version"] == "v0003"
+    assert event.payload["from"] == "v0002" and event.payload["reason"].startswith("Promoted v0003: held-out loss")
+    assert event.resource.id == "qlora-flow.adapter.adapter"
+
+
+def kill(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_flows_end_with_a_sentence_as_their_state(prefect_server: None) -> None:
+    from flows.promote import promote, rollback
+
+    run("a", BETTER), run("b", BETTER)
+    done = rollback("adapter", "complaints", return_state=True)
+    assert (done.type.value, done.message) == ("COMPLETED", "Rolled back from v0002 to v0001: complaints.")
+    wrong = promote("adapter", "../x", "why", return_state=True)
+    assert (wrong.type.value, wrong.message) == (
+        "FAILED",
+        "'../x' names no version of adapter; a version is called v0001.",
+    )
 
 
 def test_a_metric_that_is_not_scored_is_said_before_anything_runs() -> None:

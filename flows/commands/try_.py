@@ -1,0 +1,75 @@
+"""Ask a published adapter, and see its answer as it is made."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from flows.commands.adapters import named
+from flows.commands.environment import homes_in_store
+from tasks.errors import UserError
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("adapter", metavar="NAME[@VERSION]", help="without a version: the one in use")
+    command.add_argument(
+        "prompt",
+        nargs="?",
+        help="the text that the prompt's template is about, or a row as a JSON object; without one, each line typed",
+    )
+    command.add_argument("--file", type=Path, help="a row a line in a .jsonl file; else one prompt")
+    command.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer [default 256]")
+    command.add_argument("--registry", default="", metavar="FOLDER", help="default: the store's, and those it knows")
+
+
+def main(options: argparse.Namespace) -> int:
+    homes_in_store()
+    folder, version = named(options)
+    if options.prompt and options.file:
+        raise UserError("Give a prompt or --file, one of the two.")
+    if options.max_new_tokens < 1:
+        raise UserError("--max-new-tokens takes a number from 1.")
+    from flows.promote import base_of
+    from tasks.config import FormattingConfig
+    from tasks.formatting.prompts import prompt_of
+    from tasks.promotion.champion import champion_of, intact, read
+    from tasks.promotion.clean_room import check_base, probes_of
+
+    if not (version := version or champion_of(read(folder))):
+        raise UserError(f"No version of {folder.name} is in use; name one: {folder.name}@v0001.")
+    published = intact(folder, version)
+    decided_by = published.manifest.identity.config
+    formatting = {name[11:]: value for name, value in decided_by.items() if name.startswith("formatting.")}
+    if not formatting:
+        raise UserError(f"{version} of {folder.name} was published before versions noted how they are asked.")
+    config, base = FormattingConfig(**formatting), base_of(published.manifest)
+    check_base(published, base)
+    prompt = prompt_of(config, Path(base.folder))
+    print(f"{folder.name} {version} on {base.source}")
+    from tasks.evaluation.generate import Asked  # imports torch
+
+    asked = Asked(Path(base.folder), published.path, probes_of(published).training, config)
+    for text in _texts(options):
+        asked.answer(prompt(text), options.max_new_tokens)
+    return 0
+
+
+def _texts(options: argparse.Namespace) -> Iterator[str]:
+    if options.prompt:
+        yield options.prompt
+    elif options.file:
+        try:
+            whole = options.file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--file: {options.file} cannot be read: {error}") from error
+        yield from filter(str.strip, whole.splitlines() if options.file.suffix == ".jsonl" else [whole])
+    else:
+        print("A prompt a line; an empty line ends.")
+        while text := _typed():
+            yield text
+
+
+def _typed() -> str:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
