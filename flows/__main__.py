@@ -18,7 +18,7 @@ COMMANDS = (init, run, retrain_all, plan, preview, clean, adapters, try_, doctor
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line, call a flow, print what came of it. Returns the exit status.
+    """Parse the command line and run the command. Returns the exit status.
 
     0: done. 1: the run failed. 2: the configuration is wrong, nothing ran.
     """
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check_fields(unknown: list[str]) -> None:
-    """Refuse a flag that names no field, as a file that does is refused."""
+    """Refuse a flag for a field that does not exist, with the sentence that a file gets."""
     from flows.config_file import no_such_field, no_such_flag
 
     for flag in (given.partition("=")[0] for given in unknown if given.startswith("--")):

@@ -1,4 +1,4 @@
-"""Compares the rows of a run with those of the adapter's last version that was made from other rows."""
+"""Compares the rows of a run with those of the adapter's latest version that was made from other rows."""
 
 import contextlib
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ from tasks.store.origins import by_digest, results, rows_of
 
 
 def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] | None:
-    """The rows to compare with, and the version made from them.
+    """The name of the version to compare with, and its rows; None if there is none.
 
     Args:
         registry: folder of the adapter's versions.
@@ -34,7 +34,7 @@ def earlier_rows(registry: Path, rows: ArtifactRef) -> tuple[str, ArtifactRef] |
 
 
 def too_little_new(groups: dict[str, Any], before: ArtifactRef, base: BaseModelRef, changes: dict[str, Any]) -> str:
-    """Why a run is not worth it by its `schedule`; empty where it is.
+    """Why `schedule` skips this run; empty if it does not.
 
     Args:
         groups: the flow's parameters.
@@ -48,7 +48,7 @@ def too_little_new(groups: dict[str, Any], before: ArtifactRef, base: BaseModelR
     if schedule.max_age_days and datetime.now(UTC) - made >= timedelta(days=schedule.max_age_days):
         return ""
     if not all(stage.reused for stage in plan(groups, Source(rows=before, model=base))):
-        return ""  # something else than the rows has changed
+        return ""  # not only the rows have changed
     return f"Skipped: {new:,} new rows since {newest.name}; schedule.min_new_rows is {schedule.min_new_rows:,}."
 
 

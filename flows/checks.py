@@ -1,7 +1,6 @@
 """Checks before anything runs, for `run` and `plan`. All mistakes are reported at once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,21 @@ from tasks.training.start import NotFetched, adapter_folder
 
 
 def check(groups: dict[str, Any]) -> None:
-    """Look at files, first rows, templates, packages and the base model on this machine; nothing is fetched.
+    """Check files, first rows, templates, packages and the base model on this machine. Nothing is fetched.
 
     Args:
         groups: the flow's parameters, as `flows.config_file.load` returns them.
     Raises:
         UserError: a line for every mistake.
     """
-    checks: list[Callable[[dict[str, Any]], None]] = [_rows, _model, _metrics, _watch, _promotion, _publishing]
-    if mistakes := list(_mistakes(checks, groups)):
-        raise UserError(*dict.fromkeys(mistakes))
-
-
-def _mistakes(checks: list[Callable[[dict[str, Any]], None]], groups: dict[str, Any]) -> Iterator[str]:
-    for one in checks:
+    mistakes = []
+    for one in (_rows, _model, _metrics, _watch, _promotion, _publishing):
         try:
             one(groups)
         except UserError as error:
-            yield str(error)
+            mistakes.append(str(error))
+    if mistakes:
+        raise UserError(*dict.fromkeys(mistakes))
 
 
 def _rows(groups: dict[str, Any]) -> None:
@@ -66,18 +62,16 @@ def _metrics(groups: dict[str, Any]) -> None:
 
 
 def _promotion(groups: dict[str, Any]) -> None:
-    promotion, scored = groups["promotion"], groups["evaluation"].metrics
-    if promotion.metric not in scored:
-        raise UserError(
-            f"promotion.metric: {promotion.metric} is not among evaluation.metrics ({', '.join(scored)}); add it "
-            "there, or name one of those."
-        )
-    for guard in map(Guard.parse, promotion.guards):
-        if guard.metric not in scored:
+    promotion, evaluation = groups["promotion"], groups["evaluation"]
+    guards = [Guard.parse(guard) for guard in promotion.guards]
+    for field, name in [("metric", promotion.metric), *(("guards", guard.metric) for guard in guards)]:
+        if name not in evaluation.metrics:
             raise UserError(
-                f"promotion.guards: {guard.metric} is not among evaluation.metrics ({', '.join(scored)}); add it there."
+                f"promotion.{field}: {name} is not among evaluation.metrics ({', '.join(evaluation.metrics)}); add it "
+                "there, or name one of those."
             )
-        names = [each.name for each in groups["evaluation"].watch]
+    names = [each.name for each in evaluation.watch]
+    for guard in guards:
         if guard.column == WATCH and guard.value not in names:
             there = f"it has {', '.join(names)}" if names else "it names none"
             raise UserError(f"promotion.guards: evaluation.watch has no set called {guard.value}; {there}.")

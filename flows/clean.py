@@ -1,4 +1,4 @@
-"""Frees disk space: removes results that are neither recent nor an origin of a published version."""
+"""Frees disk space: removes results that are not recent and from which no published version was made."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ from tasks.store.root import store_root
 
 
 def clean(keep_last: int, dry_run: bool = False) -> tuple[list[str], int]:
-    """Remove all but the latest results of every stage and what published versions were made from.
+    """Remove all results but the latest of every stage and those that published versions were made from.
 
     Args:
         keep_last: results to keep of each stage.
@@ -25,13 +25,20 @@ def clean(keep_last: int, dry_run: bool = False) -> tuple[list[str], int]:
     Raises:
         UserError: a run is using the store.
     """
+    removed, freed = [], 0
     with exclusively():
-        return _clean(keep_last, dry_run)
+        there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
+        for folder in there - _needed(keep_last):
+            freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+            if not dry_run:
+                shutil.rmtree(folder)
+            removed.append(folder.name)
+    return sorted(removed), freed
 
 
 @contextlib.contextmanager
 def exclusively() -> Iterator[None]:
-    """Hold the store, so that no run uses it meanwhile.
+    """Hold the store's lock, so that no run uses the store meanwhile.
 
     Raises:
         UserError: a run is using the store.
@@ -45,28 +52,24 @@ def exclusively() -> Iterator[None]:
         ) from error
 
 
-def _clean(keep_last: int, dry_run: bool) -> tuple[list[str], int]:
+def _needed(keep_last: int) -> set[Path]:
+    """The latest results of every stage, the origins of published versions, their kept answers, and base models."""
     manifests, published = results(), list(_published())
-    keep = _latest(manifests, keep_last) | _origins(published, manifests)
     adapters = {"", *(version.identity.inputs.get("adapter", "") for version in published)}  # "": answers of a base
     answers = {folder: m.identity for folder, m in manifests.items() if m.identity.stage == "answers"}
-    keep |= {folder for folder, identity in answers.items() if identity.inputs["adapter"] in adapters}
-    there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
-    keep |= {folder for folder in there if folder.name.startswith("model-")}  # base models of adapters
-    removed, freed = [], 0
-    for folder in there - keep:
-        freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        if not dry_run:
-            shutil.rmtree(folder)
-        removed.append(folder.name)
-    return sorted(removed), freed
+    return (
+        _latest(manifests, keep_last)
+        | _origins(published, manifests)
+        | {folder for folder, identity in answers.items() if identity.inputs["adapter"] in adapters}
+        | set((store_root() / "artifacts").glob("model-*"))
+    )
 
 
 def _published() -> Iterator[Manifest]:
     """The manifest of every version in every registry.
 
     Raises:
-        UserError: one is damaged: what it was made from could be removed.
+        UserError: a manifest is damaged, so that the results it was made from are unknown.
     """
     for registry in registries():
         for version in (version for folder in registry.glob("*") for version in versions(folder)):
@@ -87,7 +90,7 @@ def _latest(manifests: dict[Path, Manifest], keep_last: int) -> set[Path]:
 
 
 def _origins(made: Iterable[Manifest], manifests: dict[Path, Manifest]) -> set[Path]:
-    """Everything that results were made from; of several folders with the same files, all."""
+    """Everything that results were made from, directly or indirectly; all folders that have the same files."""
     holding = by_digest(manifests)
     kept: set[Path] = set()
     wanted = list(made)

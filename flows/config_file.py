@@ -1,4 +1,4 @@
-"""Reads the YAML file and the flags into the flow's parameters; each mistake is one sentence."""
+"""Reads a YAML file and flags into the flow's parameters. Each mistake is one sentence."""
 
 import difflib
 import json
@@ -17,11 +17,11 @@ FIELDS = [f"{group}.{field}" for group, model in SECTIONS.items() for field in m
 
 
 def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Section]:
-    """Read a configuration and lay flags over it.
+    """Read a configuration; flags override its fields.
 
     Args:
         path: YAML file with the groups of tasks/config as its top level.
-        overrides: group → field → value; a number or a truth value may be text, as a flag gives it.
+        overrides: group → field → value. A number or boolean may be text, as flags give it.
     Raises:
         UserError: the file is not YAML, or a field is unknown or wrong; every mistake is a line.
     """
@@ -94,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _quoting(text: str, error: Exception) -> str:
-    """Advice where YAML took the braces of a template for its own; empty for any other mistake."""
+    """Advice if YAML read the braces of a template as its own; empty for any other mistake."""
     marks = [mark for name in ("context_mark", "problem_mark") if (mark := getattr(error, name, None))]
     if not marks:
         return ""
@@ -109,7 +109,7 @@ def _quoting(text: str, error: Exception) -> str:
 
 
 def _typed(model: type[Section], flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags for numbers and truth values as YAML reads them."""
+    """Flags for numbers and booleans, read as YAML."""
     typed = dict(flags)
     for field, value in flags.items():
         if isinstance(value, str) and model.model_fields[field].annotation in (bool, int, float):
@@ -133,7 +133,7 @@ def no_such_flag(flag: str) -> str:
 
 
 def _did_you_mean(name: Any, names: Iterable[str]) -> str:
-    """Suggests the most similar name of any group; empty if none is similar."""
+    """A suggestion of the most similar name; empty if none is similar."""
     last = {full.rpartition(".")[2]: full for full in reversed(list(names))}
     close = difflib.get_close_matches(str(name).rpartition(".")[2].strip("-").replace("-", "_").lower(), last, 1)
     return f" (did you mean {last[close[0]]}?)" if close else ""

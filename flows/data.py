@@ -1,4 +1,4 @@
-"""Before training begins: checks how many rows are lost, and shows the data as it will be learnt."""
+"""Before training: checks how many rows were lost, and shows the data as it will be learnt."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from tasks.tokenization.fill import packing
 
 
 def check_losses(stages: list[ArtifactRef], budget: float) -> None:
-    """Compare the rows lost in all data stages with the rows the source had.
+    """Compare the number of rows lost in all data stages with the number of rows in the source.
 
     Raises:
-        UserError: more than the budget (a fraction of 1) is lost; the first five are named.
+        UserError: more than the budget (a fraction of 1) is lost; the first five rows are named.
     """
     facts = [stage.facts(LedgerFacts) for stage in stages]
     lost = sum(each.lost for each in facts)
@@ -33,10 +33,10 @@ def check_losses(stages: list[ArtifactRef], budget: float) -> None:
 
 
 def check_removed(changes: dict[str, Any], most: float) -> None:
-    """Compare the rows that are gone since the version named in `changes` with the rows that it had.
+    """Compare the number of rows removed since the version named in `changes` with the number of its rows.
 
     Raises:
-        UserError: more than the share `most` (a fraction of 1) is gone.
+        UserError: more than the share `most` (a fraction of 1) was removed.
     """
     before = changes["removed"] + changes["changed"] + changes["same"]
     if changes["removed"] > most * before:
@@ -47,19 +47,19 @@ def check_removed(changes: dict[str, Any], most: float) -> None:
 
 
 def check_sides(tokens: ArtifactRef) -> None:
-    """Before hours of training: both sides have rows.
+    """Check that both splits have rows, before hours of training.
 
     Raises:
-        UserError: none is left of one.
+        UserError: one of them has none.
     """
     facts = tokens.facts(TokenFacts)
     for rows, name in ((facts.train, "training"), (facts.test, "held-out")):
         if not rows:
-            raise UserError(f"No {name} row is left after tokenization; the ledgers say what became of each.")
+            raise UserError(f"No {name} row is left after tokenization; the ledgers name the reason for each row.")
 
 
 def show_data(tokens: ArtifactRef, training: TrainingConfig, key: str) -> None:
-    """Log a row and how forward passes will be filled, and leave an artifact; cheap, and the same in a cached run.
+    """Log one row and how full forward passes will be, and create an artifact. Cheap, so cached runs do it, too.
 
     Args:
         key: of the artifact.

@@ -1,4 +1,4 @@
-"""The run as the Prefect server knows it: its name, its tags, its progress, and whether it is still needed."""
+"""The run on the Prefect server: its name, tags, events and progress, and whether it is still needed."""
 
 import contextlib
 import logging
@@ -12,36 +12,41 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 
 from tasks.store.root import LITTLE_DISK, store_root
 
-GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
-"""What server and form call a run that nobody named, such as brave-otter."""
-PROGRESS = re.compile(r"(?:(step) |(base|champion|tuned): )([\d,]+)/([\d,]+) ?")
-"""The lines of the training and evaluation processes that say how far they are."""
-
-
 MOST_CRASHES = 2
+GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
+"""A name that the server or the form generated, such as brave-otter."""
+PROGRESS = re.compile(r"(?:(step) |(base|champion|tuned): )([\d,]+)/([\d,]+) ?")
+"""The progress lines of the training and evaluation processes."""
 
 
 def by_a_worker() -> bool:
-    """Whether a worker has started this process, and no command."""
+    """Whether a Prefect worker started this process."""
     return "PREFECT__FLOW_RUN_ID" in os.environ
 
 
-def crashed_too_often() -> str:
-    """Why a run that deployments/automations.yaml started again ends for good; empty for any other."""
+def _run() -> FlowRun | None:
     context = FlowRunContext.get()
-    if not (by_a_worker() and context and context.flow_run):
+    return context.flow_run if context else None
+
+
+def crashed_too_often() -> str:
+    """Why this run is not restarted after crashes by deployments/automations.yaml any more; empty if it is."""
+    if not (by_a_worker() and (run := _run())):
         return ""
     with get_client(sync_client=True) as client:
-        states = client.read_flow_run_states(context.flow_run.id)
-    crashes = sum(state.type == StateType.CRASHED for state in states)
-    said = f"The process of this run was lost {crashes} times, so it is not started again. A new run goes on from its "
-    return f"{said}last checkpoint." if crashes >= MOST_CRASHES else ""
+        crashes = sum(state.type == StateType.CRASHED for state in client.read_flow_run_states(run.id))
+    if crashes < MOST_CRASHES:
+        return ""
+    return (
+        f"The process of this run was lost {crashes} times, so it is not started again. A new run continues from the "
+        "last checkpoint."
+    )
 
 
 def tell(event: str, name: str, said: str) -> None:
@@ -50,7 +55,7 @@ def tell(event: str, name: str, said: str) -> None:
     Args:
         event: such as `published`; it becomes `qlora-flow.published`.
         name: of the adapter.
-        said: what has happened, in a sentence.
+        said: a sentence about what has happened.
     """
     if by_a_worker():
         resource = {"prefect.resource.id": f"qlora-flow.adapter.{name}", "prefect.resource.name": name}
@@ -64,18 +69,16 @@ def tell_little_disk(name: str) -> None:
 
 
 def describe(name: str, tags: list[str]) -> None:
-    """Name the run, unless somebody has, and add tags."""
-    context = FlowRunContext.get()
-    if context and (run := context.flow_run):
+    """Name the run, unless a person has named it, and add tags."""
+    if run := _run():
         with get_client(sync_client=True) as client:
             own = GENERATED_NAME.fullmatch(run.name)
             client.update_flow_run(run.id, name=name if own else run.name, tags=sorted({*run.tags, *tags}))
 
 
 def due_again() -> bool:
-    """Whether the deployment's same run is due once more: of those missed without a worker, only the last one runs."""
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
+    """Whether an equal run of the deployment is due: of several that no worker started in time, only the last runs."""
+    run = _run()
     if not (run and run.deployment_id):
         return False
     due = {
@@ -93,7 +96,7 @@ def due_again() -> bool:
 
 
 class Progress(logging.Handler):
-    """Turns a stage's lines `step 5/100 · …` into a progress artifact of the run that moves."""
+    """Shows a stage's lines `step 5/100 · …` as a progress artifact of the run."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -101,14 +104,12 @@ class Progress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if (said := PROGRESS.match(record.getMessage())) and (run := getattr(record, "flow_run_id", None)):
-            with (
-                contextlib.suppress(Exception),
-                get_client(sync_client=True) as client,
-            ):  # a picture is worth no failure
+            # a progress bar is worth no failure
+            with contextlib.suppress(Exception), get_client(sync_client=True) as client:
                 self._show(client, run, said)
 
     def _show(self, client: SyncPrefectClient, run: str, said: re.Match[str]) -> None:
-        what = {"step": "train"}.get(said[1], f"evaluate-{said[2]}")
+        what = "train" if said[1] else f"evaluate-{said[2]}"
         percent = 100 * int(said[3].replace(",", "")) / int(said[4].replace(",", ""))
         if bar := self._bars.get((run, what)):
             client.update_artifact(bar, ArtifactUpdate(data=percent))

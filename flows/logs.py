@@ -1,4 +1,4 @@
-"""Keeps logs readable: progress, and a mistake of the user as one sentence without a stack trace."""
+"""Readable logs: progress bars, and a user's mistake as one sentence without a stack trace."""
 
 import logging
 
@@ -9,9 +9,9 @@ from tasks.text import visible, visible_lines
 
 
 class Readable(logging.Filter):
-    """A mistake of the user or a damaged file is one sentence, without the stack; what is quoted stays text.
+    """Logs a user's mistake or a damaged file as one sentence without a stack trace, and escapes what messages quote.
 
-    The class attribute says that the command tells a mistake as its last line, so that the log need not tell it at all.
+    `command_tells`: the command prints the mistake as its last line, so the log leaves it out.
     """
 
     command_tells = False
@@ -23,12 +23,12 @@ class Readable(logging.Filter):
             record.exc_info = record.exc_text = None
         elif record.exc_info:
             record.exc_text = visible_lines(logging.Formatter().formatException(record.exc_info))
-        lines = record.levelno > logging.INFO  # only errors have lines of their own
+        lines = record.levelno > logging.INFO  # only errors may have several lines
         record.msg, record.args = (visible_lines if lines else visible)(record.getMessage()), ()
         if record.msg.startswith("Finished in state ") and (
             self.command_tells or f"{UserError.__name__}: " in record.msg
         ):
-            record.msg = record.msg.partition("(")[0]  # its sentence has a line already
+            record.msg = record.msg.partition("(")[0]  # its sentence was logged already
         return not (self.command_tells and isinstance(error, UserError))
 
 

@@ -1,6 +1,6 @@
-"""What a run would do, and why: compares the identity of each stage with the store. Runs and fetches nothing.
+"""What a run would do, and why: compares the identity of each stage with the store. Nothing runs or is fetched.
 
-A stage whose input does not exist yet has no key: it runs because that input is made first.
+A stage whose input does not exist yet has no key: it runs because its input is made first.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tasks.promotion.champion import opponent
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
 from tasks.store.artifact import ArtifactRef, check_folder, reference
-from tasks.store.identity import Identity, Parts
+from tasks.store.identity import Identity
 from tasks.store.manifest import DamagedArtifact, Manifest, latest, read_manifest, readable
 from tasks.store.model import BaseModelRef, Source
 from tasks.store.origins import by_digest, results
@@ -32,10 +32,10 @@ class Planned:
 
     Args:
         stage: its name.
-        reused: nothing is to be done.
-        why: what makes it run; empty for a reused one.
-        last: manifest of the result that is reused, or of this adapter's last one, or of any adapter's: what to
-            expect of it.
+        reused: whether its result exists.
+        why: the reason why it runs; empty if it is reused.
+        last: manifest of the result that is reused, else of this adapter's last result, else of any adapter's: its
+            numbers show what to expect.
     """
 
     stage: str
@@ -49,12 +49,12 @@ def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planne
 
     Args:
         groups: the flow's parameters, as `flows.config_file.load` returns them.
-        begun: rows and base to go on from; the first stage is left out.
+        begun: rows and base to start from instead of the first stage.
     Raises:
         UserError: the source does not exist.
     """
     data, model = (groups["data"], groups["model"]) if begun else pin(groups["data"], groups["model"])
-    base: Any = begun.model if begun else present_model(model)  # None: then no later stage has its input
+    base: Any = begun.model if begun else present_model(model)  # None: no later stage has its input
     found: dict[str, ArtifactRef] = {"download": begun.rows} if begun else {}
     registry = registry_folder(groups["publishing"])
     before = _lineage(registry)
@@ -95,9 +95,9 @@ def _start(training: TrainingConfig, registry: Path, tokens: ArtifactRef, base: 
 
 
 def _lineage(registry: Path) -> dict[str, Manifest]:
-    """Stage → the manifest that this adapter's newest version was made from; results of other adapters do not count.
+    """Stage → manifest of the result that this adapter's newest version was made from.
 
-    A stage is missing here when its result was cleaned away or nothing was published yet.
+    A stage is missing if its result was removed or nothing was published yet.
     """
     newest = list(readable(versions(registry)).values())[-1:]
     manifests = results() if newest else {}
@@ -112,12 +112,12 @@ def _lineage(registry: Path) -> dict[str, Manifest]:
 
 
 def _folders(stage: str, registry: Path) -> list[Path]:
-    """Where results of a stage are, in no order."""
+    """Folders of a stage's results, in no order."""
     return versions(registry) if stage == "publish" else list((store_root() / "artifacts").glob(f"{stage}-*"))
 
 
 def _found(identity: Identity, folders: list[Path], last: Manifest | None) -> tuple[Path | None, str]:
-    """The usable result of an identity, or why there is none: how it differs from the last one."""
+    """The intact result of an identity, or why there is none: the differences from the last one."""
     for folder in folders:
         try:
             if read_manifest(folder).key == identity.key:
@@ -128,11 +128,11 @@ def _found(identity: Identity, folders: list[Path], last: Manifest | None) -> tu
                 return None, str(error)
     if last is None:
         return None, "it has not run yet"
-    return None, "; ".join(differences(last.identity, identity.parts())) or "its result is damaged"
+    return None, "; ".join(differences(last.identity, identity)) or "its result is damaged"
 
 
-def differences(before: Parts, now: Parts) -> Iterator[str]:
-    """What changed between two identities, a phrase each; fields and versions with their values."""
+def differences(before: Identity, now: Identity) -> Iterator[str]:
+    """The differences between two identities, a phrase each, with the values of fields and versions."""
     for name in sorted(before.inputs.keys() | now.inputs.keys()):
         if before.inputs.get(name) != now.inputs.get(name):
             yield f"{name} changed"

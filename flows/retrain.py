@@ -1,4 +1,4 @@
-"""One retrain, from rows to a published adapter: each line of the flow is a stage, and none is done twice."""
+"""One retrain, from rows to a published adapter. Each line of the flow is a stage."""
 
 import functools
 import time
@@ -72,12 +72,12 @@ def retrain(
         training: Quantization, LoRA and optimization.
         evaluation: How base and tuned model are compared.
         publishing: Where the adapter goes.
-        promotion: When a new version takes the place of the one in use.
+        promotion: When a new version replaces the one in use.
         execution: Retries and timeouts; no result depends on them.
-        schedule: When there is too little new to train again.
+        schedule: When there are too few new rows to train again.
     Returns:
-        a state whose message says what came of the run and whose data is the summary, a dictionary. Who calls the flow
-        gets the summary.
+        a state whose message is the outcome in a sentence and whose data is the summary, a dictionary. A caller of the
+        flow gets the summary.
     """
     groups: dict[str, Any] = dict(locals())
     began = time.monotonic()
@@ -148,7 +148,7 @@ def retrain(
                 summary = chain()
             except DamagedArtifact as error:
                 get_run_logger().warning(
-                    f"{error}. Once more: intact results are reused, damaged ones are computed again."
+                    f"{error}. The stages run again: intact results are reused, damaged ones are computed."
                 )
                 summary = chain()
         except UserError as error:

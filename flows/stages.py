@@ -28,8 +28,8 @@ class Stage:
 
     Args:
         name: what manifests, keys and the summary call the stage.
-        decided_by: what decides its result, given the results of its inputs, then, if there are any, the base model,
-            and the group of the configuration that it reads.
+        decided_by: returns the identity of its result. Takes the results of its inputs, the base model if there are
+            inputs, and the group of the configuration that it reads.
         inputs: name of an input in its identity → the stage whose result it is. The first one leads back to the rows.
         group: of the configuration.
         limit: `execution.<limit>_timeout_minutes` is its time limit.
@@ -50,7 +50,7 @@ class Stage:
         groups: Mapping[str, Any],
         earlier: ArtifactRef | Start | None = None,
     ) -> Identity:
-        """What decides its result in a run, once the stages before it have theirs.
+        """The identity of its result in a run, given the results of earlier stages.
 
         Args:
             earlier: what it reads of earlier runs: rows to mix in, weights to begin from, the champion.

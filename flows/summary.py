@@ -20,17 +20,17 @@ TRAINING = (
     *("steps", "loss_first", "loss_last", "tokens_per_second"),
     *("validation_rows", "validation_loss", "validation_loss_last", "best_step", "stopped_early"),
 )
-"""What of the training stage's facts the summary repeats."""
+"""Training facts that the summary has."""
 
 
 def summarize(
     stages: dict[str, ArtifactRef], began: float, report: Path, changes: dict[str, Any], decision: Decision
 ) -> dict[str, Any]:
-    """For each stage its key, whether it ran, seconds, rows and path; training; scores; the published version.
+    """The summary of a run: stages (key, outcome, seconds, rows, path), training, scores, published version, promotion.
 
     Args:
-        began: `time.monotonic()` at the run's start; what was written since then ran.
-        changes: how the rows differ from those of an earlier version; empty without one.
+        began: `time.monotonic()` at the run's start. A result that was written since then counts as `ran`.
+        changes: how the rows differ from those of an earlier version; empty if there is none.
     """
 
     def ran(manifest: Manifest) -> bool:
@@ -81,70 +81,41 @@ def summarize(
 
 
 def outcome(published: VersionFacts, ran: bool, decision: Decision) -> dict[str, str]:
-    """What came of a run: in a word for programs, and in a sentence."""
+    """The outcome of a run: a word for programs and a sentence for people."""
     version, decided = f"{published.name} {published.version}", decision.sentence.removesuffix(".")
     if ran:
         return {"outcome": "published", "said": f"Published {version}. {decided}"}
-    if decision.outcome != "kept":
-        return {"outcome": "unchanged", "said": decided}
-    return {
-        "outcome": "unchanged",
-        "said": f"Nothing changed: rows, base, configuration and code are those of {version}",
-    }
+    nothing = f"Nothing changed: rows, base, configuration and code are those of {version}"
+    return {"outcome": "unchanged", "said": nothing if decision.outcome == "kept" else decided}
 
 
 def skipped(why: str, began: float, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The summary of a run that its schedule made needless: no stage, no scores, nothing published."""
-    return {
-        "outcome": "skipped",
-        "said": why,
-        "stages": {},
-        "seconds": time.monotonic() - began,
-        "changes": changes or {},
-    }
+    """The summary of a run that was skipped."""
+    seconds = time.monotonic() - began
+    return {"outcome": "skipped", "said": why, "stages": {}, "seconds": seconds, "changes": changes or {}}
 
 
 def markdown(summary: dict[str, Any]) -> str:
     """The summary as the Prefect UI shows it."""
-    published = summary["published"]
-    lines = [
+    published, stages = summary["published"], ["| stage | outcome | seconds | rows |", "|---|---|---:|---:|"]
+    for name, stage in summary["stages"].items():
+        stages.append(f"| {name} | {stage['outcome']} | {stage['seconds']:.1f} | {stage['rows']:,} |")
+    watch, versions, score_table = summary["watch"], summary["versions"], tables.score_table
+    blocks = [
         f"## {published['name']} {published['version']}",
-        "",
         f"**{summary['said']}.** {summary['verdict']}",
-        "",
-        tables.markdown(tables.score_table(*scored(summary))),
-        "",
-        *([summary["held_out"]["said"], ""] if summary["held_out"]["said"] else []),
-        *(
-            ["Rows of other tasks:", "", tables.markdown(tables.score_table(summary["watch"], scored(summary)[1])), ""]
-            if summary["watch"]
-            else []
-        ),
+        tables.markdown(score_table(*scored(summary))),
+        summary["held_out"]["said"],
+        "Rows of other tasks:\n\n" + tables.markdown(score_table(watch, scored(summary)[1])) if watch else "",
         tables.markdown(tables.health_table(summary["health"])),
-        "",
         "Shares of the answers; length is relative to the reference.",
-        "",
-        *(
-            [
-                "This version beside the earlier ones:",
-                "",
-                tables.markdown(tables.version_table(summary["versions"])),
-                "",
-            ]
-            if len(summary["versions"]) > 1
-            else []
-        ),
-        "| stage | outcome | seconds | rows |",
-        "|---|---|---:|---:|",
-        *(f"| {name} | {s['outcome']} | {s['seconds']:.1f} | {s['rows']:,} |" for name, s in summary["stages"].items()),
-        "",
+        "This version and earlier ones:\n\n" + tables.markdown(tables.version_table(versions)) if versions[1:] else "",
+        "\n".join(stages),
         trained(summary["training"]),
-        "",
-        *([sentence(summary["changes"]), ""] if summary["changes"] else []),
-        f"Adapter: {code(published['path'])}  ",
-        f"Report: {code(summary['report'])}",
+        sentence(summary["changes"]) if summary["changes"] else "",
+        f"Adapter: {code(published['path'])}  \nReport: {code(summary['report'])}",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(filter(None, blocks))
 
 
 def scored(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
@@ -153,7 +124,7 @@ def scored(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
 
 
 def trained(training: dict[str, Any]) -> str:
-    """How training went, in a sentence or two."""
+    """One or two sentences about training."""
     said = f"Training loss {training['loss_first']:.3f} → {training['loss_last']:.3f} in {training['steps']:,} steps"
     if "validation_rows" not in training:
         return f"{said}."
@@ -165,5 +136,5 @@ def trained(training: dict[str, Any]) -> str:
 
 
 def artifact_key(what: str, name: str) -> str:
-    """A name as Prefect takes it for an artifact: lower-case letters, digits and dashes."""
+    """A key that Prefect accepts for an artifact: lower-case letters, digits and dashes."""
     return f"{what}-{name}".replace(".", "-").replace("_", "-")

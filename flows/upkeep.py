@@ -1,4 +1,4 @@
-"""The flows beside `retrain` that deployments run: every configuration of a folder, and making room."""
+"""Flows that deployments run beside `retrain`: every configuration of a folder, and cleaning the store."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +19,12 @@ from tasks.text import code, visible
 
 @flow(name="retrain-all", flow_run_name="{folder}", persist_result=False)
 def retrain_all(folder: str) -> Any:
-    """Retrain every configuration of a folder, one after the other; what several have in common is computed once.
+    """Retrain every configuration of a folder, one after another. Results that several share are computed once.
 
     Args:
         folder: Folder of YAML files, each one a configuration; a relative path begins at the folder that was deployed.
     Returns:
-        a state whose message counts what came of them, and whose data is a sentence for each file that did not fail.
+        a state whose message counts the outcomes, and whose data is a sentence for each file that did not fail.
     """
     log = get_run_logger()
     files = sorted(file for ending in ("yaml", "yml") for file in Path(folder).expanduser().glob(f"*.{ending}"))
@@ -37,7 +37,7 @@ def retrain_all(folder: str) -> Any:
             groups: dict[str, Any] = dict(load(file, {}))
             check(groups)
             said[file.name] = retrain(**groups)["said"]
-        except Exception as error:  # the others run all the same
+        except Exception as error:  # the other configurations run anyway
             failed[file.name] = visible(full_disk(error) or error)
             log.error(f"{file.name} failed: {failed[file.name]}")
     lines = [f"| {code(name)} | {code(what)} |" for name, what in sorted({**said, **failed}.items())]
@@ -53,7 +53,7 @@ def retrain_all(folder: str) -> Any:
 
 @flow(name="clean", persist_result=False)
 def clean(keep_last: Annotated[int, Field(ge=1)] = 3) -> Any:
-    """Remove results that no published version was made from and that are not among the latest.
+    """Remove results that are not among the latest and from which no published version was made.
 
     Args:
         keep_last: Results to keep of each stage.

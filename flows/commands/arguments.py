@@ -1,4 +1,4 @@
-"""A configuration on the command line: the file's name, and a flag for each field."""
+"""A configuration on the command line: the name of the file and a flag for each field."""
 
 import argparse
 import json
@@ -16,13 +16,13 @@ def add_configuration(command: argparse.ArgumentParser) -> None:
         schema = group.model_json_schema()["properties"]
         fields = command.add_argument_group(name, (group.__doc__ or "").splitlines()[0])
         for field, about in schema.items():
-            if "$ref" in about.get("items", {}):  # objects are for files alone
+            if "$ref" in about.get("items", {}):  # a list of objects has no flag
                 continue
             fields.add_argument(f"--{name}.{field}", metavar=_kind(about), default=argparse.SUPPRESS, help=_help(about))
 
 
 def configuration(options: argparse.Namespace) -> dict[str, Any]:
-    """The flow's parameters: the file with the flags laid over it, checked as far as can be before anything runs.
+    """The flow's parameters from file and flags, with all checks that are possible before a run.
 
     Raises:
         UserError: a line for every mistake.
@@ -64,7 +64,7 @@ def _help(about: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """As people write it: 2e-4, 0.05, 1,048,576."""
+    """A readable number: 2e-4, 0.05, 1,048,576."""
     if 0 < abs(value) < 1e-3:
         digits, exponent = f"{value:e}".split("e")
         return f"{float(digits):g}e{int(exponent)}"

@@ -1,4 +1,4 @@
-"""Look at this machine: what would a run lack, and how is it mended?"""
+"""Check this machine: what would a run lack, and how can it be repaired?"""
 
 import argparse
 import fcntl
@@ -21,7 +21,7 @@ from tasks.store.root import LITTLE_DISK, store_root
 from tasks.text import visible
 
 Finding = tuple[str, str, str]
-"""(`ok`, `warning` or `fail`; what was found; how to mend it)"""
+"""(`ok`, `warning` or `fail`; what was found; how to repair it)"""
 
 PINS = Path(__file__).parents[2] / "constraints.txt"  # where the project is installed from its repository
 INSTALL = "pip install -c constraints.txt ."
@@ -36,7 +36,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Returns 1 when a run would fail, else 0, also with warnings."""
+    """Returns 1 if a run would fail, else 0, also with warnings."""
     from flows.commands.environment import local_settings
     from flows.server import reach_this_machine_directly
 
@@ -122,7 +122,7 @@ def _driver() -> str:
 
 
 def probe(job: dict[str, Any]) -> None:
-    """In a child: print the GPU, and how far the gradient through a 4-bit layer is from that of its own weights."""
+    """In a child: print the GPU, and the error of a 4-bit layer's gradient compared with its dequantized weights."""
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit

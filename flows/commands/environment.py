@@ -1,4 +1,4 @@
-"""Environment variables that a command sets before libraries read them, and the place of the store."""
+"""Environment variables that a command sets before libraries read them, and a check of the store's folder."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,14 @@ from tasks.store.root import store_root
 
 
 def check_store() -> None:
-    """Raises UserError when the store's place is taken by a file."""
+    """Raises UserError if the store's path or a parent of it is a file."""
     there = next(path for path in (store_root(), *store_root().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"The store {store_root()} cannot be used: {there} is a file, and a store is a folder.")
 
 
 def homes_in_store() -> None:
-    """Where there is no home to write to, what libraries keep there is kept in the store."""
+    """Without a writable home, libraries keep their files in the store."""
     for name, usual in (("PREFECT_HOME", "~/.prefect"), ("HF_HOME", "~/.cache/huggingface")):
         if name not in os.environ and not _can_write(Path(usual)):
             instead = store_root() / name.lower()
@@ -24,7 +24,7 @@ def homes_in_store() -> None:
 
 
 def local_settings() -> None:
-    """Prefect as a local run needs it; what the user has set stays. Must come before Prefect is imported."""
+    """Prefect's settings for a local run; the user's settings stay. Call it before Prefect is imported."""
     os.environ.setdefault("PREFECT_RESULTS_LOCAL_STORAGE_PATH", str(store_root() / "results"))
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "ERROR")
@@ -35,6 +35,6 @@ def _can_write(folder: Path) -> bool:
     try:
         folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: nobody knows where this user's home is
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home directory
         return False
-    return os.access(folder, os.W_OK) or (folder / "hub").is_dir()  # models that somebody put there stay in reach
+    return os.access(folder, os.W_OK) or (folder / "hub").is_dir()  # read-only, but with models

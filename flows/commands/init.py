@@ -13,11 +13,11 @@ from tasks.errors import UserError
 from tasks.text import visible
 
 LOOKED_AT = 1000
-"""Rows; more would not change the guess."""
+"""Rows that are read; more would not change the guess."""
 ANSWERS = ("completion", "response", "output", "answer", "summary", "target", "highlights", "chosen", "label")
 QUESTIONS = ("prompt", "question", "input", "dialogue", "article", "document", "text", "context", "query")
 ANSWERING = ("assistant", "gpt")
-CHARACTERS_PER_TOKEN = 3  # English has about four, and what is written here should be enough for other languages
+CHARACTERS_PER_TOKEN = 3  # English has about four; other languages have fewer
 FILE = """\
 # Written by `qlora-flow init` after a look at {count:,} rows: {said}.
 # Columns: {columns}
@@ -54,7 +54,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Returns 2 when the file that was written still needs a change, which is told."""
+    """Returns 2 if the new file still needs a change, and prints which."""
     from flows.checks import check
     from flows.config_file import load
 
@@ -112,7 +112,7 @@ def configuration(where: str, rows: list[dict[str, Any]], name: str) -> str:
 
 
 def _templates(columns: list[str], rows: list[dict[str, Any]]) -> tuple[str, list[str], str, list[str]]:
-    """In words what the rows are, the columns of the prompt, that of the answer, and the lines of `formatting`."""
+    """A description of the rows, the columns of the prompt, the column of the answer, and the lines of `formatting`."""
     texts = {c.lower(): c for c in reversed(columns) if any(isinstance(row.get(c), str) and row[c] for row in rows)}
     answer = next((texts[known] for known in ANSWERS if known in texts), None)
     others = [c for c in columns if c in texts.values() and c != answer and not re.search(r"(^|_)(uu)?id$", c.lower())]
@@ -161,7 +161,7 @@ def _first_rows(where: str) -> list[dict[str, Any]]:
 
 
 def _messages(value: Any) -> list[tuple[Any, Any]]:
-    """(who, text) of a conversation, also of one that is JSON text; nothing for any other value."""
+    """(role, text) of each message of a conversation, which may be JSON text; empty for any other value."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             value = json.loads(value)
@@ -182,7 +182,7 @@ def _quoted(text: str) -> str:
 
 
 def _variable(column: str) -> str:
-    """A column in a template; `row` reaches those whose name is no word."""
+    """A column in a template; `row[…]` for a name that is no identifier."""
     return column if column.isidentifier() else f"row[{_quoted(column)}]"
 
 

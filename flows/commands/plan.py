@@ -1,4 +1,4 @@
-"""Say what a run would do and why, without running."""
+"""Show what a run would do and why, without running."""
 
 import argparse
 

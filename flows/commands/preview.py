@@ -1,4 +1,4 @@
-"""Show rows as the trainer will read them, and what becomes of the others, without a run."""
+"""Show rows as the trainer will read them, and why others are lost or changed, without a run."""
 
 import argparse
 import tempfile
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _rows(folder: Path, tokenizer: Path, rendered: bool, count: int) -> Iterator[str]:
-    """Rows of each split, what is learnt between « and »."""
+    """Rows of each split, with the learnt parts between « and »."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -75,7 +75,7 @@ def _rows(folder: Path, tokenizer: Path, rendered: bool, count: int) -> Iterator
 
 
 def _ledgers(folders: list[Path]) -> Iterator[str]:
-    """Lines of the ledgers by reason, each with one of its rows."""
+    """The reasons in the ledgers with their numbers of rows, and one row as an example."""
     import pyarrow.parquet as pq
 
     from tasks.store.ledger import LEDGER

@@ -15,7 +15,7 @@ from tasks.text import visible
 
 
 class _Expected(Facts):
-    """What the table tells of any stage, where the stage notes it."""
+    """Facts that the table shows, if the stage has them."""
 
     rows: int | None = None
     tokens: int | None = None
@@ -23,7 +23,7 @@ class _Expected(Facts):
 
 
 def show(summary: dict[str, Any], console: Console | None = None) -> None:
-    """Print stages, scores, and where report and adapter are."""
+    """Print stages, scores, and the paths of report and adapter."""
     console = console or Console()
     if summary["outcome"] == "skipped":
         console.print(summary["said"], style="bold", soft_wrap=True, highlight=False)
@@ -61,7 +61,7 @@ def _numbers(lines: list[list[str]], title: str) -> Table:
 
 
 def show_planned(stages: list[Planned], console: Console | None = None) -> None:
-    """Print a plan; numbers are those of the result that is reused, or of the latest earlier one (marked ~)."""
+    """Print a plan. Numbers are those of the reused result, or of the latest earlier one (marked ~)."""
     console = console or Console()
     table = Table("stage", "plan", "rows", "tokens", "time", "memory", "disk")
     for column in table.columns[2:]:

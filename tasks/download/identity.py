@@ -12,7 +12,7 @@ from tasks.download.sources import sided_files
 from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
 from tasks.store.checked import content_digest
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, installed
 
 VERSION, DIFFERENCE_VERSION = 4, 2
 """Raised when the same source can give other rows, or a comparison other counts (docs/caching.md)."""
@@ -86,7 +86,7 @@ def rows_identity(data: DataConfig, replay: ArtifactRef | None = None) -> Identi
         | {"test_path": bool(data.test_path)}
         | ({"replay_share": data.replay_share} if replay else {}),
         version=VERSION,
-        libraries=("pyarrow", "orjson", *(["datasets"] if any(each.hub_id for _, each in sources_of(data)) else [])),
+        libraries=installed("pyarrow", "orjson", *{"datasets" for _, each in sources_of(data) if each.hub_id}),
     )
 
 
@@ -120,5 +120,5 @@ def difference_identity(before: ArtifactRef, now: ArtifactRef) -> Identity:
         stage="difference",
         inputs={"before": before.digest, "now": now.digest},
         version=DIFFERENCE_VERSION,
-        libraries=("pyarrow",),
+        libraries=installed("pyarrow"),
     )

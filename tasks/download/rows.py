@@ -147,12 +147,12 @@ class _Sorter:
         """Args: part_side: of all rows, or empty where each row decides."""
         for row in block:
             if isinstance(row, BadRow):
-                self.ledger.lost("", part_side, "unreadable", row)
+                self.ledger.add("lost", "", part_side, "unreadable", row)
                 continue
             try:
                 self._take(row, part_side, source)
             except RecursionError:
-                self.ledger.lost("", part_side, "wrong value", "lists or objects are too deep in each other")
+                self.ledger.add("lost", "", part_side, "wrong value", "lists or objects are too deep in each other")
 
     def _take(self, row: Row, part_side: str, source: MixedSource | None) -> None:
         data = self.data
@@ -166,19 +166,19 @@ class _Sorter:
         if not row.keys() <= self.columns.keys():
             self.columns.update(dict.fromkeys(row))
         if not any(row.values()) and all(value in (None, "", [], {}) for value in row.values()):
-            self.ledger.lost(id, side, "empty row", "no column has a value")
+            self.ledger.add("lost", id, side, "empty row", "no column has a value")
             return
         mark = digest[:12]
         if mark in self._seen:
             if named:
-                self.ledger.lost(id, side, "duplicate id", f"an earlier row has {data.id_column} {id!r}")
+                self.ledger.add("lost", id, side, "duplicate id", f"an earlier row has {data.id_column} {id!r}")
             else:
-                self.ledger.left_out(id, side, "copy", "an earlier row has the same content in every column")
+                self.ledger.add("left out", id, side, "copy", "an earlier row has the same content in every column")
             return
         if source and named:
             other = self._origins.setdefault(_digest(CONTENT(row))[:12], source.name)
             if other != source.name:
-                self.ledger.left_out(id, side, "copy", f"a row of {other} has the same content in every column")
+                self.ledger.add("left out", id, side, "copy", f"a row of {other} has the same content in every column")
                 return
         why = ""
         if source and _hash(digest) >= self._limits[source.name]:
@@ -189,18 +189,18 @@ class _Sorter:
             why = f"data.max_train_rows is {data.max_train_rows:,}"
         if why:
             self.counts["unused"] += 1
-            self.ledger.left_out(id, "", "not used", why)
+            self.ledger.add("left out", id, "", "not used", why)
             return
         self._seen.add(mark)
         try:
             text, removed = stored(row)
         except ValueError as error:
-            self.ledger.lost(id, side, "wrong value", str(error))
+            self.ledger.add("lost", id, side, "wrong value", str(error))
             return
         if removed:
             id = id.translate(CONTROLS)
             for name, count in removed:
-                self.ledger.changed(id, side, "control characters", f"column {name}: {count:,} taken out")
+                self.ledger.add("changed", id, side, "control characters", f"column {name}: {count:,} taken out")
         group_name = group_digest.hex()[:16] if group_digest else None
         times = source.repeat if source and side == "train" else 1
         if times > 1:  # the same row is never validated on and trained on

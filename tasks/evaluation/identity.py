@@ -13,7 +13,7 @@ from tasks.errors import UserError
 from tasks.evaluation.champion import trained_before
 from tasks.formatting.facts import PromptFacts
 from tasks.store.artifact import ArtifactRef
-from tasks.store.identity import Identity, digest_of, files_digest
+from tasks.store.identity import Identity, digest_of, files_digest, installed
 from tasks.store.manifest import read_manifest
 from tasks.store.model import BaseModelRef
 from tasks.tokenization.facts import TokenFacts
@@ -51,16 +51,8 @@ def identity(
         },
         config=config.model_dump(exclude={"watch"}) | {"ending": prompts.facts(PromptFacts).ending},
         version=VERSION,
-        libraries=(
-            "torch",
-            "transformers",
-            "peft",
-            "bitsandbytes",
-            "evaluate",
-            "rouge_score",
-            "nltk",
-            "regex",
-            "rensa",
+        libraries=installed(
+            *("torch", "transformers", "peft", "bitsandbytes", "evaluate", "rouge_score", "nltk", "regex", "rensa"),
             *(["sacrebleu"] if "chrf" in config.metrics else []),
         ),
     )
@@ -76,7 +68,7 @@ def watch_identity(watch: WatchSet, tokens: ArtifactRef, prompts: ArtifactRef, m
         | tokens.manifest.fields(TokenizationConfig).model_dump(exclude={"max_length"})
         | {"limit": tokens.facts(TokenFacts).limit},
         version=WATCH_VERSION,
-        libraries=("jinja2", "pyarrow", "tokenizers", "transformers"),
+        libraries=installed("jinja2", "pyarrow", "tokenizers", "transformers"),
     )
 
 
@@ -96,7 +88,7 @@ def answers_identity(
         inputs={"model": model, "adapter": adapter},
         config={"device": device, **training, **decoding},
         version=ANSWERS_VERSION,
-        libraries=("torch", "transformers", "peft", "bitsandbytes"),
+        libraries=installed("torch", "transformers", "peft", "bitsandbytes"),
     )
 
 

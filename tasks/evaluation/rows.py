@@ -50,7 +50,9 @@ def rows_to_answer(job: EvaluationJob) -> tuple[list[Row], list[Row], int, str]:
             watched += [row | {WATCH: name, "ending": ending} for row in held_out(*files, 0, seen_too)]
     ledger = Ledger("evaluate", job.output)
     for id, name in left_out:
-        ledger.left_out(id, name, "trained on", "champion or adapter was trained on it, a near copy or its prompt")
+        ledger.add(
+            "left out", id, name, "trained on", "champion or adapter was trained on it, a near copy or its prompt"
+        )
     ledger.write()
     if left_out:
         of_watch_sets = len(left_out) - len(seen)

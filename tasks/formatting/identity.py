@@ -2,7 +2,7 @@
 
 from tasks.config import FormattingConfig
 from tasks.store.artifact import ArtifactRef
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, installed
 from tasks.store.model import BaseModelRef
 
 VERSION = 4
@@ -20,5 +20,5 @@ def identity(rows: ArtifactRef, model: BaseModelRef, config: FormattingConfig) -
         inputs={"rows": rows.digest} | ({"tokenizer": model.tokenizer_digest} if chat else {}),
         config=config.model_dump(exclude=unread),
         version=VERSION,
-        libraries=("jinja2", "pyarrow", "rensa", *(["transformers"] if chat else [])),
+        libraries=installed("jinja2", "pyarrow", "rensa", *(["transformers"] if chat else [])),
     )

@@ -59,8 +59,8 @@ def write_prompts(
 
 def _without_leaks(result: Result, ledger: Ledger, repeats: Repeats) -> pa.RecordBatch:
     """A unit's rows for the file, its lines in the ledger. A unit is of one side."""
-    for verdict, *line in result.notes:
-        {"lost": ledger.lost, "changed": ledger.changed, "left out": ledger.left_out}[verdict](*line)
+    for line in result.notes:
+        ledger.add(*line)
     splits, ids, signs = (result.rows[name].to_pylist() for name in ("split", "id", SIGNS))
     kept = repeats.kept(splits[0], ids, signs, ledger) if splits else []
     prompts = result.rows.drop_columns([SIGNS])

@@ -68,7 +68,7 @@ class Repeats:
             else:
                 reason = "nearly held out"
                 detail = f"held-out row {self._ids[near[row]]} is nearly the same (similarity {similarity[row]:.2f})"
-            ledger.left_out(ids[row], split, reason, detail)
+            ledger.add("left out", ids[row], split, reason, detail)
         kept = (same < 0) & (near < 0)
         self._counts["leaks"] += int((same >= 0).sum())
         self._counts["near_leaks"] += int(((same < 0) & (near >= 0)).sum())
@@ -76,7 +76,7 @@ class Repeats:
         self._counts["shared_prompts"] += int(shared.sum())
         for row, other in zip(np.flatnonzero(shared).tolist(), self._held_out_prompts.find(asked[shared]), strict=True):
             detail = f"held-out row {self._ids[other]} has the same prompt and another answer"
-            ledger.kept(ids[row], split, "held-out prompt", detail)
+            ledger.add("kept", ids[row], split, "held-out prompt", detail)
         self._training.add(both[kept])
         return kept.tolist()
 

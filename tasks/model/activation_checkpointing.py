@@ -1,11 +1,11 @@
-"""Activation checkpointing of the decoder layers, in three degrees.
+"""Activation checkpointing of the decoder layers at three levels.
 
     fast       everything is kept for the backward pass
-    balanced   matrix products and attention are kept; norms, rotations and activations are computed again
-    lean       only a layer's input is kept; the layer is computed again
+    balanced   matrix products and attention are kept; norms, rotary embeddings and activations are recomputed
+    lean       only a layer's input is kept; the layer is recomputed
 
-The checkpoint is inside the compiled layer, so that the compiler can leave out what the backward pass does not need: a
-layer's last product.
+The checkpoint is inside the compiled layer, so that the compiler can leave out what the backward pass does not need,
+such as a layer's last product.
 """
 
 import functools
@@ -24,7 +24,7 @@ _KEPT = {
 
 
 def checkpoint_activations(model: torch.nn.Module, speed: str, dropout: bool) -> None:
-    """Wrap every decoder layer's forward so that its backward pass computes again what `speed` does not keep."""
+    """Wrap the forward of every decoder layer so that the backward pass recomputes what `speed` does not keep."""
     if speed == "fast":
         return
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": dropout}
@@ -37,7 +37,7 @@ def checkpoint_activations(model: torch.nn.Module, speed: str, dropout: bool) ->
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The blocks a model is made of, as transformers names them for sharding."""
+    """The decoder layers of a model, by the class names that transformers gives for sharding."""
     kinds = set(getattr(model, "_no_split_modules", None) or [])
     return [m for m in model.modules() if kinds & {kind.__name__ for kind in type(m).__mro__}]  # sharding subclasses
 

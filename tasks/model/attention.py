@@ -21,7 +21,7 @@ _OTHER_FORWARD = (
     "modernbert-decoder",
     "jetmoe",
     "hrm_text",
-)  # their attention can be replaced, but more of the layer mixes rows
+)  # their attention can be replaced, but other parts of the layer mix rows
 # torch before 2.12 supports grouped heads without the flag
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
@@ -52,7 +52,7 @@ def attend(
     """
     kind = type(module).__name__
     if cu_seq_lens_q is None or max_length_q is None:
-        raise UserError(f"this base's {kind} is not told where packed rows begin, so it would mix them")
+        raise UserError(f"this base's {kind} does not get the boundaries of packed rows, so it would mix them")
     if dropout:
         raise UserError("this base model asks for attention dropout, which packed training does not support")
     if s_aux is not None or not getattr(module, "is_causal", False):
@@ -83,7 +83,7 @@ def attend_rows(
 
 
 def flash(query: torch.Tensor) -> bool:
-    """Whether torch's FlashAttention kernel takes it."""
+    """Whether torch's FlashAttention kernel takes this query's device and dtype."""
     return query.is_cuda and query.dtype != torch.float32
 
 
@@ -122,20 +122,24 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> torch
 
 
 def check_supported(config: PretrainedConfig) -> None:
-    """Refuse an architecture whose layers would mix packed rows or whose attention this module does not compute.
+    """Refuse an architecture whose layers would mix packed rows, or whose attention is not supported here.
 
     Raises:
-        UserError: naming what is not supported.
+        UserError: it names what is not supported.
     """
     text = config.get_text_config()
     architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if not getattr(architecture, "_supports_attention_backend", False) or config.model_type in _OTHER_FORWARD:
-        raise UserError(f"model type {config.model_type} computes its attention in its own way, which cannot be packed")
+        raise UserError(
+            f"model type {config.model_type} has an attention of its own, which does not support packed rows"
+        )
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if other := kinds - {"full_attention", "sliding_attention"}:
-        raise UserError(f"model type {text.model_type} has {', '.join(sorted(other))} layers, which cannot be packed")
+        raise UserError(
+            f"model type {text.model_type} has {', '.join(sorted(other))} layers, which do not support packed rows"
+        )
     if getattr(text, "attn_logit_softcapping", None):
-        raise UserError(f"model type {text.model_type} caps its attention logits, which is not supported yet")
+        raise UserError(f"model type {text.model_type} caps its attention logits, which is not supported")
 
 
 AttentionInterface.register(NAME, attend)

@@ -1,4 +1,4 @@
-"""Load the base model in the configured precision, put a new adapter on it, and check both."""
+"""Loads the base model in the configured precision, adds a new adapter, and checks both."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def load(
     """The base of `folder` on `device`, quantized as `config` says, with LoRA layers ready to train.
 
     Args:
-        sharded: loaded and quantized in the host's memory, then divided among the processes (`sharding.py`).
+        sharded: load and quantize in the host's memory, then divide the base among the processes (`sharding.py`).
         start: folder of an adapter whose weights the layers have; empty: new ones.
     Raises:
         UserError: the architecture or a target module is not supported, a setting needs a GPU, or `start` has other
@@ -53,9 +53,7 @@ def load(
         **quantization.load_options(**{name: getattr(config, name) for name in quantization.FIELDS}),
     )
     if config.quantization == "4bit" and any(p.ndim > 2 for layer in decoder_layers(base) for p in layer.parameters()):
-        raise UserError(
-            "this base has experts, no linear layers, which would not be quantized: set training.quantization to none"
-        )
+        raise UserError("this base has experts, which would not be quantized: set training.quantization to none")
     model = add_adapter(base, config)
     if config.quantization == "4bit":
         check_quantized(model)
@@ -70,10 +68,10 @@ def load(
 
 
 def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
-    """LoRA on the targeted layers; its weights are float32 and its initialization follows `config.seed`."""
+    """LoRA on the target modules. Its weights are float32, and `config.seed` decides their initialization."""
     linear = _linear_names(base)
     if not linear:
-        raise UserError("this base has no linear layers (torch.nn.Linear) that an adapter could go on")
+        raise UserError("this base has no linear layers (torch.nn.Linear) for an adapter")
     asked = config.target_modules
     if asked != ["all-linear"] and (unknown := [name for name in asked if name not in linear]):
         raise UserError(
@@ -148,9 +146,9 @@ def check_quantized(model: PeftModel) -> None:
 
 
 def never_repack(model: torch.nn.Module) -> None:
-    """Switch off bitsandbytes' re-packing of 4-bit weights on CPUs with AVX-512-BF16.
+    """Switch off bitsandbytes' repacking of 4-bit weights on CPUs with AVX-512-BF16.
 
-    The first forward in eval mode would re-pack them for inference. Training afterwards would lose the gradient through
+    The first forward in eval mode would repack them for inference. After that, training would have no gradient through
     the base, with only a warning.
     """
     for module in model.modules():

@@ -1,8 +1,8 @@
 """Collectives over the processes of one run: agreement on numbers, and the sum of their gradients.
 
-Nothing is exchanged during forward and backward passes. So a process that runs out of memory in the middle of its
-micro-batches leaves nobody waiting in a collective: all processes meet after their last micro-batch, agree on how it
-went, and only then sum their gradients, which are the adapter's and small.
+Nothing is exchanged during forward and backward passes. So if a process runs out of memory within its micro-batches,
+no other process waits in a collective: all processes meet after their last micro-batch, agree on the outcome, and only
+then sum the gradients, which are small because only the adapter has them.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ class PeerLost(RuntimeError):
 
 @contextlib.contextmanager
 def peer_errors() -> Iterator[None]:
-    """Turn a lost connection to another process into `PeerLost`; other errors pass unchanged."""
+    """Raise `PeerLost` for a lost connection to another process; other errors stay as they are."""
     try:
         yield
     except RuntimeError as error:
@@ -56,7 +56,7 @@ def process_group(rendezvous: str) -> Iterator[None]:
         store.set_timeout(_TIMEOUT)
         dist.init_process_group("nccl" if gpu else "gloo", timeout=_TIMEOUT, store=store, rank=rank, world_size=count)
     yield
-    dist.destroy_process_group()  # not after a failure: the others may never come
+    dist.destroy_process_group()  # not after a failure: it would wait for processes that are gone
 
 
 class Collectives:
@@ -68,7 +68,7 @@ class Collectives:
     def __init__(self) -> None:
         distributed = dist.is_initialized()
         self.count, self.rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
-        # over the hosts: a collective on the devices would wait for all the work that is queued there
+        # between hosts: a collective on the devices would wait for all work that is queued there
         self._hosts: Any = dist.new_group(backend="gloo") if self.count > 1 else None
 
     def max(self, value: int) -> int:
@@ -85,7 +85,7 @@ class Collectives:
         return -self.max(-value)
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all processes."""
         self.max(0)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ class Collectives:
 
     @torch.no_grad()
     def broadcast(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Give all processes the first one's weights."""
+        """Copy the first process's weights to all processes."""
         if self.count > 1:
             with peer_errors():
                 for parameter in parameters:

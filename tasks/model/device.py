@@ -9,7 +9,7 @@ import torch
 
 
 def device() -> torch.device:
-    """Where this process trains: its own GPU, or the CPU."""
+    """The device of this process: its own GPU, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
@@ -25,14 +25,14 @@ def device_name() -> str:
 
 
 def peak_memory() -> int:
-    """Largest number of bytes in use so far: allocated on the GPU, or resident in this process."""
+    """Peak memory in bytes: allocated on the GPU, or resident in this process."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Instant:
-    """A moment of the device's time: on a GPU, when the work queued so far is done."""
+    """A point in time on the device: on a GPU, when the work queued so far is done."""
 
     def __init__(self, device: torch.device) -> None:
         self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
@@ -41,12 +41,12 @@ class Instant:
         self.clock = time.monotonic()
 
     def wait(self) -> None:
-        """Wait until it has happened, and not for work that is queued later."""
+        """Wait for it, and not for work that is queued later."""
         if self.event is not None:
             self.event.synchronize()
 
     def since(self, earlier: "Instant") -> float:
-        """Seconds between the two; both must have happened."""
+        """Seconds since an earlier instant; both must have been waited for."""
         if self.event is not None and earlier.event is not None:
             return earlier.event.elapsed_time(self.event) / 1e3
         return self.clock - earlier.clock

@@ -1,8 +1,8 @@
 """The model's forward pass in training: packed rows in, summed loss out, logits for target tokens only.
 
-With completion-only loss most positions have no target, so gathering the hidden states before the head saves most of
-its work. The gradients are computed together with the loss, in chunks: for the head's input, and for the head itself
-where it is trained (modules_to_save.py). No `[tokens, vocabulary]` tensor outlives its chunk.
+With completion-only loss most positions have no target, so selecting hidden states before the head saves most of its
+work. Loss and gradients are computed together in chunks: the gradient of the head's input, and of the head itself where
+it is trained (modules_to_save.py). No `[tokens, vocabulary]` tensor outlives its chunk.
 """
 
 import types
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of one chunk's float32 logits: near the cache, or a small share
+LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of a chunk's float32 logits: near the cache size; a small share
 
 
 def use_fused_loss(model: PreTrainedModel, noise: float = 0.0) -> None:
     """Replace `model.forward` by one that takes a micro-batch's fields and returns the summed loss (float32, `[]`).
 
-    The original forward is lost: this is for a process that trains and ends.
+    It cannot be undone, so use it in a process that ends after training.
 
     Args:
         noise: alpha of NEFTune (arXiv 2310.05914): uniform noise on a row's embeddings in training, its bound
@@ -63,7 +63,7 @@ def _noisy(embedded: torch.Tensor, lengths: torch.Tensor, alpha: float) -> torch
 
 
 def logit_scale(config: Any) -> float:
-    """The factor of an architecture's logits (Cohere, Granite)."""
+    """The factor by which an architecture multiplies its logits (Cohere, Granite)."""
     if (value := getattr(config, "logit_scale", None)) is not None:
         return float(value)
     divisor = getattr(config, "logits_scaling", None)

@@ -1,10 +1,10 @@
 """LoRA layers that compute frozen weight and adapter in one operation, forward and backward.
 
 PEFT keeps adapter weights in float32 and casts every activation to float32, or keeps them in bfloat16 and loses small
-updates. Here the weights stay float32, which the optimizer needs, and the products use a copy of the small matrices in
-the compute dtype, which is renewed once a step. Layers that read the same input (q, k, v; gate, up) are one operation:
-their input is read once for all A matrices, and has one dropout. The layers are subclasses of PEFT's, so PEFT saves,
-loads and merges them.
+updates. Here the weights stay float32, which the optimizer needs. Products use copies of A and B in the compute dtype,
+which are renewed once a step. Layers that read the same input (q, k, v; gate, up) are one operation: the input is
+read once for all A matrices, with one dropout mask. The layers are subclasses of PEFT's, so PEFT saves, loads and
+merges them.
 
 DoRA layers multiply that product by magnitude / |W + scale · B A|, row by row. PEFT computes this norm in every forward
 pass, from dequantized weights and the large product B A. It changes only with the weights, so here it is computed once
@@ -145,9 +145,9 @@ torch.library.register_autograd("qlora_flow::lora_linear", _backward, setup_cont
 
 
 class LoraGroup:
-    """Adapted layers that read the same input and are computed together when the first of them is called.
+    """Adapted layers that read the same input. They are computed together when the first of them is called.
 
-    Their frozen weights are moved into one tensor, of which each layer's own weight becomes a view.
+    Their frozen weights move into one tensor, and each layer's own weight becomes a view of it.
     """
 
     def __init__(self, members: list[Any]) -> None:
@@ -190,7 +190,7 @@ class LoraGroup:
         return _dense(self.weight, self._absmax(), self.kind, shape, self.a_compute)
 
     def keep_dense(self) -> None:
-        """Compute with the dequantized weights from now on; the values are the same."""
+        """Keep the dequantized weights and compute with them from now on; the values are the same."""
         self.weight, self.absmax, self.kind, self.nested = self.dense(), None, "", []
 
     def renew_norms(self) -> None:
@@ -230,7 +230,7 @@ class LoraGroup:
         return out.split(self.widths, dim=-1) if len(self.widths) > 1 else (out,)
 
     def output(self, member: int, x: Tensor) -> Tensor:
-        """One member's output; members are called in order and with the same x."""
+        """One member's output. Members must be called in order and with the same x."""
         if member == 0:
             outputs = self.outputs(x)
             if len(outputs) > 1:
@@ -258,13 +258,13 @@ class LoraGroup:
 
 
 class _Fused:
-    """Mixin with the forward of an adapted layer, before PEFT's class."""
+    """Mixin that replaces the forward of PEFT's layer."""
 
     group: LoraGroup
     member: int
 
     def set_up(self: Any, compute_dtype: torch.dtype) -> None:
-        """Read the frozen weight's type."""
+        """Read the quantization of the frozen weight."""
         weight = self.get_base_layer().weight
         self.kind, self.compute_dtype = "", compute_dtype
         if isinstance(self.get_base_layer(), Linear4bit):

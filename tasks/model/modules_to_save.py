@@ -1,7 +1,7 @@
-"""PEFT's `modules_to_save`: embedding and head trained in full beside LoRA, for tokens the base does not know well.
+"""PEFT's `modules_to_save`: embedding and head are trained in full beside LoRA, for tokens that are new to the base.
 
-The trained copy is float32, because in 16 bits most updates would be lost to rounding. The layer computes in the
-compute dtype, so that training matches a 16-bit base with the saved adapter.
+The trained copy is float32, because in 16 bits rounding would lose most updates. The layer computes in the compute
+dtype, so that training matches a 16-bit base with the saved adapter.
 """
 
 import torch
@@ -28,7 +28,7 @@ def check(base: PreTrainedModel, asked: list[str]) -> None:
     if asked and embedding.weight is head.weight:
         raise UserError(
             f"training.modules_to_save: {' and '.join(names)} of this base are one matrix, and training a copy of it "
-            "would take them apart; leave it empty"
+            "would make them two; leave it empty"
         )
 
 

@@ -1,4 +1,4 @@
-"""Quantization of the base: the four fields of training that decide its weights in memory."""
+"""Quantization of the base: the four fields of `training` that decide its weights in memory."""
 
 from typing import Any
 

@@ -1,9 +1,8 @@
 """Sharding (FSDP2) of a base that is too large for one GPU: every process keeps a part of its frozen weights.
 
-A decoder layer's weights are gathered just before it computes, forward and backward, and freed afterwards. Every
-process keeps the whole adapter with its gradients and the optimizer's moments, and the whole embedding, head, norms and
-layers without plain LoRA, which are small. So clipping, checkpoints and the saved adapter are the same as without
-sharding.
+The weights of a decoder layer are gathered just before it computes, forward and backward, and freed afterwards. Every
+process keeps what is small in full: the adapter with its gradients and the optimizer's moments, embedding, head, norms
+and layers without plain LoRA. So clipping, checkpoints and the saved adapter are the same as without sharding.
 """
 
 from itertools import chain
@@ -20,13 +19,13 @@ from torch.distributed.tensor import DTensor
 from tasks.model.activation_checkpointing import decoder_layers
 from tasks.model.lora import LoraGroup, groups
 
-_LAYERS_IN_FLIGHT = 3  # gathered at once: the one that computes, the next one, and the buffer it arrives in
+_LAYERS_IN_FLIGHT = 3  # gathered at once: the layer that computes, the next one, and its receive buffer
 
 
 class _Frozen(nn.Module):
     """A group's frozen weights as parameters, which is what FSDP2 shards.
 
-    Packed 4-bit values are viewed as bfloat16, with which nothing computes: torch 2.11 shards floating point only.
+    Packed 4-bit values are viewed as bfloat16, because torch 2.11 shards floating-point tensors only.
     """
 
     def __init__(self, weight: Tensor, absmax: Tensor | None) -> None:
@@ -55,7 +54,7 @@ class _ShardedLoraGroup(LoraGroup):
 def shard(model: PeftModel, device: torch.device) -> None:
     """Divide the frozen weights of `model`, which is on the CPU, among the processes, and move it to `device`.
 
-    Layer by layer, so that a device never holds more than its part and one layer.
+    This goes layer by layer, so that a device never holds more than its part and one layer.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     base: Any = model.get_base_model()
@@ -81,7 +80,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def in_flight_bytes(model: nn.Module) -> int:
-    """Largest number of bytes of gathered weights that a device holds at a time."""
+    """Most bytes of gathered weights that a device holds at one time."""
     sizes = [
         sum(p.numel() * p.element_size() for m in layer.modules() if isinstance(m, _Frozen) for p in m.parameters())
         for layer in decoder_layers(model)
@@ -90,7 +89,7 @@ def in_flight_bytes(model: nn.Module) -> int:
 
 
 def _hand_over(group: Any, device: torch.device) -> None:
-    """Move a group's frozen weights to parameters below its first frozen layer, and free them elsewhere."""
+    """Move a group's frozen weights to parameters of its first frozen layer, and free the originals."""
     frozen = _Frozen(group.weight, group.absmax)
     del group.weight, group.absmax
     group.__class__, group.frozen = _ShardedLoraGroup, frozen

@@ -1,4 +1,4 @@
-"""Child processes. GPU work runs in one: when it ends its memory is free, and it can be ended at any moment.
+"""Child processes. GPU work runs in one: its end frees all its memory, and it can be ended at any moment.
 
 Parent: `run_child("tasks.training.worker", job, log)`. Child: `if __name__ == "__main__": main(train, TrainingJob)`.
 The child's printed lines become log lines of the task; a UserError comes back as its sentence.
@@ -6,7 +6,6 @@ The child's printed lines become log lines of the task; a UserError comes back a
 
 import contextlib
 import ctypes
-import dataclasses
 import json
 import os
 import signal
@@ -30,7 +29,7 @@ USER_ERROR_EXIT = 3
 STOPPED_EXIT = 143  # a child that was asked to end, and saved its work
 TRANSIENT_EXIT = 75  # EX_TEMPFAIL
 IMPORT_NOTHING_HERE = {"PYTHONSAFEPATH": "1"}
-"""With this environment `python -m` does not import from the working directory, where a tasks.py may be the user's own.
+"""Environment with which `python -m` does not import from the working directory, where the user may have a tasks.py.
 The processes that a child starts inherit it."""
 _PR_SET_PDEATHSIG = 1
 
@@ -38,7 +37,7 @@ _PR_SET_PDEATHSIG = 1
 def run_child(
     module: str, job: BaseModel | dict[str, Any], log: Callable[[str], None], hang_minutes: float | None = None
 ) -> None:
-    """Run `python -m MODULE` on a job and wait; whatever interrupts the wait also ends the child and its children.
+    """Run `python -m MODULE` on a job and wait. An interruption of the wait also ends the child and its children.
 
     Args:
         module: importable module that calls `main`.
@@ -57,16 +56,16 @@ def run_child(
 def started(
     module: str, job: BaseModel | dict[str, Any], log: Callable[[str], None], pass_fds: tuple[int, ...] = ()
 ) -> Iterator["Child"]:
-    """Like `run_child`, with a body that runs meanwhile; whatever interrupts the body ends the child.
+    """Like `run_child`, with a body that runs at the same time. An interruption of the body ends the child.
 
     Args:
-        pass_fds: open files that the child gets as well, under the same numbers.
+        pass_fds: open file descriptors that the child inherits under the same numbers.
     """
     with _memory_file() as job_file, _memory_file() as sentence:
         os.write(job_file, to_json(job))
         process = subprocess.Popen(
             [sys.executable, "-m", module, f"/proc/self/fd/{job_file}", str(os.getpid()), f"/proc/self/fd/{sentence}"],
-            stdin=subprocess.DEVNULL,  # no library's question is answered by what is piped into the command
+            stdin=subprocess.DEVNULL,  # or a library's question would be answered by what is piped into the command
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -75,41 +74,61 @@ def started(
             pass_fds=(job_file, sentence, *pass_fds),
             start_new_session=True,  # so that its whole group can be ended, and Ctrl-C reaches only the parent
         )
-        child = Child(module, process, _Output(process, log), sentence)
+        child = Child(module, process, sentence, log)
         try:
             yield child
         except BaseException:
             _end(process)
             raise
         finally:
-            child.output.join(timeout=5)
+            child.reader.join(timeout=5)
 
 
-@dataclasses.dataclass(frozen=True)
 class Child:
-    """A running child."""
+    """A running child. A thread logs its lines, and keeps the last ones and the time of the latest.
 
-    module: str
-    process: subprocess.Popen[str]
-    output: "_Output"
-    sentence: int
-    """Where it writes the sentence about a user's mistake."""
+    Args:
+        sentence: descriptor of the file into which it writes about a user's mistake.
+    """
+
+    def __init__(self, module: str, process: subprocess.Popen[str], sentence: int, log: Callable[[str], None]) -> None:
+        self.module, self.process, self.sentence, self.log = module, process, sentence, log
+        self.lines: list[str] = []
+        self.latest = time.monotonic()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def finish(self, hang_minutes: float | None = None) -> None:
         """Wait for its end; raises as `run_child` does."""
-        code = _wait(self.process, self.output, hang_minutes)
+        code = self._wait(hang_minutes)
         if code == 0:
             return
         if code == USER_ERROR_EXIT:
             raise UserError(*os.pread(self.sentence, 1 << 20, 0).decode().split("\n"))
-        self.output.join(timeout=5)  # its last lines
+        self.reader.join(timeout=5)  # for its last lines
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         transient = code < 0 or code in (STOPPED_EXIT, TRANSIENT_EXIT)
-        raise ChildFailed(f"{self.module} {how}:\n" + "\n".join(self.output.lines[-25:]), transient)
+        raise ChildFailed(f"{self.module} {how}:\n" + "\n".join(self.lines[-25:]), transient)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.latest = time.monotonic()
+            if line := visible(line.rstrip()):
+                self.lines[:] = [*self.lines[-200:], line]
+                self.log(line)
+
+    def _wait(self, hang_minutes: float | None) -> int:
+        if hang_minutes is None:
+            return self.process.wait()
+        while (left := self.latest + 60 * hang_minutes - time.monotonic()) > 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(left)
+        raise ChildFailed(f"the child printed nothing for {hang_minutes:g} minutes and was ended", transient=True)
 
 
 @contextlib.contextmanager
-def _memory_file() -> Any:
+def _memory_file() -> Iterator[int]:
     """A file in memory, which no kill leaves behind."""
     descriptor = os.memfd_create("qlora-flow")
     try:
@@ -118,38 +137,8 @@ def _memory_file() -> Any:
         os.close(descriptor)
 
 
-class _Output(threading.Thread):
-    """Reads a child's lines: logs them, keeps the last ones and the time of the latest."""
-
-    def __init__(self, process: subprocess.Popen[str], log: Callable[[str], None]) -> None:
-        super().__init__(daemon=True)
-        self.process, self.log = process, log
-        self.lines: list[str] = []
-        self.latest = time.monotonic()
-        self.start()
-
-    def run(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.latest = time.monotonic()
-            if line := visible(line.rstrip()):
-                self.lines[:] = [*self.lines[-200:], line]
-                self.log(line)
-
-
-def _wait(process: subprocess.Popen[str], output: _Output, hang_minutes: float | None) -> int:
-    if hang_minutes is None:
-        return process.wait()
-    while True:
-        silence_left = output.latest + 60 * hang_minutes - time.monotonic()
-        if silence_left <= 0:
-            raise ChildFailed(f"the child printed nothing for {hang_minutes:g} minutes and was ended", transient=True)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(silence_left)
-
-
 def _end(process: subprocess.Popen[str]) -> None:
-    """SIGTERM, a grace period to save a checkpoint, then SIGKILL for the whole process group."""
+    """Send SIGTERM, wait while the child saves a checkpoint, then send SIGKILL to the whole process group."""
     with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(GRACE_SECONDS)
@@ -159,10 +148,10 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def follow_parent(parent: int) -> None:
-    """Have the kernel send this process SIGTERM when its parent dies, for whatever reason.
+    """Ask the kernel to send this process SIGTERM when its parent dies.
 
     Args:
-        parent: process id; this process exits when it is gone already.
+        parent: process id. If that process is gone already, this one exits.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before prctl took effect
@@ -170,12 +159,12 @@ def follow_parent(parent: int) -> None:
 
 
 def main(work: Callable[[Any], None], kind: type[BaseModel] | None = None) -> None:
-    """Entry of a child: read the job, end when the parent ends, report a UserError as its sentence.
+    """Entry point of a child: read the job, do it, report a UserError as its sentence. It ends when its parent ends.
 
-    Command line: JOB (a JSON file), the parent's process id, and where to write the sentence (standard error).
+    Command line: JOB (a JSON file), the parent's process id, and the file for the sentence (else standard error).
 
     Args:
-        kind: model of the job; without one `work` gets the JSON as it is.
+        kind: model of the job; without it `work` gets the parsed JSON.
     """
     job, parent, sentence = Path(sys.argv[1]), int(sys.argv[2]), Path(*sys.argv[3:] or ["/dev/stderr"])
     follow_parent(parent)

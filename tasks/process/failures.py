@@ -1,4 +1,4 @@
-"""Which failures are transient: those are retried, all others are shown at once."""
+"""Which failures are transient. These are retried; all others end the run."""
 
 import errno
 import socket
@@ -33,7 +33,7 @@ _NETWORK_ERRORS = {
     "google": {"TransportError"},
     "azure": {"ServiceRequestError", "ServiceResponseError"},
 }
-"""Package → the base classes of its network errors, by name: none of them is imported for this."""
+"""Package → names of the base classes of its network errors. By name, so that none of the packages is imported."""
 _FULL_DISK = ("No space left on device", "PytorchStreamWriter failed", ". unexpected pos ")
 """Messages of safetensors and torch about a full disk, in errors that are not an OSError."""
 _NO_NETWORK_ERRORS = {"BrokenPipeError", "OfflineModeIsEnabled"}
@@ -41,10 +41,10 @@ _NO_NETWORK_ERRORS = {"BrokenPipeError", "OfflineModeIsEnabled"}
 
 
 class ChildFailed(RuntimeError):
-    """The child ended with an error that is nobody's typing mistake; the message holds its last lines.
+    """The child failed, and not by a user's mistake. The message holds its last lines.
 
     Args:
-        transient: it was ended from outside or hung, so another attempt can go on from its checkpoints.
+        transient: it was ended from outside or hung, so that another attempt can continue from its checkpoints.
     """
 
     def __init__(self, message: str, transient: bool) -> None:
@@ -53,7 +53,7 @@ class ChildFailed(RuntimeError):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another attempt can succeed with nothing changed: network, busy disk, killed child."""
+    """Whether another attempt can succeed without any change: network, busy disk, killed child."""
     chain = list(causes(error))
     if any(isinstance(e, UserError | ssl.SSLCertVerificationError) for e in chain):
         return False
@@ -61,7 +61,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from."""
+    """The error and the chain of errors that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__

@@ -1,4 +1,4 @@
-"""A memory limit for work on data from outside."""
+"""A memory limit for work on data that is not trusted."""
 
 import contextlib
 import resource

@@ -24,7 +24,7 @@ from tasks.process.child import Child, main, started
 from tasks.process.failures import ChildFailed
 
 UNITS_A_PROCESS = 4
-"""Fewer take less time than the start of a process."""
+"""Fewer units take less time than the start of a process."""
 
 
 class Result(NamedTuple):
@@ -38,12 +38,10 @@ Work = Callable[[dict[str, Any], Iterable[int]], Iterator[Result]]
 
 
 def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], None]) -> Generator[Result, None, None]:
-    """The result of every unit, first to last; computed in this process where there are few.
+    """Yield the result of every unit in order. Few units are computed in this process.
 
-    Outside the main thread it is always another process, because the signal that ends a unit that takes too long
-    reaches main threads only.
-
-    Close it (`contextlib.closing`), so that an interruption ends all processes.
+    Outside the main thread they are always computed in another process: the timer that ends a unit that takes too long
+    works in main threads only. Close the generator (`contextlib.closing`), so that an interruption ends all processes.
 
     Args:
         module: has `work`.
@@ -68,7 +66,7 @@ def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], No
 
 
 def cores() -> int:
-    """Processors that this process may use: by affinity, and by the quota of its container."""
+    """Number of processors that this process may use, by its affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError):  # no cgroup, or the quota is `max`
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
@@ -89,7 +87,7 @@ def _process(module: str, job: dict[str, Any], units: range, log: Callable[[str]
 
 
 class _Process:
-    """A child that sends its results."""
+    """A child process and the pipe with its results."""
 
     def __init__(self, child: Child, source: BinaryIO) -> None:
         self.child, self._source = child, source
@@ -106,7 +104,7 @@ class _Process:
 
 
 def serve(work: Work) -> None:
-    """Entry of a child: send the results of its units."""
+    """Entry point of a child: send the results of its units."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other processes have the other cores
     pa.set_cpu_count(1)
     main(lambda given: _send(work(given["job"], range(*given["units"])), given["pipe"]))

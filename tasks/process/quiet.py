@@ -1,4 +1,4 @@
-"""Settings for a child process that prints only progress lines and errors."""
+"""Settings of a child process that prints only progress and errors."""
 
 import atexit
 import logging
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def compile_cache() -> Path:
-    """A folder for torch.compile's cache that no other user can write to, because torch unpickles what it finds there.
+    """A folder for torch.compile's cache that no other user can write to, because torch unpickles its content.
 
-    torch's default is under /tmp, where any user of the machine can create it first. Without a home directory the
-    folder is a new one for this process.
+    torch's default is under /tmp, where any user of the machine can create it first. Without a home directory it is a
+    temporary folder.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "qlora-flow", "torchinductor")
@@ -39,14 +39,14 @@ def silence() -> None:
         TOKENIZERS_PARALLELISM="false",
         BITSANDBYTES_NOWELCOME="1",
     )
-    # Steps differ in length, and without this the allocator's blocks of many sizes fragment the GPU's memory. Read when
-    # torch is imported; the second name is for torch before 2.10.
+    # Steps differ in length; without this setting blocks of many sizes fragment the GPU's memory. torch reads it on
+    # import; the second name is for torch before 2.10.
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         os.environ.setdefault(name, "expandable_segments:True")
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache())
-    # Threads that spin while they wait take the core from those they wait for as soon as another process needs a core:
-    # half the speed beside one busy process, a tenth faster on an idle machine (benchmarks/NOTES.md).
+    # Threads that wait do not spin: spinning gains a tenth on an idle machine and halves the speed beside another busy
+    # process (benchmarks/NOTES.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.filterwarnings("ignore")
     logging.basicConfig(level=logging.ERROR)

@@ -37,7 +37,7 @@ from tasks.store.root import store_root
 
 
 class ArtifactRef(BaseModel):
-    """What travels between stages: a name and a digest, never rows.
+    """A reference that stages pass to each other: a name and a digest, never rows.
 
     Args:
         name: folder below the store's root, or an absolute path.
@@ -57,15 +57,15 @@ class ArtifactRef(BaseModel):
 
     @property
     def manifest(self) -> Manifest:
-        """Raises DamagedArtifact when it is not the one this reference was made from."""
+        """Raises DamagedArtifact if the manifest is not the one that this reference was made from."""
         return self._same(read_manifest(self.path))
 
     def facts(self, kind: type[F]) -> F:
-        """What the stage noted beside its files, as its room's schema.py declares it."""
+        """The facts that the stage noted, as its room's facts.py declares them."""
         return self.manifest.facts(kind)
 
     def part(self, folder: str) -> str:
-        """Digest of the files below one of its folders, for what depends on nothing else of it."""
+        """Digest of the files below one of its folders, for a stage that reads only these."""
         return self.manifest.part(folder)
 
     def verify(self) -> None:
@@ -78,35 +78,37 @@ class ArtifactRef(BaseModel):
 
     def _same(self, manifest: Manifest) -> Manifest:
         if manifest.digest != self.digest:
-            raise DamagedArtifact(f"{self.path} is not what it was when this result was recorded")
+            raise DamagedArtifact(f"{self.path} has changed since this result was recorded")
         return manifest
 
 
 class Input(Protocol):
-    """What a stage reads."""
+    """Something that a stage reads."""
 
     def verify(self) -> None:
-        """Raises DamagedArtifact when it is not what it was."""
+        """Raises DamagedArtifact if a file is missing or has changed."""
 
 
 @contextlib.contextmanager
 def intact(inputs: Iterable[Input]) -> Iterator[None]:
-    """Verify inputs before and after they are read, so that no result is made from damaged ones.
+    """Verify inputs before and after the body reads them, so that no result is made from damaged ones.
 
     Raises:
-        DamagedArtifact: one is not; also when the damage made the reading fail.
+        DamagedArtifact: an input is damaged, also if the damage made the body fail.
     """
     inputs = list(inputs)
-    for each in inputs:
-        each.verify()
+
+    def verify() -> None:
+        for each in inputs:
+            each.verify()
+
+    verify()
     try:
         yield
     except Exception:
-        for each in inputs:
-            each.verify()
+        verify()
         raise
-    for each in inputs:
-        each.verify()
+    verify()
 
 
 def check_folder(folder: Path) -> Manifest:
@@ -134,13 +136,13 @@ def check_folder(folder: Path) -> Manifest:
 
 @contextlib.contextmanager
 def locked(name: str, mode: int = fcntl.LOCK_EX, folder: Path | None = None) -> Iterator[None]:
-    """Hold a file lock against other processes of this machine. It is freed when its holder dies.
+    """Hold a file lock against other processes of this machine. The system frees it when its holder dies.
 
     Args:
         mode: as `fcntl.flock` takes it.
         folder: of the lock's file; None: `locks` in the store.
     Raises:
-        BlockingIOError: another process holds it and the mode says not to wait.
+        BlockingIOError: another process holds the lock, and `mode` has LOCK_NB.
     """
     folder = folder or store_root() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,12 +152,12 @@ def locked(name: str, mode: int = fcntl.LOCK_EX, folder: Path | None = None) -> 
 
 
 def in_use() -> contextlib.AbstractContextManager[None]:
-    """A shared lock that every run holds, so that `clean` removes nothing meanwhile."""
+    """The shared lock that every run holds, so that `clean` removes nothing during a run."""
     return locked("store", fcntl.LOCK_SH)
 
 
 written_here: dict[str, float] = {}
-"""Keys this process computed, and when (`time.monotonic`): what a run's summary calls `ran`, not `reused`."""
+"""Key → `time.monotonic()` of the results that this process computed. The summary calls them `ran`, others `reused`."""
 
 
 def produce(
@@ -164,15 +166,15 @@ def produce(
     log: Callable[[str], None] = lambda line: None,
     inputs: Iterable[Input] = (),
 ) -> ArtifactRef:
-    """Return the folder of an identity: an intact one that exists, here or in the remote store, or what `write` makes.
+    """Return the folder of an identity: the intact one in this store or the remote one, or else a new one from `write`.
 
     Args:
         identity: what decides the content.
         write: fills an empty folder and returns its facts; `rows` is its main table's length.
-        log: told why an existing folder was not used, and what the remote store gave or got.
+        log: receives why an existing folder was not used, and transfers from and to the remote store.
         inputs: what `write` reads.
     Raises:
-        DamagedArtifact: an input was not what it was, before or after it was read; nothing was written.
+        DamagedArtifact: an input had changed before or after it was read; nothing was written.
     """
     key = identity.key
     folder = store_root() / "artifacts" / key
@@ -183,7 +185,7 @@ def produce(
             try:
                 write_folder(identity, folder, write, inputs)
             except DamagedArtifact:
-                _remove_checkpoints(identity, remote)  # they may come of what is damaged
+                _remove_checkpoints(identity, remote)  # they may be made from damaged inputs
                 raise
             manifest = read_manifest(folder)
         if remote and remote.push(manifest, folder):
@@ -228,12 +230,12 @@ def fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None]) 
 def write_folder(
     identity: Identity, folder: Path, write: Callable[[Path], Facts], inputs: Iterable[Input] = ()
 ) -> ArtifactRef:
-    """Fill a folder aside, add its manifest, and move it into place. The caller holds a lock that covers the folder."""
+    """Fill a hidden folder, add its manifest, and move it into place. The caller holds a lock for the folder."""
     began = time.monotonic()
     with _aside(folder) as aside:
         with intact(inputs):
             facts = write(aside)
-        _permit(aside)  # before digests are taken: a later change of a file's mode would have them taken again
+        _permit(aside)  # before the digests: a later change of mode changes ctime, and every file would be read again
         manifest = write_manifest(identity, aside, facts, seconds=round(time.monotonic() - began, 3))
     written_here[identity.key] = time.monotonic()
     return reference(folder, manifest)
@@ -241,9 +243,9 @@ def write_folder(
 
 @contextlib.contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
-    """An empty folder that replaces `folder` on success and is removed on failure."""
+    """A hidden empty folder that replaces `folder` on success and is removed on failure."""
     aside = folder.parent / f".{folder.name}"
-    for left in (aside, _damaged(aside)):  # by a holder that was killed
+    for left in (aside, _damaged(aside)):  # left by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -255,7 +257,7 @@ def _aside(folder: Path) -> Iterator[Path]:
 
 
 def discard(key: str) -> None:
-    """Remove a result, in the remote store as well, so that its stage runs again."""
+    """Remove a result here and in the remote store, so that its stage runs again."""
     if remote := Remote.configured():
         remote.forget(key)
     with locked(key):
@@ -263,34 +265,34 @@ def discard(key: str) -> None:
 
 
 def work_folder(identity: Identity) -> Path:
-    """Checkpoints of a stage, for later attempts at the same identity; removed when it has finished."""
+    """Folder of a stage's checkpoints, for later attempts at the same identity; removed when the stage has finished."""
     return store_root() / "work" / identity.key
 
 
 def write_manifest(identity: Identity, folder: Path, facts: Facts = Facts(), seconds: float = 0) -> Manifest:
-    """Seal a folder that has all its files."""
+    """Write the manifest of a folder that has all its files."""
     files = describe_files(folder)
     manifest = Manifest(
         format=3,
         key=identity.key,
-        identity=identity.parts(),
+        identity=identity,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seconds=seconds,
         digest=files_digest(files),
         files=files,
-        info=json.loads(json.dumps(facts.model_dump(exclude_none=True))),  # as it will be read
+        info=json.loads(json.dumps(facts.model_dump(exclude_none=True))),  # as JSON gives it back
     )
     (folder / MANIFEST).write_bytes(manifest.encoded())
     return manifest
 
 
 def _damaged(aside: Path) -> Path:
-    """Where a damaged folder is while its replacement moves into place."""
+    """Name of a damaged folder while its replacement moves into place."""
     return aside.with_name(aside.name + "-damaged")
 
 
 def _permit(folder: Path) -> None:
-    """Give files the permissions of their folder, which follow the umask; safetensors writes for its owner alone."""
+    """Give files the permissions of their folder, which follow the umask; safetensors lets only the owner read."""
     mode = folder.stat().st_mode & 0o777
     for path in folder.rglob("*"):
         wanted = mode if path.is_dir() else mode & 0o666

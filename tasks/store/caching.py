@@ -25,20 +25,20 @@ from tasks.store.model import Source
 
 REFERENCE: TypeAdapter[ArtifactRef | Source] = TypeAdapter(ArtifactRef | Source)
 LARGEST_RECORD = 1 << 20
-"""Bytes; Prefect reads a record whole, and ours have less than a thousandth of this."""
+"""Bytes. Prefect reads a whole record into memory; ours take less than a thousandth of this."""
 
 
 class VerifiedJSONSerializer(Serializer):
-    """JSON of a reference; what is read is a reference whose files are intact, or refused."""
+    """JSON of a reference. Reading verifies the files that it refers to."""
 
     type: str = Field(default="verified-json", frozen=True)
 
     def dumps(self, obj: Any) -> bytes:
-        """An exception, which Prefect keeps as well, becomes a text that nobody reads."""
+        """Prefect also stores exceptions; they become a text that nobody reads."""
         return obj.model_dump_json().encode() if isinstance(obj, BaseModel) else json.dumps(str(obj)).encode()
 
     def loads(self, blob: bytes) -> ArtifactRef | Source:
-        """Raises ValueError for anything but a reference, DamagedArtifact when its files are not what they were."""
+        """Raises ValueError for anything but a reference, DamagedArtifact if its files are missing or have changed."""
         value = REFERENCE.validate_json(blob)
         value.verify()
         return value
@@ -56,8 +56,7 @@ _know_no_other_serializer()
 
 
 def cached(identity: Callable[..., Identity]) -> dict[str, Any]:
-    """Options for `@task`: cache under the key of `identity`, given those of the task's arguments that it takes."""
-
+    """Options for `@task` that cache its result under the key of `identity`, which gets the arguments that it names."""
     read = inspect.signature(identity).parameters
 
     def key(_: Any, arguments: dict[str, Any]) -> str:

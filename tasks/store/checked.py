@@ -1,8 +1,8 @@
-"""Remembers digests: a file whose size, times and inode are as they were when it was read is not read again.
+"""Digests of files that were read before. A file with the same inode, size and times is not read again.
 
     STORE/checked.jsonl     one line a file: device and inode, size, mtime, ctime, sha256
 
-A bit that rots on the disk changes none of these: QLORA_FLOW_VERIFY=full (`qlora-flow run --verify full`) reads all.
+A bit that flips on the disk changes none of these; QLORA_FLOW_VERIFY=full (`qlora-flow run --verify full`) reads all.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from tasks.store.identity import file_digest
 from tasks.store.root import store_root
 
 WORTH = 1 << 20
-"""Bytes. Digests of smaller files are not kept: reading them costs little."""
+"""Bytes. Digests of smaller files are not saved, since reading them costs little."""
 SETTLED_SECONDS = 2.0
-"""A file changed again within one tick of its clock looks unchanged: digests of younger files are not handed on."""
+"""A file that changes twice in one clock tick looks unchanged, so digests of files younger than this are not saved."""
 
 LINE = TypeAdapter(tuple[str, int, int, int, str])
 _seen: dict[str, tuple[int, int, int, str]] = {}

@@ -1,17 +1,18 @@
-"""What a stage notes in its manifest beside its files. Each room declares its own in facts.py, which stays light: keys
-are made of them, and schema.py imports pyarrow."""
+"""Facts: the numbers and names that a stage notes in its manifest. Each room declares its own in facts.py.
+
+facts.py imports nothing heavy, because keys are computed from it; schema.py imports pyarrow."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Facts(BaseModel):
-    """Notes of one stage, written by it and read by others through this type alone."""
+    """Facts of one stage. Other rooms read them only through this type."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
 
 class LedgerFacts(Facts):
-    """Of a stage with a ledger: rows handed on, rows by verdict, and the first five lost rows in words."""
+    """Facts of a stage with a ledger: rows it wrote, rows of each verdict, and the first five lost rows in words."""
 
     rows: int
     lost: int

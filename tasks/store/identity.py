@@ -1,4 +1,4 @@
-"""What decides the result of a stage. Two equal identities give the same key on every machine and day."""
+"""The identity of a result: everything that decides it. Equal identities have the same key on every machine."""
 
 import hashlib
 import importlib.metadata
@@ -6,27 +6,44 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
-class Parts(BaseModel):
-    """An identity with the versions of its libraries: what the key is made of.
+class Identity(BaseModel):
+    """Everything that decides what a stage writes. The key is made of it.
 
     Args:
-        version: of the stage; 0 in manifests of formats 1 and 2, whose `code` has digests of source files instead.
+        stage: name of the stage.
+        inputs: name → content digest of everything it reads.
+        config: name → value of every field it reads, and no other.
+        version: of the stage's code: raised when the same inputs can give another result.
+        code: digests of source files in place of a version, in manifests of formats 1 and 2.
+        libraries: distribution → version (`installed`), of those that shape the result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     stage: str
-    inputs: dict[str, str]
-    config: dict[str, Any]
-    version: int = Field(0, ge=0)
+    inputs: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    version: int = Field(1, ge=0)
     code: dict[str, str] = {}
-    libraries: dict[str, str]
+    libraries: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_format(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {"version": 0, **given} if "code" in given else given
 
     @model_serializer(mode="wrap")
-    def _one_of_two(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _version_or_code(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = written(self)
         del content["code" if self.version else "version"]
         return content
@@ -37,38 +54,9 @@ class Parts(BaseModel):
         return f"{self.stage}-{digest_of(self.model_dump())[:32]}"
 
 
-class Identity(BaseModel):
-    """Everything that decides what a stage writes.
-
-    Args:
-        stage: name of the stage.
-        inputs: name → content digest of everything it reads.
-        config: name → value of every field it reads, and no other.
-        version: of the stage's code: a number that is raised when the same inputs can give another result.
-        libraries: distributions whose version shapes the result.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stage: str
-    inputs: dict[str, str] = {}
-    config: dict[str, Any] = {}
-    version: int = Field(1, ge=1)
-    libraries: tuple[str, ...] = ()
-
-    def parts(self) -> Parts:
-        return Parts(
-            stage=self.stage,
-            inputs=self.inputs,
-            config=self.config,
-            version=self.version,
-            libraries={name: importlib.metadata.version(name) for name in self.libraries},
-        )
-
-    @property
-    def key(self) -> str:
-        """`<stage>-<32 hex digits>`."""
-        return self.parts().key
+def installed(*names: str) -> dict[str, str]:
+    """Distribution → its version here."""
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def digest_of(value: Any) -> str:

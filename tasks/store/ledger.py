@@ -1,8 +1,8 @@
-"""The ledger: one line for every row that did not pass a stage unchanged, so that no row vanishes."""
+"""The ledger: one line for every row that a stage lost, changed or left out, so that no row disappears unseen."""
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,16 +15,17 @@ LEDGER_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("split", pa.string()),
         ("stage", pa.string()),
-        # lost: not handed on · changed: handed on, shortened · left out: better not handed on, and no loss ·
-        # kept: handed on as it is, worth knowing
-        ("verdict", pa.string()),
+        ("verdict", pa.string()),  # see Verdict
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
 )
+Verdict = Literal["lost", "changed", "left out", "kept"]
+"""lost: not handed on, counts against data.max_lost_share. changed: handed on, not as it came. left out: not handed on
+for a reason that is no loss, such as a copy. kept: handed on as it is, worth a look."""
 BATCH = 10_000
 LONGEST = 500
-"""Characters of a detail or an id; the rest of a longer one is left away."""
+"""Characters of a detail or an id; longer ones are cut."""
 
 
 class Ledger:
@@ -42,25 +43,18 @@ class Ledger:
         self._lines: list[tuple[str, ...]] = []
         self._writer = pq.ParquetWriter(folder / LEDGER, LEDGER_SCHEMA, compression="zstd")
 
-    def lost(self, id: str, split: str, reason: str, detail: str) -> None:
-        self._add(id, split, "lost", reason, detail)
-        if len(self.first_lost) < 5:
+    def add(self, verdict: Verdict, id: str, split: str, reason: str, detail: str) -> None:
+        """Add a line; the first five lost rows are also remembered in words."""
+        self.counts[verdict] += 1
+        if verdict == "lost" and len(self.first_lost) < 5:
             name = f"row {visible(id, LONGEST)}: " if id else ""
             self.first_lost.append(f"{name}{reason} ({visible(detail, LONGEST)})")
-
-    def changed(self, id: str, split: str, reason: str, detail: str) -> None:
-        self._add(id, split, "changed", reason, detail)
-
-    def left_out(self, id: str, split: str, reason: str, detail: str) -> None:
-        """A row that is better not handed on, such as a copy; it does not count against the budget."""
-        self._add(id, split, "left out", reason, detail)
-
-    def kept(self, id: str, split: str, reason: str, detail: str) -> None:
-        """A row that is handed on as it is, and that somebody may want to look at."""
-        self._add(id, split, "kept", reason, detail)
+        self._lines.append((_text(id), split, self.stage, verdict, reason, _text(detail)))
+        if len(self._lines) >= BATCH:
+            self._flush()
 
     def write(self) -> dict[str, Any]:
-        """Finish ledger.parquet and return the fields of `LedgerFacts` but rows."""
+        """Finish ledger.parquet and return all fields of `LedgerFacts` except rows."""
         self._flush()
         self._writer.close()
         return {
@@ -70,12 +64,6 @@ class Ledger:
             "first_lost": self.first_lost,
         }
 
-    def _add(self, id: str, split: str, verdict: str, reason: str, detail: str) -> None:
-        self.counts[verdict] += 1
-        self._lines.append((_text(id), split, self.stage, verdict, reason, _text(detail)))
-        if len(self._lines) >= BATCH:
-            self._flush()
-
     def _flush(self) -> None:
         if self._lines:
             columns = [pa.array(column, pa.string()) for column in zip(*self._lines, strict=True)]
@@ -84,5 +72,5 @@ class Ledger:
 
 
 def _text(text: str) -> str:
-    """What Parquet takes: half a character is written as its escape."""
+    """Valid UTF-8 for Parquet: a lone surrogate is written as its escape."""
     return text[:LONGEST].encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Files of the store that many runs append to: a line each, with a checksum of its own."""
+"""Files that several runs append to. Each line has its own checksum."""
 
 import hashlib
 import json
@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 def append(file: Path, value: Any) -> None:
-    """Add a line with one write, which processes side by side cannot tear apart."""
+    """Append a line in one write, so that lines of concurrent processes do not mix."""
     text = json.dumps(value)
     with file.open("a") as lines:
-        lines.write(f"\n{_checksum(text.encode())} {text}\n")  # what an interrupted write left ends here
+        lines.write(f"\n{_checksum(text.encode())} {text}\n")  # the first newline ends what an interrupted write left
 
 
 def read(file: Path, kind: TypeAdapter[T]) -> Iterator[T | None]:
-    """The values of a file's lines, None for one that is damaged or of another type."""
+    """The value of each line; None for a line that is damaged or of another type."""
     for line in file.read_bytes().splitlines() if file.exists() else ():
         checksum, _, text = line.partition(b" ")
         try:

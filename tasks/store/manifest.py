@@ -1,7 +1,7 @@
-"""The manifest of a finished folder: what is in it, what decided it, and a checksum of the manifest itself.
+"""The manifest of a finished folder: its files, its identity, its facts, and a checksum of the manifest itself.
 
-Everything that reads a manifest, from the disk or from a remote store, reads it into this one model. What does not fit
-it, or is not byte for byte what was written, is damaged.
+Every manifest, from the disk or a remote store, is read into this one model. A manifest that does not fit the model, or
+differs in a byte from what was written, is damaged.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from tasks.config import TRUSTED, Section
 from tasks.store.checked import content_digest
 from tasks.store.facts import Facts
-from tasks.store.identity import Parts, digest_of
+from tasks.store.identity import Identity, digest_of
 
 MANIFEST = "manifest.json"
 LARGEST = 64 << 20
-"""Bytes of a manifest; more are not read."""
+"""Bytes; a larger manifest is not read."""
 
 
 class DamagedArtifact(RuntimeError):
@@ -54,7 +54,7 @@ class StoredFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a finished folder says about itself.
+    """The content of manifest.json.
 
     Args:
         format: 3. Published versions may have an earlier one: 2 has digests of source files in its identity instead of
@@ -73,7 +73,7 @@ class Manifest(BaseModel):
 
     format: Literal[1, 2, 3] = 1
     key: str
-    identity: Parts
+    identity: Identity
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
     seconds: float = Field(ge=0)
     digest: Digest
@@ -84,7 +84,7 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _agrees(self) -> "Manifest":
         if (self.format == 3) != bool(self.identity.version) or (self.format == 1 and self.checksum):
-            raise ValueError("its format is another one than it says")
+            raise ValueError("its format number does not fit its content")
         if self.key != self.identity.key:
             raise ValueError("its key is not that of its identity")
         if self.digest != files_digest(self.files):
@@ -100,15 +100,14 @@ class Manifest(BaseModel):
         """Read the bytes of a manifest.
 
         Raises:
-            ValueError: they are not those of a manifest, or not as they were written.
+            ValueError: they are no manifest, or have changed since they were written.
         """
         if len(raw) > LARGEST:
             raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
         try:
             manifest = cls.model_validate_json(raw)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()) from None
+            raise ValueError(_first(error)) from None
         if manifest.format > 1 and manifest.encoded() != raw:
             raise ValueError("its checksum says that it has changed")
         return manifest
@@ -121,22 +120,21 @@ class Manifest(BaseModel):
         return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
     def facts(self, kind: type[F]) -> F:
-        """What the stage noted beside its files.
+        """The facts that the stage noted.
 
         Raises:
-            DamagedArtifact: it is not what this version of qlora-flow notes.
+            DamagedArtifact: another version of qlora-flow wrote other facts.
         """
         try:
             return kind.model_validate(self.info)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
             raise DamagedArtifact(
-                f"{self.key} was noted by another version of qlora-flow ({kind.__name__}: "
-                f"{'.'.join(map(str, first['loc']))} {first['msg']}); remove its folder, and its stage runs again"
+                f"{self.key} was noted by another version of qlora-flow ({kind.__name__}: {_first(error)}); remove its "
+                "folder, and its stage runs again"
             ) from None
 
     def fields(self, group: type[C]) -> C:
-        """The configuration that the stage read; fields that it did not read have their defaults."""
+        """The configuration that the stage read. Fields that it does not read have their defaults."""
         given = {name: value for name, value in self.identity.config.items() if name in group.model_fields}
         return group.model_validate(given, context=TRUSTED)
 
@@ -146,8 +144,13 @@ class Manifest(BaseModel):
         return self.info.get("rows", 0)
 
     def part(self, folder: str) -> str:
-        """Digest of the files below one of its folders, for what depends on nothing else of it."""
+        """Digest of the files below one of its folders, for a stage that reads only these."""
         return files_digest({n: f for n, f in self.files.items() if n.startswith(folder + "/")})
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()
 
 
 def read_manifest(folder: Path) -> Manifest:

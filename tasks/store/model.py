@@ -1,4 +1,4 @@
-"""The base model as stages see it: a folder that is read in place, with the digests that decide what depends on it."""
+"""The base model as stages see it: a folder that is read in place, and the digests that go into keys."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ class BaseModelRef(BaseModel):
 
     @classmethod
     def of(cls, folder: Path, source: str, revision: str) -> "BaseModelRef":
-        """Look at a folder.
+        """The reference of a base model's folder.
 
         Raises:
             UserError: it has no readable configuration, safetensors or fast tokenizer, or needs code of its own.
@@ -81,7 +81,7 @@ class BaseModelRef(BaseModel):
         )
 
     def verify(self) -> None:
-        """Raises DamagedArtifact when the folder is not what it was."""
+        """Raises DamagedArtifact if a file is missing or has changed."""
         try:
             found = digest_of(_digests(Path(self.folder)))
         except (FileNotFoundError, NotADirectoryError, UserError) as error:
@@ -91,7 +91,7 @@ class BaseModelRef(BaseModel):
 
 
 class Source(BaseModel):
-    """What a run starts from."""
+    """Rows and base model of a run: the result of download."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,19 +99,19 @@ class Source(BaseModel):
     model: BaseModelRef
 
     def verify(self) -> None:
-        """Raises DamagedArtifact when one of the two is not what it was."""
+        """Raises DamagedArtifact if a file of either is missing or has changed."""
         self.rows.verify()
         self.model.verify()
 
 
 def length_limit(config: dict[str, Any]) -> int:
-    """The model's longest sequence as the article reads it: the first of three fields that is there, else 1024."""
+    """The model's longest sequence in tokens: the first of LENGTH_FIELDS that its configuration has, else 1024."""
     config = config.get("text_config", config)
     return next((int(config[name]) for name in LENGTH_FIELDS if config.get(name)), 1024)
 
 
 def _kernel_of_a_repository(config: Any) -> str:
-    """The first `…implementation` in a configuration that is a repository's name, which transformers would fetch."""
+    """The first `…_implementation` that names a repository, from which transformers would fetch code."""
     if not isinstance(config, dict):
         return ""
     for name, value in config.items():
@@ -124,10 +124,10 @@ def _kernel_of_a_repository(config: Any) -> str:
 
 
 def refuse_code(folder: Path) -> None:
-    """A model that transformers cannot load without running Python code that its author wrote.
+    """Refuse a model that transformers can load only by running Python code of the model's author.
 
     Raises:
-        UserError: this is one.
+        UserError: this is such a model.
     """
     files = [folder / name for name in ("config.json", "tokenizer_config.json")]
     if not any(b'"auto_map"' in file.read_bytes() for file in files if file.exists()):
@@ -151,14 +151,14 @@ def refuse_code(folder: Path) -> None:
 
 
 class _Index(BaseModel):
-    """What transformers reads of model.safetensors.index.json."""
+    """The fields of model.safetensors.index.json that transformers reads."""
 
     metadata: dict[str, Any]
     weight_map: dict[str, str]
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The files of a model's folder that its weights are read from: one, or an index and its parts.
+    """The files that hold a model's weights: one, or an index and its parts.
 
     Raises:
         UserError: there are none as safetensors, or the index names others than files beside it.
@@ -183,7 +183,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Name → sha256 of every file that loading the model or its tokenizer reads, and of its other JSON."""
+    """Name → sha256 of every file that loading the model or its tokenizer reads, and of other JSON files."""
     names = {p.name for p in folder.iterdir() if p.suffix in {".json", ".jinja"} and p.is_file()} - {MANIFEST}
     names |= {name for name in TOKENIZER_FILES if (folder / name).is_file()} | set(weight_files(folder))
     return {name: content_digest(folder / name) for name in sorted(names)}

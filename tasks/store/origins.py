@@ -1,4 +1,4 @@
-"""Which results hold the files that a digest names."""
+"""Finds the results in the store that a digest in an identity refers to."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def results() -> dict[Path, Manifest]:
 
 
 def by_digest(manifests: dict[Path, Manifest]) -> dict[str, list[Path]]:
-    """Digest of a result, and of an adapter's files alone → the folders that hold it."""
+    """Digest of a result, or of its `adapter` folder → the folders that have it."""
     found: dict[str, list[Path]] = {}
     for folder, manifest in manifests.items():
         for digest in (manifest.digest, manifest.part("adapter")):

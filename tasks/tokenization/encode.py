@@ -53,8 +53,8 @@ def write_tokens(
             pq.ParquetWriter(folder / TOKENS, TOKEN_SCHEMA, **LAYOUT) as writer,
         ):
             for rows, lines in results:
-                for verdict, *line in lines:
-                    {"lost": ledger.lost, "changed": ledger.changed}[verdict](*line)
+                for line in lines:
+                    ledger.add(*line)
                 statistics.add(rows, lines)
                 if rows.num_rows:
                     writer.write_batch(rows.drop_columns([LEARNT]))

@@ -3,7 +3,7 @@
 from tasks.config import TokenizationConfig
 from tasks.formatting.facts import PromptFacts
 from tasks.store.artifact import ArtifactRef
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, installed
 from tasks.store.model import BaseModelRef
 
 VERSION = 2
@@ -20,5 +20,5 @@ def identity(prompts: ArtifactRef, model: BaseModelRef, config: TokenizationConf
             "special_tokens": prompts.facts(PromptFacts).special_tokens,
         },
         version=VERSION,
-        libraries=("tokenizers", "transformers", "pyarrow"),
+        libraries=installed("tokenizers", "transformers", "pyarrow"),
     )

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent: written aside, listed in a manifest, renamed into place.
+"""Checkpoints that are complete or absent: written to a hidden folder, listed in a manifest, renamed into place.
 
 The last one is also in the remote store, for a successor on another machine.
 """
@@ -26,9 +26,9 @@ _NAME = re.compile("checkpoint-[1-9][0-9]{0,17}")
 
 
 class Schedule:
-    """Checkpoints by the clock, and every `steps` steps where that is not 0.
+    """Checkpoints by time, and every `steps` steps if that is not 0.
 
-    Saving is a barrier, and clocks differ: `due` is what all processes have agreed on.
+    All processes save together and their clocks differ, so they agree on `due`.
     """
 
     def __init__(self) -> None:
@@ -37,11 +37,11 @@ class Schedule:
         self.saved = now()
 
     def late(self) -> bool:
-        """Whether the last checkpoint is too old by this process's clock."""
+        """Whether a checkpoint is due by this process's clock."""
         return now() - self.saved >= 60 * MINUTES
 
     def save_after(self, step: int) -> bool:
-        """Whether a checkpoint is to be written after `step`; the clock starts again if so."""
+        """Whether a checkpoint is to be written after `step`. If so, the clock starts again."""
         save = self.due or bool(self.steps and step % self.steps == 0)
         if save:
             self.saved = now()
@@ -57,12 +57,12 @@ def seal(written: Path, final: Path) -> None:
 
 
 def last_valid(folder: Path, log: Callable[[str], None] = print) -> Path | None:
-    """The newest checkpoint that holds exactly the files that were written; None when there is none.
+    """The newest intact checkpoint; None if there is none.
 
-    Removes damaged ones, which must not count among the `KEPT`, and what a killed attempt was writing.
+    Removes damaged checkpoints, which must not count among the `KEPT`, and what a killed attempt was writing.
 
     Args:
-        log: told of each that is damaged.
+        log: receives a line for each damaged checkpoint.
     """
     for path in folder.glob(".writing-*"):
         _remove(path)
@@ -174,20 +174,20 @@ def _key(name: str) -> str:
 
 
 def _damage(path: Path) -> str:
-    """Why a checkpoint cannot be used, or an empty string. A file that the manifest does not list is damage too."""
+    """Why a checkpoint is damaged, or an empty string. A file that the manifest does not list is damage, too."""
     try:
         manifest = check_folder(path)
         there = {file.name for file in path.iterdir()} - {MANIFEST}
     except (DamagedArtifact, OSError) as error:
         return str(error)
     if manifest.key != _key(path.name):
-        return f"{MANIFEST} is that of another checkpoint"
+        return f"{MANIFEST} belongs to another checkpoint"
     odd = sorted(there - manifest.files.keys())
-    return f"{odd[0]!r} is not among its files" if odd else ""
+    return f"the manifest does not list {odd[0]!r}" if odd else ""
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, or a file or link of that name; several processes may do so at the same time."""
+    """Remove a folder, or a file or link of that name. Several processes may do this at the same time."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

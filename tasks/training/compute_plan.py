@@ -1,4 +1,4 @@
-"""How a run computes on its device: what is kept for the backward pass, what is compiled, how many tokens at once."""
+"""The compute plan of a run: activation checkpointing, compilation, dequantized weights, tokens per micro-batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from tasks.training import memory
 
 Result = TypeVar("Result")
 
-_COMPILE_FROM = 3e16  # operations of a run that gains more than compilation costs: about two minutes of a fast GPU
+_COMPILE_FROM = 3e16  # operations from which a run gains more than compilation costs: two minutes of a fast GPU
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class ComputePlan:
     def fitting_tokens(
         self, model: PeftModel, rows: Dataset, collectives: Collectives, log: Callable[[str], None]
     ) -> int:
-        """Tokens of a micro-batch that fill the device."""
+        """The number of tokens in a micro-batch that fills the device."""
         if is_sharded(model) and self.device.type == "cuda":
-            # estimated, not measured: a process that runs out of memory would leave the others waiting
+            # estimated: if a process ran out of memory while measuring, the others would wait for it
             layers = decoder_layers(model.get_base_model())
             return memory.computed_tokens(layers, self.speed, self.longest, self.available)
 
@@ -85,8 +85,8 @@ def choose(
     """Decide what `config` leaves open, from the model's size, the rows' lengths and the device's memory.
 
     Args:
-        arguments: the trainer's own.
-        log: told of a setting that cannot be followed.
+        arguments: the trainer's TrainingArguments.
+        log: receives a line for a setting that cannot be followed.
     """
     base, lengths, device = model.get_base_model(), memory.lengths(rows), arguments.device
     longest, available, speed = int(lengths.max()), 0, str(config.speed)
@@ -118,10 +118,10 @@ def choose(
 def should_shard(
     folder: Path, config: TrainingConfig, rows: Dataset, device: torch.device, collectives: Collectives
 ) -> bool:
-    """Whether the processes divide the base among them: as configured, or because it does not fit on one GPU.
+    """Whether the processes divide the base among them: if configured, or if it does not fit on one GPU.
 
     Raises:
-        UserError: it was asked for, and there is one process.
+        UserError: it is configured for one process.
     """
     if config.sharding == "always" and collectives.count == 1:
         raise UserError("training.sharding always needs several processes, and this run has one")
@@ -136,8 +136,8 @@ def should_shard(
 def operations_per_token(model: nn.Module) -> int:
     """Floating-point operations per trained token, by the usual convention for QLoRA.
 
-    Counts the matrix products of the base's layers and head, forward and for the activations' gradient, and for the
-    head's own gradient where it is trained; not adapters, attention and what is computed again.
+    Counts the matrix products of the base's layers and head: forward, gradient of the activations, and gradient of the
+    head where it is trained. Adapters, attention and recomputation do not count.
     """
     products = [
         module
@@ -148,17 +148,19 @@ def operations_per_token(model: nn.Module) -> int:
 
 
 def uncompiled_on_failure(work: Callable[[], Result], reset: Callable[[], None], log: Callable[[str], None]) -> Result:
-    """The result of `work`. If torch.compile fails in it, it runs again with layers that are not compiled.
+    """The result of `work`. If torch.compile fails in it, `work` runs again without compilation.
 
     Args:
         work: forward and backward passes.
-        reset: undoes what the failed attempt changed: gradients and the random state.
-        log: told why the run is slower from now on.
+        reset: undoes what the failed attempt changed: gradients and random state.
+        log: receives why the run is slower from now on.
     """
     try:
         return work()
     except torch._dynamo.exc.TorchDynamoException as error:
-        log(f"torch.compile failed, so the layers run without it, slower: {' '.join(str(error).split())[:300]}")
+        log(
+            f"torch.compile failed, so the layers run without it, which is slower: {' '.join(str(error).split())[:300]}"
+        )
     torch.compiler.set_stance("force_eager")
     reset()
     return work()
@@ -169,10 +171,10 @@ def _compile_layers(base: PreTrainedModel, dropout: bool) -> None:
     # Inductor's own random numbers: torch 2.11 marks the size of a dropout mask as something to compute again in the
     # backward pass, and then cannot divide the graph ("Node add_… was invalid, but is output").
     torch._inductor.config.fallback_random = dropout
-    # layers of one group hand over their outputs through an attribute, which recomputation sets anew
+    # layers of one group pass their outputs through an attribute, which recomputation sets again
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-    # or a norm's epsilon is a variable on the CPU, and the compiler first probes the CPU's instruction sets: 40 s
+    # otherwise a norm's epsilon is a variable on the CPU, and the compiler probes the CPU's instruction sets: 40 s
     torch._dynamo.config.specialize_float = True
-    base.enable_input_require_grads()  # the first layer's input like every other's, or it is compiled separately
+    base.enable_input_require_grads()  # without it the first layer would be compiled separately
     for layer in decoder_layers(base):
         layer.compile(dynamic=True)

@@ -16,10 +16,10 @@ HELD_BACK = "held back for validation"
 
 
 def read_rows(file: Path, validation_share: float = 0.0) -> tuple[Dataset, Dataset | None, list[str]]:
-    """`input_ids` and `labels` of the training split, in the file's order, without the rows for validation.
+    """`input_ids` and `labels` of the training split in the file's order, divided into training and validation rows.
 
-    A hash of a row's group, or else of its id, decides whether it is for validation, so that this never changes as the
-    data grows.
+    A hash of a row's group, or else of its id, decides whether it is for validation. So this never changes as the data
+    grows.
 
     Args:
         validation_share: of the training rows, a fraction of 1.
@@ -31,7 +31,7 @@ def read_rows(file: Path, validation_share: float = 0.0) -> tuple[Dataset, Datas
     names = ["id", "group"] if validation_share else []
     table = pq.read_table(file, columns=[*names, "input_ids", "labels"], filters=[("split", "==", "train")])
     if not len(table):
-        raise UserError("there is no training row: every row was held out, dropped or unusable")
+        raise UserError("there is no training row: all rows are in the test split, lost or left out")
     if not validation_share:
         return _data_set(table), None, []
     groups = pc.coalesce(table["group"], table["id"]).to_pylist()
@@ -48,7 +48,7 @@ def read_rows(file: Path, validation_share: float = 0.0) -> tuple[Dataset, Datas
 
 
 def _is_for_validation(name: str, share: float) -> bool:
-    """By a hash of its own: with the one that chose the training rows, all or none of them would be for validation."""
+    """A hash with its own prefix: by the hash that decides the split, all training rows would be on the same side."""
     digest = hashlib.sha256(f"validation {name}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8]) / 2**64 < share
 

@@ -1,4 +1,4 @@
-"""What the training stage notes in its manifest."""
+"""What the training stage notes."""
 
 from tasks.store.facts import Facts
 

@@ -1,11 +1,15 @@
-"""How much GPU memory training needs: what each speed keeps, and how many tokens fit at once.
+"""GPU memory of training: what each speed needs, how many tokens fit in a micro-batch, and what if memory runs out.
 
-The need of each speed (activation_checkpointing.py) is computed from the layers' shapes. The number of tokens at once
-is then measured with two micro-batches of real rows.
+The need of each speed (activation_checkpointing.py) is estimated from the layers' shapes. The number of tokens in a
+micro-batch is then measured with two micro-batches of real rows. After running out of memory the same rows are computed
+with fewer tokens at once: without sharding at once, with sharding in the next attempt, which reads the number from a
+file.
 """
 
 import math
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +20,19 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tasks.config import TrainingConfig
+from tasks.errors import UserError
 from tasks.model.activation_checkpointing import decoder_layers
 from tasks.model.lora import groups
-from tasks.training.packing import collate, flatten, pack
+from tasks.training.packing import Row, collate, flatten, pack
 
-_USED_SHARE = 0.85  # of the memory; the rest is lost to fragmentation
+_USED_SHARE = 0.85  # share of the memory that is used; the rest is reserved for fragmentation
 _WORKING_BYTES = 3 << 29  # a chunk of logits, one dequantized weight, temporary gradients
-_FEWEST_TOKENS = 2048  # with fewer at once a GPU waits for kernel launches, and lean is faster
+_FEWEST_TOKENS = 2048  # with fewer at once kernel launches dominate, and lean is faster
 _PROBES = (1024, 3072)  # tokens of the micro-batches that are measured
 _CPU_TOKENS = 2048  # more at once is no faster there
 _EXPANSION = 0.5  # share of dequantization in a micro-batch's fixed time (27 of 55 ms at 8B on an H100)
 _DENSE_SHARE = 0.25  # of a host's free memory that dequantized weights may take
+_FILE = "tokens_at_once"  # among the checkpoints
 
 
 def choose_speed(layers: list[nn.Module], step_tokens: int, longest: int, available: int) -> str:
@@ -77,18 +83,18 @@ def expanded_bytes(model: nn.Module) -> int:
 
 
 def host_holds(expanded: int) -> bool:
-    """Whether the host has memory for so many bytes of dequantized weights beside everything else."""
+    """Whether the host has memory for this many bytes of dequantized weights beside everything else."""
     return expanded < _DENSE_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def worth_expanding(
     expanded: int, layers: list[nn.Module], speed: str, step_tokens: int, at_once: int, longest: int, available: int
 ) -> bool:
-    """Whether a GPU is faster with its weights dequantized once, though fewer tokens fit beside them.
+    """Whether a GPU is faster with weights that are dequantized once, although fewer tokens fit beside them.
 
     Args:
-        expanded: bytes that they take.
-        at_once: tokens of a micro-batch where they are configured, else 0.
+        expanded: bytes of the dequantized weights.
+        at_once: tokens of a micro-batch if configured, else 0.
     """
 
     def micro_batches(available: int) -> float:
@@ -121,13 +127,13 @@ def base_fits(folder: Path, config: TrainingConfig, longest: int, total: int) ->
 
 
 def fitting_tokens(model: nn.Module, rows: Dataset, longest: int, device: torch.device) -> int:
-    """Tokens of a micro-batch that fill the device, measured; weights and random state stay as they are."""
+    """The number of tokens in a micro-batch that fills the device, measured. Weights and random state do not change."""
     if device.type == "cpu":
         return _CPU_TOKENS
     some = [collate([row])["rows"].rows[0] for row in rows.select(range(min(64, len(rows))))]
     available, before = available_bytes(device, model), torch.cuda.memory_allocated(device)
     peaks: dict[int, int] = {}
-    model.train()  # as in a step, or its layers are compiled a second time
+    model.train()  # as in a step, otherwise the layers are compiled a second time
     with torch.random.fork_rng([device]):
         for tokens in _PROBES:
             group = pack(some, tokens)[0]
@@ -145,13 +151,13 @@ def fitting_tokens(model: nn.Module, rows: Dataset, longest: int, device: torch.
 
 
 def tokens_in(peaks: dict[int, int], available: int) -> int:
-    """Tokens that fill `available` bytes, from the peaks of one or two micro-batches (tokens → bytes).
+    """The number of tokens that fills `available` bytes, from the peaks of one or two micro-batches (tokens → bytes).
 
     >>> tokens_in({1000: 3_000_000_000, 3000: 9_000_000_000}, 30_000_000_000)
     10000
     """
     (few, low), (many, high) = min(peaks.items()), max(peaks.items())
-    if few == many:  # one long row: as if all memory were needed per token
+    if few == many:  # both were one long row: assume that all memory is needed per token
         return max(few, few * available // low)
     slope = max(1.0, (high - low) / max(1, many - few))
     return max(few, int(few + (available - low) / slope))
@@ -160,3 +166,52 @@ def tokens_in(peaks: dict[int, int], available: int) -> int:
 def lengths(rows: Dataset) -> np.ndarray:
     """Tokens of every row."""
     return pc.list_value_length(rows.data["input_ids"]).to_numpy()
+
+
+class ShardedOutOfMemory(RuntimeError):
+    """A process of a sharded run is out of memory; the next attempt has fewer tokens at once."""
+
+
+def halved_budget(shares: list[list[Row]], budget: int) -> int:
+    """Half the tokens of the largest micro-batch that the processes' rows make with this budget.
+
+    Raises:
+        UserError: the largest micro-batch is a single row, which is never divided.
+    """
+    groups = [group for rows in shares for group in pack(rows, budget)]
+    largest = max(sum(len(row.input_ids) for row in group) for group in groups)
+    longest = max(len(row.input_ids) for group in groups for row in group)
+    if largest == longest and longest > budget // 2:
+        raise UserError(
+            f"a single row of {longest} tokens does not fit into the device's memory: set "
+            "training.speed to lean, or lower tokenization.max_length"
+        )
+    return min(budget, largest) // 2
+
+
+def end_attempt(folder: Path, budget: int, where: str) -> None:
+    """Save the budget for the next attempt, and end this one.
+
+    This attempt cannot repeat the step, because the other processes wait for this one in a collective of FSDP.
+
+    Raises:
+        ShardedOutOfMemory: always.
+    """
+    (folder / _FILE).write_text(str(budget))
+    raise ShardedOutOfMemory(
+        f"{where}: out of memory; the next attempt continues from the last checkpoint with at most {budget:,} tokens "
+        "at once"
+    )
+
+
+def saved_budget(folder: Path, log: Callable[[str], None]) -> int:
+    """The budget that an earlier attempt saved, or 0. A damaged file is logged and removed."""
+    file = folder / _FILE
+    if not file.exists():
+        return 0
+    text = file.read_bytes()
+    if re.fullmatch(rb"[1-9][0-9]{0,6}", text):
+        return int(text)
+    log(f"{file} is ignored: it takes a whole number of tokens, from 1 to 9,999,999")
+    file.unlink()
+    return 0

@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class StepRows:
-    """What the collator gives the trainer; not a tensor, so that no library moves or pads it."""
+    """The collator's result: the rows of one step. Not a tensor, so that no library moves or pads it."""
 
     rows: list[Row]
 
@@ -64,8 +64,8 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, StepRows]:
 def pack(rows: Iterable[Row], budget: int) -> list[list[Row]]:
     """Groups of whole rows with at most `budget` tokens each, as few and as even as possible.
 
-    A row that is longer than the budget gets a group of its own. Even, because a GPU that computes a small last
-    micro-batch waits for its kernel launches.
+    A row longer than the budget gets its own group. Groups are even because a GPU wastes time on a small last
+    micro-batch: kernel launches take longer than its kernels.
     """
     ordered = sorted(rows, key=lambda row: -len(row.input_ids))
     groups = [[ordered[i] for i in group] for group in best_fit([len(row.input_ids) for row in ordered], budget)]
@@ -90,7 +90,7 @@ def micro_batches(shares: list[list[Row]], rank: int, budget: int, in_step: bool
     Args:
         shares: the rows of every process.
         budget: largest number of tokens in a micro-batch.
-        in_step: all processes need the same number of micro-batches. One that has fewer repeats a row with factor 0.
+        in_step: all processes need the same number of micro-batches. A process with fewer repeats a row with factor 0.
     """
     own = [(group, 1.0) for group in pack(shares[rank], budget)]
     if in_step:

@@ -1,5 +1,7 @@
 """What the training stage reads and writes."""
 
+from pathlib import Path
+
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
@@ -39,13 +41,13 @@ class TrainingJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens: str
-    model: str
+    tokens: Path
+    model: Path
     source: str
     start: str = ""
     config: TrainingConfig
-    output: str
-    checkpoints: str
+    output: Path
+    checkpoints: Path
     checkpoint_steps: int = 0
     processes: int = 1
     rendezvous: str = ""

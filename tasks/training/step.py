@@ -1,9 +1,9 @@
-"""One optimizer step: packed micro-batches, one exact loss; it survives running out of memory and being interrupted.
+"""One optimizer step over packed micro-batches. It recovers from running out of memory and can be interrupted.
 
-A step has `batch_size` rows over all processes, whatever fits on a device: the rows are divided among the processes and
-packed into micro-batches of at most `micro_batch_tokens`. Their losses are summed and divided by the number of target
-tokens in the whole step. So the number of processes and `micro_batch_tokens` change speed and memory, and the result
-only by rounding and by the random numbers of dropout and NEFTune.
+A step has `batch_size` rows over all processes. They are divided among the processes and packed into micro-batches of
+at most `micro_batch_tokens` tokens. The losses are summed and divided by the number of target tokens in the whole step.
+So the number of processes and `micro_batch_tokens` change speed and memory; they change the result only by rounding and
+by the random numbers of dropout and NEFTune.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,17 +19,17 @@ from tasks.model.lora import refresh
 from tasks.model.sharding import is_sharded
 from tasks.training import checkpoints
 from tasks.training.compute_plan import uncompiled_on_failure
-from tasks.training.out_of_memory import end_attempt, halved_budget
+from tasks.training.memory import end_attempt, halved_budget
 from tasks.training.packing import Row, StepRows, divide, flatten, micro_batches
 from tasks.training.step_metrics import PendingStep, StepLog
 from tasks.training.validation import StopEarly, Validation
 
-# how a step went for a process; all processes act on the worst
+# outcome of a step in a process; all processes act on the largest
 _DONE, _CHECKPOINT_DUE, _OUT_OF_MEMORY, _STOPPED = range(4)
 
 
 class Interrupted(BaseException):
-    """SIGTERM arrived while a step was being computed. Not an Exception, so that no library swallows it."""
+    """A stop was requested while a step was computed. Not an Exception, so that no library catches it."""
 
 
 class PackedStep:
@@ -39,8 +39,8 @@ class PackedStep:
         model: a base with an adapter whose forward returns the summed loss of a micro-batch.
         device: of this process.
         folder: of the checkpoints.
-        steps: of the run.
-        validation: None where there are no validation rows.
+        steps: of the whole run.
+        validation: None without validation rows.
         log: receives progress lines.
         backward: computes the gradients of a loss; float16 needs it scaled.
         scaled: whether `backward` scales.
@@ -71,7 +71,6 @@ class PackedStep:
         self._random_state = self._last_step_state = random_state()
 
     def trained(self) -> list[torch.nn.Parameter]:
-        """The parameters that are trained."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def compute(self, rows: StepRows, step: int, learning_rate: float) -> torch.Tensor:
@@ -98,11 +97,11 @@ class PackedStep:
         self._pending.start_reading(norm, self.device)
 
     def finish_pending(self) -> None:
-        """Read and log the last step's numbers, and fail if they are not those of a step that learns.
+        """Read and log loss and gradient norm of the last step; raises TrainingFailed as `PendingStep.read` does.
 
-        One step late, when the next step's work is queued already, so that the device does not wait; and before every
-        checkpoint. A step lasts from the end of the gradients before it to the end of its own. A request to stop waits
-        meanwhile, or the numbers would be lost or logged twice.
+        This is done one step late, when the next step's work is queued, so that the device does not wait; and before
+        every checkpoint. A step lasts from the end of the previous gradients to the end of its own. A stop request
+        waits meanwhile, so that no step is lost or logged twice.
         """
         computing, self._computing = self._computing, False
         last, self._pending = self._pending, None
@@ -115,10 +114,12 @@ class PackedStep:
             raise Interrupted
 
     def validate(self, step: int) -> None:
-        """Renew the adapter's copies, and validate the weights after `step` where due; this time is no step's.
+        """Renew the adapter's compute-dtype copies and, if due, validate the weights after `step`.
+
+        The time of a validation counts for no step.
 
         Raises:
-            StopEarly: the loss has not fallen for too long.
+            StopEarly: the validation loss has not fallen for too long.
         """
         self._random_state = random_state()
         refresh(self.model)
@@ -133,18 +134,18 @@ class PackedStep:
             raise StopEarly
 
     def request_stop(self, *_: object) -> None:
-        """Signal handler: give up the step being computed, or stop before the next one."""
+        """Signal handler: interrupt the step that is computed, or stop before the next one."""
         self.stop_requested = True
         if self._computing:
             self._computing = False
             raise Interrupted
 
     def ended(self) -> None:
-        """A step has ended. The next one may begin an epoch, whose data loader draws a random number before it."""
+        """Save the random state after a step. A new epoch's data loader draws a random number before the next step."""
         self._last_step_state = random_state()
 
     def give_up(self) -> None:
-        """After `Interrupted`: go back to the end of the last step, and log it."""
+        """After `Interrupted`: return to the end of the last step, and log that step."""
         self._computing = False
         self._undo_attempt()
         set_random_state(self._last_step_state)
@@ -153,8 +154,8 @@ class PackedStep:
     def micro_batches(self, shares: list[list[Row]]) -> Iterator[tuple[list[Row], float]]:
         """This process's micro-batches, each with the factor of its loss.
 
-        With sharded weights all processes gather them at the same time. So they compute the same number of
-        micro-batches, and agree before each one whether to stop, where no process waits for another yet.
+        Processes that share sharded weights gather them at the same time. So they compute the same number of
+        micro-batches, and agree before each one whether to stop: at that point no process waits for another.
         """
         self._shares = shares
         for batch in micro_batches(shares, self.collectives.rank, self.micro_batch_tokens, in_step=self.sharded):
@@ -163,7 +164,7 @@ class PackedStep:
             yield batch
 
     def _fitting(self, work: Callable[[], torch.Tensor], where: str) -> torch.Tensor:
-        """This process's result of `work`, repeated with fewer tokens at once while a process is out of memory.
+        """This process's result of `work`. It is repeated with fewer tokens at once while a process runs out of memory.
 
         Raises:
             Interrupted: a process was asked to stop.
@@ -173,10 +174,14 @@ class PackedStep:
             result, tokens = self._attempt(work, where)
             if tokens == self.micro_batch_tokens:
                 return result
-            self._halve(tokens, where)
+            self._undo_attempt()
+            torch.cuda.empty_cache()
+            self.micro_batch_tokens = tokens
+            self.halvings += 1
+            self.log(f"out of memory in {where}: repeated with at most {tokens:,} tokens at once (same rows per step)")
 
     def _attempt(self, work: Callable[[], torch.Tensor], where: str) -> tuple[torch.Tensor, int]:
-        """One attempt: this process's result, and the tokens at once that fit in all processes."""
+        """One attempt: this process's result, and the number of tokens at once with which all processes succeed."""
         result, outcome, tokens = torch.zeros((), device=self.device), _DONE, self.micro_batch_tokens
         try:
             try:
@@ -208,20 +213,10 @@ class PackedStep:
             self._backward(loss)
             total += loss.detach()
             if number == 0:
-                self.finish_pending()  # of the step before, now that the device has work queued
+                self.finish_pending()  # of the previous step, now that the device has work queued
         return total
 
-    def _halve(self, tokens: int, where: str) -> None:
-        """Free memory after a process ran out of it, for the same step with at most `tokens` at once."""
-        self._undo_attempt()
-        torch.cuda.empty_cache()
-        self.micro_batch_tokens = tokens
-        self.halvings += 1
-        self.log(
-            f"out of memory in {where}: trying it again with at most {tokens:,} tokens at once (same rows per step)"
-        )
-
     def _undo_attempt(self) -> None:
-        """Undo the gradients and the random state of a step that is computed again."""
+        """Reset gradients and random state, so that a step can be computed again."""
         self.model.zero_grad(set_to_none=True)
         set_random_state(self._random_state)

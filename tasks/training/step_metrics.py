@@ -1,4 +1,4 @@
-"""Loss, gradient norm and speed of every step: read from the device, logged, saved."""
+"""Loss, gradient norm and speed of every step: read from the device, logged and saved."""
 
 import math
 import time
@@ -18,7 +18,7 @@ _LINE_SECONDS = 5.0
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot go on; the checkpoints before this step are good."""
+    """Training cannot continue. The checkpoints before this step are good."""
 
 
 @dataclass
@@ -30,11 +30,11 @@ class PendingStep:
     targets: int
     learning_rate: float
     loss: torch.Tensor
-    numbers: torch.Tensor | None = None  # loss and gradient norm, on the CPU once `end` has happened
+    numbers: torch.Tensor | None = None  # loss and gradient norm, on the CPU when `end` has been reached
     end: Instant | None = None
 
     def start_reading(self, norm: torch.Tensor, device: torch.device) -> None:
-        """Start to copy loss and gradient norm to the CPU, without waiting."""
+        """Start to copy loss and gradient norm to the CPU without waiting."""
         numbers = torch.stack([self.loss.float(), norm.detach().float()])
         if numbers.is_cuda:
             pinned = torch.empty(2, pin_memory=True)
@@ -46,7 +46,7 @@ class PendingStep:
         """Wait for loss and gradient norm.
 
         Args:
-            scaled: a gradient scaler is used, which itself skips a step whose gradients are not finite.
+            scaled: a gradient scaler is used, which skips a step whose gradients are not finite.
         Raises:
             TrainingFailed: one of them is not finite, or the norm is zero.
         """
@@ -83,7 +83,7 @@ class Step:
 
 
 class StepLog:
-    """The steps of a run so far; a resumed run starts with those of its checkpoint."""
+    """The finished steps of a run. A resumed run starts with those of its checkpoint."""
 
     def __init__(self, steps: int, log: Callable[[str], None] = print) -> None:
         self.rows: list[Step] = []
@@ -114,16 +114,15 @@ class StepLog:
         )
 
     def save(self, file: Path) -> None:
-        """Write the steps as Parquet."""
         pq.write_table(pa.Table.from_pylist([asdict(row) for row in self.rows], schema=LOG_SCHEMA), file)
 
     def restore(self, file: Path, step: int) -> None:
-        """Take over the steps that the checkpoint of `step` saved."""
+        """Load the steps that the checkpoint of `step` saved."""
         self.rows = [Step(**row) for row in pq.read_table(file).to_pylist()]
         self.resumed_from, self._restored = step, len(self.rows)
 
     def totals(self) -> dict[str, Any]:
-        """Sums over all steps. The speed leaves out the first step of every attempt, which also warms up."""
+        """Totals over all steps. The speed excludes the first step of every attempt, which includes the warm-up."""
         warm = [r for r in self.rows if r.step not in (1, self.resumed_from + 1)] or self.rows
         return {
             "steps": len(self.rows),

@@ -1,6 +1,5 @@
 """Stage 4: LoRA on a quantized base, in a child process of its own."""
 
-import contextlib
 from pathlib import Path
 
 from prefect import task
@@ -12,18 +11,12 @@ from tasks.errors import UserError
 from tasks.process.child import run_child
 from tasks.store.artifact import ArtifactRef, produce, work_folder
 from tasks.store.caching import cached
-from tasks.store.manifest import DamagedArtifact, latest
 from tasks.store.model import BaseModelRef
-from tasks.store.root import store_root
 from tasks.training.checkpoints import mirrored
 from tasks.training.distributed.nodes import gpus, nodes
 from tasks.training.facts import TrainingFacts
 from tasks.training.identity import identity
 from tasks.training.start import Start, adapter_folder
-
-_SLOWER = 0.85
-_FEWEST_STEPS = 10  # fewer say nothing about speed
-
 
 fetch_start = task(name="fetch adapter", cache_policy=NO_CACHE, persist_result=False)(adapter_folder)
 
@@ -56,44 +49,19 @@ def train(
         if 0 < gpus() < processes:
             raise UserError(f"training.processes {processes} is more than this machine has GPUs: {gpus()}")
         job = TrainingJob(
-            tokens=str(tokens.path / TOKENS),
-            model=model.folder,
+            tokens=tokens.path / TOKENS,
+            model=Path(model.folder),
             source=model.source,
             start=start.folder if start else "",
             config=config,
-            output=str(folder),
-            checkpoints=str(checkpoints),
+            output=folder,
+            checkpoints=checkpoints,
             checkpoint_steps=execution.checkpoint_steps,
             processes=processes,
         )
         program = launch if processes > 1 or nodes().count > 1 else worker
         with mirrored(checkpoints, log, warn):
             run_child(program.__name__, job, log, execution.hang_minutes)
-        facts = TrainingFacts.model_validate_json((folder / "training.json").read_bytes())
-        if sentence := slower(facts, _last_run()):
-            log(sentence)
-        return facts
+        return TrainingFacts.model_validate_json((folder / "training.json").read_bytes())
 
     return produce(decided_by, write, log, (tokens, model, *([start] if start else [])))
-
-
-def _last_run() -> TrainingFacts | None:
-    manifest = latest((store_root() / "artifacts").glob("train-*"))
-    with contextlib.suppress(DamagedArtifact):  # of another version
-        return manifest.facts(TrainingFacts) if manifest else None
-    return None
-
-
-def slower(run: TrainingFacts, before: TrainingFacts | None) -> str:
-    """A sentence when a run was much slower than the last one and the two can be compared; else an empty string."""
-    if before is None or (run.device, run.model, run.speed) != (before.device, before.model, before.speed):
-        return ""
-    if min(before.steps, run.steps) < _FEWEST_STEPS:
-        return ""
-    share = run.tokens_per_second / before.tokens_per_second
-    if share >= _SLOWER:
-        return ""
-    return (
-        f"slower than the last run on this {run.device}: {run.tokens_per_second:,.0f} tokens/s instead of "
-        f"{before.tokens_per_second:,.0f} ({share - 1:.0%})"
-    )

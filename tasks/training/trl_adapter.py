@@ -1,6 +1,6 @@
-"""What the project sets and overrides in TRL's SFTTrainer and transformers' Trainer below it, private names included.
+"""Settings and overrides of TRL's SFTTrainer and of transformers' Trainer, private names included.
 
-tests/contracts/test_trl.py fails when one of these names is gone or means something else.
+tests/contracts/test_trl.py fails if one of these names is gone or means something else.
 """
 
 import functools
@@ -26,7 +26,7 @@ from tasks.model.collectives import Collectives
 from tasks.model.device import Instant
 from tasks.model.fused_loss import use_fused_loss
 from tasks.training import checkpoints, compute_plan
-from tasks.training.out_of_memory import saved_budget
+from tasks.training.memory import saved_budget
 from tasks.training.packing import collate
 from tasks.training.step import Interrupted, PackedStep
 from tasks.training.validation import StopEarly, Validation
@@ -35,7 +35,7 @@ _LOG_FILE = "step_log.parquet"
 
 
 def sft_config(config: TrainingConfig, rows: int, checkpoint_folder: Path) -> SFTConfig:
-    """`config` as TRL's settings; whatever prints, reports or saves by itself is switched off."""
+    """`config` as TRL's settings. Everything that prints, reports or saves by itself is switched off."""
     steps = config.max_steps or math.ceil(config.epochs * math.ceil(rows / config.batch_size))
     return SFTConfig(
         output_dir=str(checkpoint_folder),
@@ -44,12 +44,12 @@ def sft_config(config: TrainingConfig, rows: int, checkpoint_folder: Path) -> SF
         max_steps=steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(config.schedule, config.schedule),
-        warmup_steps=min(math.ceil(config.warmup_share * steps), steps - 1),  # its first step has a rate of zero
+        warmup_steps=min(math.ceil(config.warmup_share * steps), steps - 1),  # the first of them has a rate of zero
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim={"adamw": "adamw_torch_fused"}.get(config.optimizer, config.optimizer),
-        gradient_checkpointing=False,  # activation_checkpointing.py does it, inside the compiled layers
-        bf16=False,  # the model is in its compute dtype already; autocast would only add casts
+        gradient_checkpointing=False,  # see activation_checkpointing.py, which works inside the compiled layers
+        bf16=False,  # the model has its compute dtype already; autocast would only add casts
         fp16=config.compute_dtype == "float16",
         seed=config.seed,
         data_seed=config.seed,
@@ -68,20 +68,20 @@ def sft_config(config: TrainingConfig, rows: int, checkpoint_folder: Path) -> SF
 
 
 def placeholder_tokenizer() -> PreTrainedTokenizerFast:
-    """SFTTrainer requires a tokenizer, though the rows are tokens already."""
+    """A tokenizer for SFTTrainer, which requires one although the rows are tokens already."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"-": 0}, unk_token="-")), pad_token="-")
 
 
 class PackedTrainer(SFTTrainer):
-    """SFTTrainer with `PackedStep` as its step: its loop, optimizer, schedule and checkpoints stay.
+    """SFTTrainer with `PackedStep` as its step. Its loop, optimizer, schedule and checkpoints are used.
 
     Args:
         model: a base with an adapter, from `base.load`.
         rows: data set with `input_ids` and `labels` (unshifted, -100: no loss), lists of ints.
         config: the training configuration.
-        checkpoint_folder: where checkpoints lie.
+        checkpoint_folder: folder of the checkpoints.
         log: receives progress lines.
-        validation_rows: the weights with the lowest loss on them are kept; None: the last weights.
+        validation_rows: the weights with the lowest loss on these rows are kept; None: the last weights.
         collectives: over the processes of the run.
     """
 
@@ -104,14 +104,16 @@ class PackedTrainer(SFTTrainer):
             processing_class=placeholder_tokenizer(),
         )
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:  # SFTTrainer rounds a 4-bit base's adapter to bfloat16; ours stays float32
+            if (
+                parameter.requires_grad
+            ):  # SFTTrainer casts the adapter of a 4-bit base to bfloat16; here it stays float32
                 parameter.data = master[name]
         # not wrapped in DDP: `collectives` sums the gradients
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.collectives = collectives or Collectives()
         if self.collectives.count > 1:  # each process has its own dropout and noise
             torch.manual_seed(config.seed + self.collectives.rank)
-        self.processing_class = None  # not saved beside the weights
+        self.processing_class = None  # otherwise it is saved with the weights
         self._run_folder: str | None = None
         validation, steps = None, self.args.max_steps
         if validation_rows is not None:
@@ -139,16 +141,16 @@ class PackedTrainer(SFTTrainer):
         """Train from the last valid checkpoint, or from the beginning.
 
         Raises:
-            Interrupted: `step.request_stop` was called; a checkpoint of the last finished step was written.
+            Interrupted: a stop was requested; a checkpoint of the last finished step was written.
             TrainingFailed: a step's loss or gradient norm is not finite, or the norm is zero.
         """
         step, log = self.step, self.step.log
         if self.collectives.rank:
-            self.collectives.barrier()  # for the first one, which removes damaged checkpoints and logs them
+            self.collectives.barrier()  # until the first process has removed damaged checkpoints
         resume, budget = checkpoints.last_valid(step.folder, log), saved_budget(step.folder, log)
         if not self.collectives.rank:
             self.collectives.barrier()
-        # the last one that all processes see: a shared file system may show a node an older state
+        # the latest that all processes see: a shared file system may show a node an older state
         first = self.collectives.min(int(resume.name.rpartition("-")[2]) if resume else 0)
         resume = step.folder / f"checkpoint-{first}" if first else None
         if resume is not None:
@@ -156,7 +158,7 @@ class PackedTrainer(SFTTrainer):
             if step.validation:
                 step.validation.restore(resume, step.metrics.rows)
             log(f"resuming from the checkpoint of step {first}")
-        # the same in all processes, or those that see the file would not take part in measuring
+        # the same in all processes: all take part in the measurement, or none does
         step.micro_batch_tokens = self.collectives.max(budget) or step.micro_batch_tokens
         if not step.micro_batch_tokens:
             assert isinstance(self.train_dataset, Dataset)
@@ -165,7 +167,7 @@ class PackedTrainer(SFTTrainer):
             log(f"{self.plan.speed}, at most {step.micro_batch_tokens:,} tokens at once{weights}")
         self.collectives.broadcast(step.trained())
         try:
-            if resume and first == self.args.max_steps:  # it was interrupted in its last validation
+            if resume and first == self.args.max_steps:  # the run was interrupted in its last validation
                 self._load_from_checkpoint(str(resume))
                 self.state.global_step = first
             else:
@@ -173,7 +175,7 @@ class PackedTrainer(SFTTrainer):
             step.finish_pending()
             step.validate(self.state.global_step)
         except StopEarly:
-            log(f"stopping after step {self.state.global_step}: no lower validation loss lately")
+            log(f"stopping early after step {self.state.global_step}: the validation loss no longer falls")
         except Interrupted:
             step.give_up()
             if self.state.global_step > first:
@@ -183,9 +185,9 @@ class PackedTrainer(SFTTrainer):
             step.validation.use_best(step.model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Whole steps in every process: each takes its share itself, and knows the others'."""
+        """Every process loads whole steps: it takes its own share, and knows the others' shares."""
         loader = super().get_train_dataloader()
-        if self.collectives.count > 1:  # or rows seen already would fill up the last step of an epoch
+        if self.collectives.count > 1:  # otherwise accelerate fills the last step of an epoch with rows seen already
             shard: Any = loader.batch_sampler
             shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
         return loader
@@ -220,11 +222,10 @@ class PackedTrainer(SFTTrainer):
         return self._run_folder or super()._get_output_dir(trial)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the publishing stage writes the model card."""
+        """Does nothing: the publishing stage writes the model card."""
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted."""
-        return 0
+        return 0  # not counted
 
 
 class _StepEnd(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Validation loss: it decides when to stop, and which weights are kept."""
+"""Validation loss, which decides when training stops and which weights are kept."""
 
 import math
 import time
@@ -27,14 +27,14 @@ class StopEarly(Exception):
 
 
 class Validation:
-    """The validations so far.
+    """The validations of a run.
 
-    Not transformers' EarlyStoppingCallback: with `load_best_model_at_end` that one needs a checkpoint at every
-    validation, never removed, under the path at which it was first written.
+    transformers' EarlyStoppingCallback is not used: with `load_best_model_at_end` it needs a checkpoint at every
+    validation that is never removed and stays under its first path.
 
     Args:
-        rows: data set with `input_ids` and `labels`, none of them trained on.
-        config: how often, and how long to wait for a lower loss.
+        rows: data set with `input_ids` and `labels`; training uses none of these rows.
+        config: how often to validate, and how long to wait for a lower loss.
         epoch: optimizer steps of an epoch.
         last: the last step of training, after which there is always a validation.
         log: receives progress lines.
@@ -50,12 +50,12 @@ class Validation:
         self._log = log
 
     def due(self, step: int) -> bool:
-        """Whether the weights after `step` are still to be validated."""
+        """Whether to validate the weights after `step` now."""
         done = bool(self.points) and self.points[-1][0] == step
         return not done and step > 0 and (step % self.every == 0 or step == self.last)
 
     @torch.no_grad()
-    # compiling the layers once more, without gradients, costs a minute that few validations win back
+    # compiling the layers again without gradients would cost a minute, which few validations win back
     @torch.compiler.set_stance("force_eager")
     def sums(self, model: torch.nn.Module, micro_batches: MicroBatches, processes: int) -> torch.Tensor:
         """Sum of the losses and number of target tokens of this process's rows: float64 `[2]`.
@@ -83,7 +83,7 @@ class Validation:
         return sums
 
     def add(self, step: int, sums: torch.Tensor, model: torch.nn.Module) -> float:
-        """Record the mean loss per target token after `step`, and the weights where it is the lowest so far.
+        """Record the mean loss per target token after `step`, and the weights if it is the lowest so far.
 
         Args:
             sums: the result of `sums`, summed over all processes.
@@ -112,7 +112,7 @@ class Validation:
         return 0 < self.patience <= sum(step > self.best_step for step, _ in self.points)
 
     def use_best(self, model: torch.nn.Module) -> None:
-        """Give the model the weights with the lowest loss."""
+        """Load the weights with the lowest loss into the model."""
         with torch.no_grad():
             for name, parameter in _trained(model).items():
                 parameter.copy_(self.best[name])
@@ -126,12 +126,12 @@ class Validation:
             save_file(self.best, folder / _BEST)
 
     def restore(self, folder: Path, rows: list[Step]) -> None:
-        """Take over what a checkpoint and its step log hold."""
+        """Load losses and best weights from a step log and its checkpoint."""
         self.points = [(row.step, row.validation_loss) for row in rows if row.validation_loss is not None]
         self.best = load_file(folder / _BEST) if self.points else {}
 
     def totals(self) -> dict[str, Any]:
-        """The validation's part of `TrainingFacts`."""
+        """The fields of `TrainingFacts` about validation."""
         losses = dict(self.points)
         return {
             "validation_rows": len(self.rows),

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tasks.errors import UserError
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def train_in_one_process(job: TrainingJob) -> None:
-    """Run one job in this process, on one GPU at most.
+    """Run one job in this process, on at most one GPU.
 
-    transformers divides the batches of a single process among all GPUs it sees (nn.DataParallel), and takes the
-    variables of a launcher above the flow (a cluster's operator, say) for its own.
+    Without these settings transformers would divide the batches of a single process among all visible GPUs
+    (nn.DataParallel), and obey the variables of a launcher that started the flow, such as a cluster's operator.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
@@ -36,12 +36,12 @@ def train_in_one_process(job: TrainingJob) -> None:
 
 
 def train(job: TrainingJob) -> None:
-    """Run one job, as the only process or as one of several.
+    """Run one job in this process, which may be one of several.
 
     Raises:
         UserError: configuration or data cannot be trained.
         TrainingFailed: loss or gradient norm of a step is not finite, or the norm is zero.
-        PeerLost, ShardedOutOfMemory: one of several processes is gone, or out of memory.
+        PeerLost, ShardedOutOfMemory: another process is gone, or a process of a sharded run is out of memory.
     """
     silence()
     import torch
@@ -54,23 +54,23 @@ def train(job: TrainingJob) -> None:
     from tasks.training.step import Interrupted
     from tasks.training.trl_adapter import PackedTrainer
 
-    config, collectives, folder = job.config, Collectives(), Path(job.model)
-    rows, validation_rows, ids = read_rows(Path(job.tokens), config.validation_share)
-    log = _no_log if collectives.rank else print
-    sharded = should_shard(folder, config, rows, device(), collectives)
+    config, collectives = job.config, Collectives()
+    rows, validation_rows, ids = read_rows(job.tokens, config.validation_share)
+    log: Callable[[str], None] = (lambda line: None) if collectives.rank else print  # only the first process logs
+    sharded = should_shard(job.model, config, rows, device(), collectives)
     log(f"loading the base model ({config.quantization}, {config.compute_dtype})")
     if job.start:
         log(f"training begins from the adapter in {job.start}")
     if sharded:
         log(f"its frozen weights are divided among {collectives.count} processes")
     try:
-        model = base.load(folder, config, device(), sharded, job.start)
+        model = base.load(job.model, config, device(), sharded, job.start)
     except torch.OutOfMemoryError:
         raise UserError(
             f"the base model does not fit into this GPU's memory (training.quantization {config.quantization}): "
             "quantize it to 4bit, or divide it among several GPUs with training.processes"
         ) from None
-    trainer = PackedTrainer(model, rows, config, Path(job.checkpoints), log, validation_rows, collectives)
+    trainer = PackedTrainer(model, rows, config, job.checkpoints, log, validation_rows, collectives)
     trainer.step.schedule.steps = job.checkpoint_steps
     signal.signal(signal.SIGTERM, trainer.step.request_stop)
     log(f"training on {device_name()}: {len(rows):,} rows, {trainer.args.max_steps:,} steps")
@@ -86,28 +86,24 @@ def train(job: TrainingJob) -> None:
         write(trainer, job, ids)
 
 
-def _no_log(line: str) -> None:
-    """Only the first process logs."""
-
-
 def write(trainer: "PackedTrainer", job: TrainingJob, validation_ids: list[str]) -> None:
-    """Write what the stage keeps of a finished run to the job's output."""
+    """Write the results of a finished run to the job's output folder."""
     from tasks.model.device import device_name
     from tasks.store.ledger import Ledger
     from tasks.training.data import HELD_BACK
 
-    step, output = trainer.step, Path(job.output)
+    step, output = trainer.step, job.output
     step.model.save_pretrained(str(output / "adapter"), safe_serialization=True)
     (output / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     settings = output / "adapter" / "adapter_config.json"
     adapter = json.loads(settings.read_text())
-    adapter["target_modules"] = sorted(adapter["target_modules"])  # a set: its order changes from run to run
-    adapter["base_model_name_or_path"] = job.source  # not a folder of this machine: equal adapters are equal files
+    adapter["target_modules"] = sorted(adapter["target_modules"])  # PEFT's set has no fixed order
+    adapter["base_model_name_or_path"] = job.source  # not this machine's folder, so that equal adapters are equal files
     settings.write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
     step.metrics.save(output / LOG)
     facts = TrainingFacts(
         **step.metrics.totals(),
-        model=job.model,
+        model=str(job.model),
         device=device_name(),
         out_of_memory_halvings=step.halvings,
         speed=trainer.plan.speed,
@@ -117,7 +113,7 @@ def write(trainer: "PackedTrainer", job: TrainingJob, validation_ids: list[str])
     if validation_ids:
         ledger = Ledger("train", output)
         for id in validation_ids:
-            ledger.left_out(id, "train", HELD_BACK, "")
+            ledger.add("left out", id, "train", HELD_BACK, "")
         ledger.write()
     (output / "training.json").write_text(facts.model_dump_json(indent=1, exclude_none=True) + "\n")
 

@@ -126,7 +126,7 @@ def test_slices_are_scored_apart(tmp_path: Path) -> None:
     rows = [{"id": f"r{n}", "split": "test", "row": json.dumps({"topic": ["a", None, 3][n % 3]})} for n in range(12)]
     pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), tmp_path / "rows.parquet")
     ledger = Ledger("tokenize", tmp_path)
-    ledger.changed("r1", "test", "shortened", "")
+    ledger.add("changed", "r1", "test", "shortened", "")
     ledger.write()
     answers = [
         {"id": f"r{n}", "group": None, "prompt_ids": [0] * n, "base_loss": 2.0, "tuned_loss": 2.0 - n}

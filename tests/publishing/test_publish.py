@@ -13,7 +13,7 @@ from tasks.evaluation.facts import EvaluationFacts
 from tasks.formatting.facts import PromptFacts
 from tasks.publishing import task as publishing
 from tasks.store.artifact import ArtifactRef, produce
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, installed
 from tasks.store.manifest import DamagedArtifact
 from tasks.store.model import BaseModelRef
 from tasks.tokenization.facts import TokenFacts
@@ -41,7 +41,7 @@ def inputs(store: Path, tiny_model: Path) -> tuple[Any, ...]:
         pq.write_table(pa.table({"id": ["r1"]}), folder / "predictions.parquet")
         return evaluation
 
-    asked = Identity(stage="evaluate", config={"max_new_tokens": 4}, libraries=publishing.LIBRARIES)
+    asked = Identity(stage="evaluate", config={"max_new_tokens": 4}, libraries=installed(*publishing.LIBRARIES))
     scores = produce(asked, scored)
     tokens = produce(Identity(stage="tokenize"), lambda folder: noted(TokenFacts, prefix=[0], limit=512))
     formatting = FormattingConfig().model_dump()

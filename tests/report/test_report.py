@@ -30,7 +30,7 @@ from tasks.report.scores import scores
 from tasks.report.words import duration, signed
 from tasks.store.artifact import ArtifactRef, write_folder
 from tasks.store.facts import Facts, LedgerFacts
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, installed
 from tasks.store.ledger import Ledger
 from tasks.tokenization.facts import TokenFacts
 from tasks.tokenization.preview import write_preview
@@ -95,7 +95,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
             pq.write_table(pa.table({"split": splits}), folder / name)
             ledger = Ledger("download" if name == "rows.parquet" else "format", folder)
             for entry in run.lost if name == "rows.parquet" else []:
-                ledger.lost(*entry)
+                ledger.add("lost", *entry)
             sources = {"sources": {"support": {"read": 36, "train": 84, "test": 8}}} if name == "rows.parquet" else {}
             return noted(RowsFacts if sources else LedgerFacts, rows=len(splits), **ledger.write(), **sources)
 
@@ -120,7 +120,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
         ]
         if run.validation:
             ledger = Ledger("train", folder)
-            ledger.left_out("r3", "train", "held back for validation", "")
+            ledger.add("left out", "r3", "train", "held back for validation", "")
             ledger.write()
         pq.write_table(pa.Table.from_pylist(log), folder / "training_log.parquet")
         (folder / "adapter").mkdir()
@@ -162,7 +162,7 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
             "train",
             train,
             config={"max_grad_norm": 1.0, "micro_batch_tokens": 100, "batch_size": 8},
-            libraries=("pyarrow",),
+            libraries=installed("pyarrow"),
         ),
         "evaluate": put(artifacts, "evaluate", evaluate),
         "publish": put(artifacts, "publish", publish),

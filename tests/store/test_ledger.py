@@ -16,7 +16,7 @@ def test_an_empty_ledger_is_a_table(tmp_path: Path) -> None:
 def test_every_line_is_kept_in_order(tmp_path: Path) -> None:
     ledger = Ledger("format", tmp_path)
     for n in range(2 * BATCH + 3):
-        (ledger.lost, ledger.changed, ledger.left_out)[n % 3](f"r{n}", "train", "why", f"line {n}")
+        ledger.add(("lost", "changed", "left out")[n % 3], f"r{n}", "train", "why", f"line {n}")
     info = ledger.write()
     lines = pq.read_table(tmp_path / LEDGER).to_pylist()
     assert [line["id"] for line in lines] == [f"r{n}" for n in range(2 * BATCH + 3)]
@@ -37,7 +37,7 @@ def test_every_line_is_kept_in_order(tmp_path: Path) -> None:
 
 def test_text_that_is_no_text_is_escaped_and_long_text_cut(tmp_path: Path) -> None:
     ledger = Ledger("download", tmp_path)
-    ledger.lost("\ud800", "train", "wrong value", "x" * 10_000)
+    ledger.add("lost", "\ud800", "train", "wrong value", "x" * 10_000)
     info = ledger.write()
     (line,) = pq.read_table(tmp_path / LEDGER).to_pylist()
     assert (line["id"], line["detail"]) == ("\\ud800", "x" * LONGEST)
@@ -48,7 +48,7 @@ def test_a_hundred_thousand_lines_are_not_kept_in_memory(tmp_path: Path) -> None
     ledger = Ledger("download", tmp_path)
     tracemalloc.start()
     for n in range(100_000):
-        ledger.lost(f"row {n}", "train", "unreadable", f"rows.jsonl line {n} is not JSON: " + "x" * 200)
+        ledger.add("lost", f"row {n}", "train", "unreadable", f"rows.jsonl line {n} is not JSON: " + "x" * 200)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     ledger.write()

@@ -14,7 +14,7 @@ from tasks.publishing.registry import NOTED, add_version, registries
 from tasks.store import lines
 from tasks.store.artifact import produce
 from tasks.store.facts import Facts
-from tasks.store.identity import Identity, Parts
+from tasks.store.identity import Identity
 from tasks.store.manifest import LARGEST, MANIFEST, DamagedArtifact, Manifest, latest, read_manifest
 
 WHO = Identity(stage="test", config={"share": 0.1, "names": ["ä"]}, inputs={"rows": "0" * 64})
@@ -53,12 +53,12 @@ def of_format(number: int, raw: bytes) -> bytes:
     """A manifest as earlier versions wrote it, with digests of source files and, in format 1, without a checksum."""
     manifest = json.loads(raw)
     identity = {**manifest["identity"], "version": 0, "code": {"tasks.publishing": "0" * 64}}
-    manifest |= {"format": number, "identity": identity, "key": Parts(**identity).key}
+    manifest |= {"format": number, "identity": identity, "key": Identity(**identity).key}
     if number == 1:
         del manifest["checksum"], manifest["format"]
         del identity["version"]
         return json.dumps(manifest).encode()
-    return Manifest.model_construct(**{**manifest, "identity": Parts(**identity)}).encoded()
+    return Manifest.model_construct(**{**manifest, "identity": Identity(**identity)}).encoded()
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.training import checkpoints, out_of_memory
+from tasks.training import checkpoints, memory
 
 
 @pytest.fixture
@@ -86,15 +86,15 @@ def test_other_names_are_no_checkpoints(folder, name):
 def test_damaged_advice_on_tokens_at_once_is_ignored_and_said(tmp_path, content):
     (tmp_path / "tokens_at_once").write_text(content)
     said: list[str] = []
-    assert out_of_memory.saved_budget(tmp_path, said.append) == 0
+    assert memory.saved_budget(tmp_path, said.append) == 0
     assert len(said) == 1 and "tokens_at_once is ignored: it takes a whole number" in said[0]
-    assert out_of_memory.saved_budget(tmp_path, said.append) == 0 and len(said) == 1
+    assert memory.saved_budget(tmp_path, said.append) == 0 and len(said) == 1
 
 
 def test_advice_on_tokens_at_once_is_taken(tmp_path):
-    with pytest.raises(out_of_memory.ShardedOutOfMemory):
-        out_of_memory.end_attempt(tmp_path, 512, "here")
-    assert out_of_memory.saved_budget(tmp_path, print) == 512
+    with pytest.raises(memory.ShardedOutOfMemory):
+        memory.end_attempt(tmp_path, 512, "here")
+    assert memory.saved_budget(tmp_path, print) == 512
 
 
 class Planted:

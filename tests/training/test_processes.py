@@ -63,7 +63,7 @@ def test_all_halve_when_one_runs_out_of_memory(job):
     said: list[str] = []
     run_child("tasks.training.distributed.launch", calm, print)
     run_child("tests.training.one_short", short, said.append)
-    assert any(line.startswith("out of memory in step 3: trying it again") for line in said), said
+    assert any(line.startswith("out of memory in step 3: repeated") for line in said), said
     halved = [line for line in said if "tokens at once" in line and line.startswith("process ")]
     assert sorted(line[:9] for line in halved) == ["process 0", "process 1"], said
     assert len({line[9:] for line in halved}) == 1, said

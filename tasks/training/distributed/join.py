@@ -1,9 +1,9 @@
-"""Take part, as one of the other machines of a run on several nodes, in the training that the first one's flow starts.
+"""Joins a training on several nodes that the flow on the first node starts. Runs on every other node.
 
     QLORA_FLOW_NODES=2 QLORA_FLOW_RENDEZVOUS=node0:29400 QLORA_FLOW_NODE=1 python -P -m tasks.training.distributed.join
 
-It waits for a training, takes part in it with all its GPUs, and waits for the next one, which may be another attempt at
-the same. It does not end by itself: the first node may find every result in its cache and train nothing. The job that
+It waits for a training, takes part in it with all GPUs, and waits for the next one, which may be another attempt. It
+does not end by itself, because the first node may find every result in its cache and train nothing. The job that
 started it must end it.
 """
 
@@ -18,7 +18,7 @@ from tasks.training.distributed.nodes import Nodes, NodesApart, gpus, nodes
 
 
 def join(where: Nodes) -> None:
-    """Take part in one training after the other.
+    """Join one training after another.
 
     Raises:
         UserError: this is the first node, or the only one.
@@ -33,11 +33,11 @@ def join(where: Nodes) -> None:
         except (UserError, NodesApart) as error:
             over = f"this attempt at training is over: {error}"
         print(over)
-        _until(False, where)  # or else the next attempt would be taken for this one
+        _until(False, where)  # so that this attempt is not joined again
 
 
 def _until(listening: bool, where: Nodes) -> None:
-    """Wait until the first node's launcher listens, or until it does not. In Python, so that signals end it."""
+    """Wait until the first node's launcher listens, or no longer does. Python waits, so that signals end it."""
     there = not listening
     while there != listening:
         time.sleep(0.5)

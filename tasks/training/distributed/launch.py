@@ -1,8 +1,8 @@
-"""The training child for several processes: it starts a worker in each, and ends all when one fails.
+"""The launcher: a training child that starts several worker processes, and ends all if one fails.
 
-Data parallel: every process trains its share of each step's rows. After a failure the next attempt goes on from the
-last checkpoint. On one machine the processes meet through a file of this user, and connect over loopback only. On
-several nodes each has such a launcher: the first one is the flow's child, the others are `join.py`.
+Training is data parallel: every process trains its share of each step's rows. After a failure the next attempt
+continues from the last checkpoint. On one machine the processes meet through a file of this user and connect over
+loopback only. On several nodes each has a launcher: the first node's is the flow's child, the others run `join.py`.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from tasks.training.schema import TrainingJob
 _MISTAKE = "mistake"  # a file among the checkpoints
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 _GRACE_SECONDS = 30.0  # to save a checkpoint
-_FIRST_FAILURE_SECONDS = 3.0  # in which the launcher sees the process that failed first, and ends the others
+_FIRST_FAILURE_SECONDS = 3.0  # until the launcher has seen the process that failed first
 
 
 def launch(job: TrainingJob) -> None:
     """Run one job in `job.processes` processes of this machine, and in those of the other nodes.
 
     Raises:
-        UserError: configuration, data or nodes cannot be trained with.
+        UserError: a mistake in configuration, data or nodes.
     """
-    where, mistake = nodes(), Path(job.checkpoints, _MISTAKE)
+    where, mistake = nodes(), job.checkpoints / _MISTAKE
     mistake.unlink(missing_ok=True)
     if where.count > 1:
         print(f"waiting for {where.count - 1} more nodes at {where.endpoint}")
@@ -56,25 +56,27 @@ def launch(job: TrainingJob) -> None:
 
 
 def start(job: TrainingJob | None, processes: int, where: Nodes) -> dict[int, int]:
-    """Run `process` in so many processes of this machine, until all are done or one fails; the others are ended then.
+    """Run `process` in this many processes of this machine until all are done or one fails, which ends the others.
 
     Args:
         job: the first node's; None on the others.
     Returns:
         number and exit code of each process that failed first.
     Raises:
-        UserError: a node has other code, or does not see a file.
+        UserError: a node has another version of the code, or does not see a file.
         NodesApart: the nodes did not meet.
         SystemExit: this process was asked to stop, and has stopped the others.
     """
     with contextlib.ExitStack() as stack:
         if where.count == 1:
             assert job is not None
-            # among the checkpoints, which are removed when training has finished, so that no kill leaves it behind
+            # among the checkpoints, which are removed after training, so that a kill leaves nothing behind
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".rendezvous-", dir=job.checkpoints))
             rendezvous, sizes, network = str(Path(folder, "store")), [processes], _LOOPBACK
         else:
-            _store, job, sizes = meet(job, processes, where)  # the first node's answers the others as long as it lives
+            _store, job, sizes = meet(
+                job, processes, where
+            )  # the first node must keep its store while the others use it
             rendezvous, network = where.endpoint, {"MASTER_ADDR": where.host}
         common = network | {"WORLD_SIZE": str(sum(sizes)), "LOCAL_WORLD_SIZE": str(processes)}
         if processes > 1:
@@ -136,17 +138,17 @@ def _begin(work: Any, environment: dict[str, str], launcher: int, job: TrainingJ
 
 
 def process(job: TrainingJob) -> None:
-    """One of the processes. It writes a UserError to a file, and ends without cleaning up: others may wait for it."""
+    """Entry point of a worker process. On errors it exits without cleanup, which would wait for other processes."""
     silence()
     from tasks.model.collectives import PeerLost, process_group
-    from tasks.training.out_of_memory import ShardedOutOfMemory
+    from tasks.training.memory import ShardedOutOfMemory
     from tasks.training.worker import train
 
     try:
         with process_group(job.rendezvous):
             train(job)
     except UserError as error:
-        Path(job.checkpoints, _MISTAKE).write_text(str(error))
+        (job.checkpoints / _MISTAKE).write_text(str(error))
         os._exit(USER_ERROR_EXIT)
     except ShardedOutOfMemory as error:
         print(error, flush=True)

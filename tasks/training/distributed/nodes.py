@@ -1,9 +1,9 @@
-"""The machines that train one adapter together, from environment variables.
+"""The nodes (machines) that train one adapter together, from environment variables.
 
-QLORA_FLOW_NODES        how many; 1 when it is not set
-QLORA_FLOW_RENDEZVOUS   where they meet, host:port; the host is the machine that runs the flow. Nobody else may reach
-                        them over the network (docs/gpus.md)
-QLORA_FLOW_NODE         number of this machine: 0 (not set) runs the flow, the others run `join.py`
+QLORA_FLOW_NODES        number of nodes [default 1]
+QLORA_FLOW_RENDEZVOUS   host:port where they meet; the host runs the flow. No other machine may reach them over the
+                        network (docs/gpus.md)
+QLORA_FLOW_NODE         number of this node [default 0]; node 0 runs the flow, the others run `join.py`
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # it imports pyarrow
 
 _JOIN_SECONDS = 600  # that nodes wait for each other
 
-_ENDPOINT = re.compile(r"[^\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}")
+_ENDPOINT = re.compile(r"(?:[^\s:]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})")
 
 
 class NodesApart(RuntimeError):
@@ -49,16 +49,17 @@ class Nodes:
 
 
 def nodes() -> Nodes:
-    """Read the environment.
+    """Read the environment variables.
 
     Raises:
-        UserError: a variable is missing or not what it should be.
+        UserError: a variable is missing or wrong.
     """
     count, number = _whole("QLORA_FLOW_NODES", 1), _whole("QLORA_FLOW_NODE", 0)
     endpoint = os.environ.get("QLORA_FLOW_RENDEZVOUS", "")
     if count <= 1:
         return Nodes(1, 0, "")
-    if not _ENDPOINT.fullmatch(endpoint) or int(endpoint.rpartition(":")[2]) not in range(1, 1 << 16):
+    found = _ENDPOINT.fullmatch(endpoint)
+    if not found or int(found[1]) not in range(1, 1 << 16):
         raise UserError(f"QLORA_FLOW_RENDEZVOUS is {endpoint!r}: {count} nodes need host:port, like node0:29400")
     if number >= count:
         raise UserError(f"QLORA_FLOW_NODE is {number}: the numbers of {count} nodes are 0 to {count - 1}")
@@ -66,15 +67,15 @@ def nodes() -> Nodes:
 
 
 def meet(job: "TrainingJob | None", processes: int, where: Nodes) -> "tuple[Any, TrainingJob, list[int]]":
-    """Exchange, as JSON, what the nodes must know of each other before they start their processes.
+    """Exchange, as JSON, the job and the numbers of processes before the nodes start them.
 
     Args:
         job: the first node's; None on the others.
     Returns:
-        the store that they met at, the first node's job, and how many processes each node has.
+        the store at which they met, the first node's job, and the number of processes of each node.
     Raises:
-        UserError: a node has other code, or does not see a file.
-        NodesApart: not all of them came, or the first one is gone.
+        UserError: a node has another version of the code, or does not see a file.
+        NodesApart: a node did not come, or the first one is gone.
     """
     silence()
     from torch.distributed import DistError, TCPStore
@@ -84,7 +85,7 @@ def meet(job: "TrainingJob | None", processes: int, where: Nodes) -> "tuple[Any,
     try:
         store = TCPStore(where.host, where.port, is_master=where.number == 0, wait_for_workers=False)
         if job is not None:
-            store.set("job", json.dumps({"job": job.model_dump(), "version": version()}))
+            store.set("job", json.dumps({"job": job.model_dump(mode="json"), "version": version()}))
         first = _read(store, "job")
         own = {"processes": processes, "trouble": _trouble(first["job"], first["version"])}
         store.set(f"node {where.number}", json.dumps(own))
@@ -97,7 +98,7 @@ def meet(job: "TrainingJob | None", processes: int, where: Nodes) -> "tuple[Any,
 
 
 def _read(store: Any, key: str) -> Any:
-    """Wait for what a node has set under `key`. In Python, so that signals end it."""
+    """Wait for the value that a node sets under `key`. Python waits, so that signals end it."""
     patience = time.monotonic() + _JOIN_SECONDS
     while not store.check([key]):
         if time.monotonic() > patience:
@@ -107,7 +108,7 @@ def _read(store: Any, key: str) -> Any:
 
 
 def _trouble(job: dict[str, Any], code: str) -> str:
-    """Why this node cannot train the job of a node with that version of the code, or an empty string."""
+    """Why this node cannot train the job, or an empty string. `code` is the version of the first node."""
     if code != version():
         return f"{socket.gethostname()} has another version of qlora-flow or its libraries than the first node"
     if unseen := [job[name] for name in ("tokens", "model", "checkpoints", "start") if not Path(job[name]).exists()]:
