@@ -1,7 +1,7 @@
 """Every field a run can have: the YAML file, the command-line flags and the form in the Prefect UI are these models.
 
-One frozen model per stage. Cheap rules are written as bounds and choices, because the Prefect API refuses those when a
-run is triggered; rules across fields are validators and are refused when the configuration is read.
+One frozen model per stage. Simple rules are bounds and choices, because the Prefect API enforces those when a run is
+triggered. Rules across fields are validators, which are enforced when the configuration is read.
 """
 
 from tasks.config.data import DataConfig, MixedSource

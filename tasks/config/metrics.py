@@ -1,4 +1,4 @@
-"""The metrics by name, and which of a user's own may be used."""
+"""The metrics by name, and which metrics of a user's own are permitted."""
 
 import difflib
 import os
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, ValidationInfo, WithJsonSchema
 
 
 class Metric(NamedTuple):
-    """How a metric is shown, and which of two values is the better one."""
+    """The title of a metric, and whether lower values are better."""
 
     title: str
     lower_is_better: bool = False
@@ -19,7 +19,7 @@ class Metric(NamedTuple):
         return f"{self.title} (lower is better)" if self.lower_is_better else self.title
 
     def gain(self, difference: float) -> float:
-        """A difference of two values as a gain, which is better when it is larger."""
+        """A difference of two values as a gain: larger is better."""
         return -difference if self.lower_is_better else difference
 
 
@@ -37,12 +37,12 @@ METRICS = {
 
 
 def metric(name: str) -> Metric:
-    """One that comes with the project, or a function of the user's own."""
+    """A metric of the project, or of the user's own."""
     return METRICS.get(name, Metric(name))
 
 
 PERMITTED = [name.strip() for name in os.environ.get("QLORA_FLOW_METRICS", "").split(",") if name.strip()]
-"""Functions that a run may also score with when its fields come from a Prefect server."""
+"""A user's own metrics that a run may use when its fields come from a Prefect server."""
 TRUSTED = {"own metrics": True}
 """Validation context of a configuration whose author may run code here: a file that the command reads."""
 
@@ -64,7 +64,7 @@ def _a_metric(name: str, info: ValidationInfo) -> str:
     return name
 
 
-# The server's form offers the choices alone, and the server refuses anything else.
+# The server's form offers these choices, and the server refuses all others.
 MetricName = Annotated[
     str, AfterValidator(_a_metric), WithJsonSchema({"type": "string", "enum": [*METRICS, *PERMITTED]})
 ]

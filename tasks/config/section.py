@@ -1,4 +1,4 @@
-"""What the sections of the configuration have in common."""
+"""The base class of the configuration's sections, and types of their fields."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from tasks.text import SECRET
 
 
 class Section(BaseModel):
-    """Fields of one subject. Unknown names and values of another type are refused; values cannot change afterwards."""
+    """A group of fields. Unknown names and values of another type are refused; values are frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, hide_input_in_errors=True)
 
@@ -28,7 +28,7 @@ def _no_url(value: str) -> str:
     return value
 
 
-# The patterns are for the Prefect API, which refuses what a schema refuses before it keeps anything.
+# The patterns are for the Prefect API, which validates the schema before it stores anything.
 Where = Annotated[
     str,
     AfterValidator(_without_credentials),

@@ -114,7 +114,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _none_is_void(self) -> Self:
-        """Refuse a setting that another one leaves without effect: the run would not be what was asked for."""
+        """Refuse a setting that has no effect because of another one."""
         in_4_bits, divided = self.quantization == "4bit", self.sharding == "always"
         rules = [
             (

@@ -1,4 +1,4 @@
-"""A child process that turns a GGUF file into a plain bf16 folder."""
+"""A child process that converts a GGUF file into a folder of bf16 safetensors."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What changed between two downloads: rows added, removed and changed, by id and content."""
+"""The difference between two downloads: rows added, removed and changed, by id and content."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ DIFFERENCE_SCHEMA = pa.schema([("id", pa.string()), ("split", pa.string()), ("wh
 
 
 def write_difference(before: Path, now: Path, folder: Path) -> DifferenceFacts:
-    """Compare two download folders; a line in difference.parquet for every row that is not the same in both.
+    """Compare two download folders. difference.parquet gets a line for every row that is not the same in both.
 
-    A row without an id of its own is named by its content: when that changes, it is one removed and one added.
+    A row without an id is identified by its content: when that changes, one row is removed and one is added.
     """
     old_ids, old_content = _marks(before / ROWS)
     ids, content = _marks(now / ROWS)
@@ -38,12 +38,12 @@ def write_difference(before: Path, now: Path, folder: Path) -> DifferenceFacts:
 
 
 def _marks(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """For every row a number for its id and one for its content."""
+    """A hash of the id and a hash of the content of every row."""
     ids: list[bytes] = []
     content: list[bytes] = []
     for batch in pq.ParquetFile(file).iter_batches(4096, columns=["id", "row"]):
         ids.append(b"".join(map(_mark, batch["id"].to_pylist())))
-        # a column that comes new to the table changes no row that has none of it
+        # a new column does not change the rows that have no value in it
         content.append(b"".join(_mark(CONTENT(absent_left_out(json.loads(row)))) for row in batch["row"].to_pylist()))
     return np.frombuffer(b"".join(ids), np.uint64), np.frombuffer(b"".join(content), np.uint64)
 
@@ -53,7 +53,7 @@ def _mark(text: str) -> bytes:
 
 
 def _names(file: Path, wanted: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """Id and side of the wanted rows."""
+    """Id and split of the wanted rows."""
     start = 0
     for batch in pq.ParquetFile(file).iter_batches(columns=["id", "split"]):
         yield batch.filter(pa.array(wanted[start : start + len(batch)]))

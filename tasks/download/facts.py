@@ -1,4 +1,4 @@
-"""What download notes of its results."""
+"""The facts of download."""
 
 from tasks.store.facts import Facts, LedgerFacts
 
@@ -26,7 +26,7 @@ class DifferenceFacts(Facts):
 
 
 class ModelFacts(Facts):
-    """Of the bundled base model: the Hub's name of it, its licence, and the file it was converted from."""
+    """Of the bundled base model: its name on the Hub, its licence, and the file it was converted from."""
 
     source: str
     license: str

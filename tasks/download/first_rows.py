@@ -1,4 +1,4 @@
-"""What the first rows of a source on this machine show of its columns, before a run reads all of it."""
+"""The columns in the first rows of a source on this machine, before a run reads all rows."""
 
 import json
 import mmap
@@ -16,7 +16,7 @@ LONGEST_SEARCH = 1 << 30
 
 
 def columns(data: DataConfig, wanted: set[str]) -> set[str] | None:
-    """Columns of the first rows, and those of `wanted` that may come later; None for a source elsewhere.
+    """Columns of the first rows, and those of `wanted` that later rows may have; None for a source elsewhere.
 
     Raises:
         UserError: a file is not there or not what it is called, a package for its protocol is missing, or a column
@@ -38,7 +38,7 @@ def columns(data: DataConfig, wanted: set[str]) -> set[str] | None:
         if not (missing := wanted | named - seen):
             break
         seen |= _columns(place, missing)
-    if not seen:  # no row at all, which the run tells
+    if not seen:  # no row at all, which the run reports
         return None
     check_columns(data, sorted(seen))
     return seen
@@ -55,7 +55,7 @@ def _columns(place: Place, wanted: set[str]) -> set[str]:
 
 
 def _may_hold(file: Path, name: str) -> bool:
-    """Whether some object in a file of JSON can have this name; packed files and long ones are not searched."""
+    """Whether an object in a JSON file may have this name. Compressed and very large files are not searched."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
         if len(text) > LONGEST_SEARCH or text[:2] == b"\x1f\x8b" or text[:4] == b"\x28\xb5\x2f\xfd":
             return True

@@ -1,4 +1,4 @@
-"""What the Hub refuses, said in one sentence; what passes by itself stays an error that is tried again."""
+"""Errors of the Hub as one sentence for the user. Transient errors stay errors, which are retried."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ REFUSALS = {
 
 @contextlib.contextmanager
 def refusals(field: str, name: str) -> Iterator[None]:
-    """Say in one sentence what keeps the Hub from giving a model or data set.
+    """Turn what the Hub refuses into one sentence.
 
     Raises:
         UserError: it is refused, or it is not in the cache and HF_HUB_OFFLINE is set.

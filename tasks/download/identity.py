@@ -1,4 +1,4 @@
-"""What decides rows and base model, and what has to be asked over the network to know it."""
+"""The identities of rows and base model, and the lookups over the network that they need."""
 
 import re
 from pathlib import Path
@@ -20,13 +20,13 @@ UNREAD: Any = {
     **dict.fromkeys(("path", "max_lost_share", "max_removed_share", "replay_share", "files"), True),
     "mix": {"__all__": {"path"}},
 }
-"""What does not decide the rows: the content of the files is what counts."""
+"""Fields that do not decide the rows: the content of the files does."""
 Pinnable = TypeVar("Pinnable", DataConfig, MixedSource)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def moving(data: DataConfig, model: ModelConfig) -> tuple[bool, bool]:
-    """Whether rows and base model lie behind a Hub branch or tag or a URL, where something else may be tomorrow."""
+    """Whether rows and base model come from a Hub branch, a tag or a URL, whose content may change."""
     local = model.base == BUNDLED or Path(model.base).expanduser().is_dir()
     return (
         is_remote(data) or any(each.hub_id and not COMMIT.fullmatch(each.hub_revision) for _, each in sources_of(data)),
@@ -35,7 +35,7 @@ def moving(data: DataConfig, model: ModelConfig) -> tuple[bool, bool]:
 
 
 def pin(data: DataConfig, model: ModelConfig) -> tuple[DataConfig, ModelConfig]:
-    """Hub branches become commits and URLs get their versions, so that a key names content; what is local stays.
+    """Resolve Hub branches to commits and URLs to versions of their files, so that a key names content.
 
     Raises:
         UserError: the Hub does not know the name, or nothing can be read behind a URL.
@@ -61,15 +61,15 @@ def _commit(kind: str, name: str, revision: str) -> str:
 
     hub, offline = HfApi(), constants.is_offline_mode()
     with refusals({"dataset": "data.hub_id", "model": "model.base"}[kind], name):
-        if not offline:  # or else what follows takes the last known commit when the Hub does not answer
+        if not offline:  # otherwise the next call takes the last known commit when the Hub does not answer
             hub.repo_info(name, repo_type=kind, revision=revision or None)
-        # notes the commit in the cache for offline runs
+        # saves the commit in the cache for offline runs
         asked = hub.resolve_revision(name, repo_type=kind, revision=revision or None, local_files_only=offline)
     return asked.resolved
 
 
 def rows_identity(data: DataConfig, replay: ArtifactRef | None = None) -> Identity:
-    """The rows depend on the files' content and on the side that a name says, not on where the files lie.
+    """The rows depend on the content of files and on the split that their names say, not on their paths.
 
     Args:
         replay: earlier rows, of which `data.replay_share` mixes some in; None: there are none.
@@ -91,7 +91,7 @@ def rows_identity(data: DataConfig, replay: ArtifactRef | None = None) -> Identi
 
 
 def check_unchanged(named: Identity, data: DataConfig, replay: ArtifactRef | None = None) -> None:
-    """After reading: the files are still those that the key names.
+    """Check after reading that the files are still those that the key names.
 
     Raises:
         UserError: they are not.
@@ -101,7 +101,7 @@ def check_unchanged(named: Identity, data: DataConfig, replay: ArtifactRef | Non
 
 
 def identity(data: DataConfig, model: ModelConfig, replay: ArtifactRef | None = None) -> Identity:
-    """Key of the pair. Each part has one of its own in the store: a new model does not read the rows again."""
+    """The identity of rows and model together. Each also has its own: a new model does not read the rows again."""
     if model.base == BUNDLED:
         base = content_digest(bundled_file())
     elif (local := Path(model.base).expanduser()).is_dir():

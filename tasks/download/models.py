@@ -23,11 +23,11 @@ BUNDLED_SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
 OTHER_FILES = ["*/*", "consolidated*"]
-"""The same weights again, in other formats; a pattern's star stands for slashes too."""
+"""The same weights in other formats. In these patterns a star also matches slashes."""
 
 
 def fetch_model(model: ModelConfig, log: Callable[[str], None]) -> BaseModelRef:
-    """Bring the base model onto this machine, once.
+    """Download the base model to this machine, once.
 
     Raises:
         UserError: it does not exist, cannot be reached, or has no safetensors or fast tokenizer.
@@ -40,7 +40,7 @@ def fetch_model(model: ModelConfig, log: Callable[[str], None]) -> BaseModelRef:
 
 
 def present_model(model: ModelConfig) -> BaseModelRef | None:
-    """The base model where it is on this machine already; nothing is fetched."""
+    """The base model if it is on this machine already. Nothing is fetched."""
     if model.base == BUNDLED:
         folder = store_root() / "artifacts" / bundled_identity().key
         return BaseModelRef.of(folder, BUNDLED_SOURCE, "") if (folder / MANIFEST).exists() else None
@@ -53,11 +53,11 @@ def present_model(model: ModelConfig) -> BaseModelRef | None:
     except UserError:
         if looks_local(model):
             raise
-        return None  # of a download that was interrupted there may be a part
+        return None  # an interrupted download may have left a part
 
 
 def looks_local(model: ModelConfig) -> bool:
-    """Whether a base is a folder, or can be nothing else: the Hub knows only owner/name."""
+    """Whether a base is a folder, or cannot be a name on the Hub, which is owner/name."""
     here = model.base.startswith((".", "/", "~")) or model.base.count("/") != 1
     return here or Path(model.base).expanduser().is_dir()
 
@@ -85,7 +85,7 @@ def _snapshot(model: ModelConfig, local_files_only: bool) -> Path:
 
 
 def bundled_identity() -> Identity:
-    """What decides the bundled model's folder."""
+    """The identity of the bundled model's folder."""
     return Identity(
         stage="model",
         inputs={"gguf": content_digest(bundled_file())},

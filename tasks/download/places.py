@@ -1,4 +1,4 @@
-"""Where the files of a source lie: on this machine, or behind a URL that fsspec knows."""
+"""The files of a source: on this machine, or behind a URL that fsspec supports."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ TEMPORARY = ("~", ".tmp", ".temp", ".swp", ".part", ".partial", ".crc", ".bak", 
 """How the names of temporary files and backups end, before the format or instead of it."""
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "sha", "blob_id", "LastModified", "last_modified", "Last-Modified")
-"""What file systems call a file's version, the surest first. One that tells none is read once more."""
+"""Names that file systems give a file's version, the most reliable first. A file without one is read for a digest."""
 BUFFER = 1 << 20
 
 
@@ -33,7 +33,7 @@ class Place:
     Args:
         where: path or URL.
         field: the field of the configuration that named it.
-        mark: what tells the content of a remote file from another; empty for one on this machine.
+        mark: version of a remote file's content; empty for a file on this machine.
     """
 
     where: str
@@ -46,7 +46,7 @@ class Place:
 
     @property
     def shown(self) -> str:
-        """For messages: a URL without what may be a secret."""
+        """For messages: a URL without secrets."""
         return public_url(self.where)
 
     @property
@@ -61,7 +61,7 @@ class Place:
             return cast(BinaryIO, io.BufferedReader(system.open(path, "rb"), BUFFER))
 
     def check_unchanged(self) -> None:
-        """After reading: a remote file is still the one that the key names.
+        """Check after reading that a remote file is still the one that the key names.
 
         Raises:
             UserError: it is not.
@@ -103,7 +103,7 @@ def pin_files(data: DataConfig) -> PinnedData:
 
     Raises:
         UserError: nothing is there, or it may not be read.
-        ConnectionError: what passes by itself.
+        ConnectionError: a transient failure.
     """
     files = {
         field: {place.where: _mark(place.where, place.field) for place in find_files(where, f"data.{field}")}
@@ -117,10 +117,10 @@ def pin_files(data: DataConfig) -> PinnedData:
 
 
 def check_protocol(where: str, field: str) -> None:
-    """Nothing is asked over the network.
+    """Check a URL's protocol without using the network.
 
     Raises:
-        UserError: fsspec does not know the URL's protocol, or the package for it is not installed.
+        UserError: fsspec does not support it, or its package is not installed.
     """
     import fsspec
 
@@ -136,10 +136,10 @@ def places(data: DataConfig, field: str) -> list[Place]:
 
 
 def find_files(pattern: str, field: str) -> list[Place]:
-    """The data files behind a path, URL, folder or glob, sorted by name. One that is named alone may end as it likes.
+    """The data files of a path, URL, folder or glob, sorted by name. A single file may have any ending.
 
     Raises:
-        UserError: nothing is there, or nothing of a known ending.
+        UserError: there is no file, or none with a known ending.
     """
     pattern = pattern.removeprefix("file://")
     if "://" in pattern:
@@ -160,7 +160,7 @@ def find_files(pattern: str, field: str) -> list[Place]:
 
 
 def _is_data(where: str, pattern: str) -> bool:
-    """Whether a file below a folder is data: not what editors, notebooks and interrupted writers leave there."""
+    """Whether a file below a folder is data, and not a file that editors, notebooks or interrupted writers left."""
     name = where.lower()
     ending = max((e for e in ENDINGS if name.endswith(e)), key=len, default="")
     asked = Path(public_url(pattern)).expanduser().parts
@@ -203,7 +203,7 @@ def _system(where: str) -> tuple[Any, str]:
 
 
 def _mark(where: str, field: str) -> str:
-    """What tells a remote file's content from another: the version its file system tells, else a digest."""
+    """The version of a remote file: from its file system, or else a digest of its content."""
     with trouble(where, field):
         system, path = _system(where)
         about = system.info(path)
@@ -215,13 +215,13 @@ def _mark(where: str, field: str) -> str:
 
 
 def digest(place: Place) -> str:
-    """What a key says of a file's content."""
+    """The digest or version of a file's content, for a key."""
     return place.mark or (_mark(place.where, place.field) if place.remote else content_digest(Path(place.where)))
 
 
 @contextlib.contextmanager
 def trouble(where: str, field: str) -> Iterator[None]:
-    """Say in one sentence what keeps a URL from being read; what passes by itself becomes a ConnectionError."""
+    """Turn errors of reading a URL into one sentence; transient ones become a ConnectionError."""
     try:
         yield
     except UserError:
@@ -248,7 +248,7 @@ def _said(error: BaseException, where: str, field: str) -> Exception | None:
         return UserError(f"{field}: {public} may not be read with this machine's credentials.")
     if status and status not in TRANSIENT_STATUS and status != 404:
         return UserError(f"{field}: the server refuses {public} with HTTP {status}.")
-    # fsspec says "not found" of any failure, but names the network's own error as its cause
+    # fsspec reports any failure as "not found", with the network's error as its cause
     if status in TRANSIENT_STATUS or any(is_network_error(e) or isinstance(e, TimeoutError) for e in chain):
         why = chain[-1] or type(chain[-1]).__name__
         return ConnectionError(visible(f"{field}: {public} cannot be read: {why}"))

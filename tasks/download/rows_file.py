@@ -13,7 +13,7 @@ GROUP_ROWS, GROUP_BYTES = 10_000, 16 << 20
 
 
 class RowsFile:
-    """Takes rows one by one; one group of them is in memory while the one before it is packed."""
+    """Takes rows one by one. One row group is in memory while the previous one is compressed."""
 
     def __init__(self, file: Path) -> None:
         self._writer = pq.ParquetWriter(file, ROW_SCHEMA, compression="zstd", use_dictionary=["split", "group"])
@@ -29,7 +29,7 @@ class RowsFile:
             self._write_group()
 
     def close(self, columns: list[str]) -> None:
-        """Args: the names that any row has."""
+        """Write the last rows. `columns`: the names that any row has."""
         self._write_group()
         if self._packing:
             self._packing.result()

@@ -1,4 +1,4 @@
-"""What download hands on: each row of the source as JSON text, with what the flow knows about it beside."""
+"""What download writes: each row of the source as JSON text, with its id, split and group."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def columns_of(file: pq.ParquetFile) -> set[str]:
 
 
 def absent_left_out(value: Any) -> Any:
-    """A value without names that stand for nothing."""
+    """A value without the names whose value is null."""
     if isinstance(value, dict):
         return {name: absent_left_out(item) for name, item in value.items() if item is not None}
     return [absent_left_out(item) for item in value] if isinstance(value, list) else value

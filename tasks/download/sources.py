@@ -1,4 +1,4 @@
-"""The source as parts, each for one side or for both: files wherever they lie, or a data set on the Hub."""
+"""A source as parts, each of one split or of both: files on this machine or elsewhere, or a data set on the Hub."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ Reader = Callable[[], Iterator[Block]]
 
 
 def source_parts(data: DataConfig, formats: Counter[str]) -> list[tuple[str, Reader]]:
-    """The source as (side, reader) parts; side is empty where the rows themselves decide."""
+    """The source as (split, reader) parts; the split is empty if each row decides."""
     if data.hub_id:
         names = {data.train_split: "train", data.test_split: "test"}
         there = hub_splits(data)
@@ -37,7 +37,7 @@ def source_parts(data: DataConfig, formats: Counter[str]) -> list[tuple[str, Rea
 
 
 def sided_files(data: DataConfig) -> list[tuple[str, Place]]:
-    """The files of a source, each with its side; empty where its rows decide."""
+    """The files of a source, each with its split; empty if each row decides."""
     found = places(data, "path")
     if data.test_path:
         return [("train", place) for place in found] + [("test", place) for place in places(data, "test_path")]
@@ -45,7 +45,7 @@ def sided_files(data: DataConfig) -> list[tuple[str, Place]]:
 
 
 def _by_name(data: DataConfig, files: list[Place]) -> list[tuple[str, Place]]:
-    """Each file with the side that its name says, as the Hub's files are named, where there are both.
+    """Each file with the split that its name says, as on the Hub, if both splits are there.
 
     Raises:
         UserError: a split that is no training data lies among other files, and not both sides are there.
@@ -90,7 +90,7 @@ def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Bl
 
 
 def _at_the_commit(data: DataConfig) -> tuple[str, str | None]:
-    """Where `datasets` finds it; offline in the Hub's cache, where it would look for a prepared copy of any commit.
+    """The name and commit for `datasets`. Offline the folder in the Hub's cache, where it would take any commit.
 
     Raises:
         UserError: something of that name lies in the working directory, which `datasets` would read instead.

@@ -1,4 +1,4 @@
-"""Stage 1: rows and base model onto this machine."""
+"""Stage 1: bring rows and base model to this machine."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tasks.store.caching import cached
 from tasks.store.model import Source
 
 ask_hub = task(name="ask the hub", cache_policy=NO_CACHE, persist_result=False)(pin)
-"""`pin` with a stage's retries: never cached, since a branch is asked for anew in every run."""
+"""`pin` with a stage's retries. It is never cached: every run asks which commit a branch has."""
 
 
 @task(name="download", **cached(identity))

@@ -1,4 +1,4 @@
-"""A row as it is stored: which text is mended, and which costs its row."""
+"""A row as it is stored: which text is cleaned, and which makes the row unusable."""
 
 import json
 import re
@@ -11,19 +11,19 @@ from tasks.download.formats.blocks import Row
 LONGEST_FIELD = 10_000_000
 """Characters of one text: twice what the longest row that can be learnt (1,048,576 tokens) holds."""
 TEXT_CONTROLS = "\t\n\r\f\x1b"
-"""Control characters that are text in code and terminal logs; all others come from broken conversions."""
+"""Control characters that occur in code and terminal logs. All others come from broken conversions."""
 CONTROLS = {code: None for code in (*range(32), 127) if chr(code) not in TEXT_CONTROLS}
 ESCAPES = re.compile(rb"\\(?:b|u00)")
-"""How control characters look in JSON."""
+"""Escapes of control characters in JSON."""
 COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def stored(row: Row) -> tuple[bytes, list[tuple[str, int]]]:
-    """A row as JSON in UTF-8, and the columns from which control characters were taken, with how many.
+    """A row as JSON in UTF-8, and the columns with the number of control characters that were removed.
 
     Raises:
-        ValueError: why the row cannot be stored.
-        RecursionError: it is too deep.
+        ValueError: the reason why the row cannot be stored.
+        RecursionError: it is nested too deeply.
     """
     text = _as_json(row)
     if len(text) <= LONGEST_FIELD and not (b"\\" in text and ESCAPES.search(text)) and b"\x7f" not in text:
@@ -52,7 +52,7 @@ def _as_json(row: Row) -> bytes:
 
 
 def _mended(value: Any) -> tuple[Any, int]:
-    """A value without control characters, and how many were taken out.
+    """A value without control characters, and the number that was removed.
 
     Raises:
         ValueError: a text is too long.

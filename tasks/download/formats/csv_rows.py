@@ -16,7 +16,7 @@ from tasks.errors import UserError
 csv.field_size_limit(blocks.LONGEST_LINE)
 LINE_ENDS = ("\n", "\r")
 NO_CSV = '"x"x\n'
-"""A line that csv refuses, inside of quotes and outside."""
+"""A line that csv refuses, inside and outside of quotes."""
 TOO_LONG = f"it is longer than {blocks.LONGEST_LINE >> 20} MiB"
 
 
@@ -26,7 +26,7 @@ def csv_rows(stream: BinaryIO, place: Place) -> Iterator[Block]:
     Raises:
         UserError: the first line is no header, or a quote never closes, so that what follows it is not known.
     """
-    # what is no UTF-8 becomes half characters, so that it costs its row and not the file
+    # invalid UTF-8 becomes surrogates, so that a row is lost and not the file
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     lines = _Lines(text)
     reader = csv.reader(lines, strict=True)
@@ -41,7 +41,7 @@ def csv_rows(stream: BinaryIO, place: Place) -> Iterator[Block]:
 
 
 class _Lines:
-    """The lines of a text. Of one beyond LONGEST_LINE, what is over is never held, and `too_long` is set."""
+    """The lines of a text. The end of a line beyond LONGEST_LINE is skipped, and `too_long` is set."""
 
     too_long = False
 
@@ -89,7 +89,7 @@ def _rows(reader: Any, lines: _Lines, header: list[str], place: Place) -> Iterat
         except csv.Error as error:
             if "end of data" in str(error):
                 raise UserError(f"{place.shown} has a quote in line {began} or later that never closes.") from error
-            where = _where(place, began, reader)  # how many rows these lines were to be, nobody knows
+            where = _where(place, began, reader)  # the number of rows in these lines is unknown
             why, lines.too_long = TOO_LONG if lines.too_long else error, False
             yield from (BadRow(f"{where} cannot be read as CSV: {why}") for _ in range(began, reader.line_num + 1))
             continue
@@ -106,7 +106,7 @@ def _rows(reader: Any, lines: _Lines, header: list[str], place: Place) -> Iterat
 
 
 def _where(place: Place, began: int, reader: Any) -> str:
-    """The lines of a row, which are many where a quote holds line ends."""
+    """The line numbers of a row, which spans several lines if a quoted value has line ends."""
     to = f" to {reader.line_num}" if reader.line_num > began else ""
     return f"{place.name} line {began}{to}"
 

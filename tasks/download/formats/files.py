@@ -1,4 +1,4 @@
-"""What a file holds, whatever it is called, and its rows in blocks."""
+"""Recognizes the format of a file by its content and name, and reads its rows in blocks."""
 
 import contextlib
 import gzip
@@ -16,7 +16,7 @@ from tasks.errors import UserError
 
 BATCH_ROWS = 1024
 MOST_MEMORY = 4 << 30
-"""Bytes that a block of rows may take while it is read, whatever the file is."""
+"""Bytes that a block of rows may take while it is read, in any format."""
 AT_ONCE = "Write it with smaller values, or with fewer rows in a row group or record batch."
 
 
@@ -50,7 +50,7 @@ def read_file(place: Place, formats: Counter[str]) -> Iterator[Block]:
 
 
 def _unpacked(file: BinaryIO, place: Place) -> BinaryIO:
-    """The file, through gzip or zstd where its first bytes say so."""
+    """The file, decompressed if its first bytes are those of gzip or zstd."""
     head = _head(file)
     name = place.name.lower()
     if head.startswith(b"\x1f\x8b"):
@@ -69,7 +69,7 @@ def _head(file: BinaryIO) -> bytes:
 
 
 def _recognised(stream: BinaryIO, place: Place) -> str:
-    """The format by the first bytes, and by the name where these leave it open."""
+    """The format, by the first bytes or else by the name."""
     head = _head(stream)
     text = head.removeprefix(BOM).lstrip()
     name = place.name.lower().removesuffix(".gz").removesuffix(".zst")

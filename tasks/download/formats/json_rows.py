@@ -12,7 +12,7 @@ from tasks.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
 DECODER = json.JSONDecoder(parse_constant=lambda name: None)
-"""NaN and infinity, which are no JSON, are no value."""
+"""NaN and infinity, which JSON does not have, become null."""
 
 
 def json_lines(stream: BinaryIO, place: Place) -> Iterator[Block]:
@@ -27,7 +27,7 @@ def json_lines(stream: BinaryIO, place: Place) -> Iterator[Block]:
 
 
 def _lines(stream: BinaryIO) -> Iterator[list[bytes]]:
-    """All lines in chunks of about BLOCK_BYTES. Of one beyond LONGEST_LINE, what is over is never held."""
+    """All lines, in chunks of about BLOCK_BYTES. The end of a line beyond LONGEST_LINE is skipped."""
     rest: list[bytes] = []
     held = 0
     while chunk := stream.read(blocks.BLOCK_BYTES):
@@ -44,7 +44,7 @@ def _lines(stream: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def _parsed(lines: list[bytes], place: Place, first: int) -> Block:
-    """Many lines at once, with a 0 between them: twice as fast as one by one. One by one where a line is wrong."""
+    """Many lines at once with a 0 between them, which is twice as fast as one by one. One by one if a line is wrong."""
     if first == 1:
         lines[0] = lines[0].removeprefix(BOM)
     if b"" not in lines:
@@ -73,7 +73,7 @@ def _row(text: bytes, where: str) -> Row | BadRow:
 
 
 def _check_lines(lines: list[bytes], place: Place) -> None:
-    """A .json that begins with an object is lines of rows, or one object that holds the rows somewhere."""
+    """A .json file that begins with an object has a row on each line; refuse one object that contains the rows."""
     filled = [line for line in lines if line.strip()]
     try:
         value = json.loads(filled[0])

@@ -1,4 +1,4 @@
-"""Rows of a typed table (Parquet, Arrow, a data set on the Hub) as JSON has them."""
+"""Rows of a typed table (Parquet, Arrow, a data set on the Hub) as JSON values."""
 
 import base64
 import decimal
@@ -15,8 +15,8 @@ Convert = Callable[[Any], Any]
 
 
 def typed_rows(table: pa.Table | pa.RecordBatch) -> Block:
-    """The rows of a table. A typed object holds every name that others of its column have: one without a value is
-    left out, as in the row that it was made from.
+    """The rows of a table. A struct has every name of its type: names without a value are left out, as in the row that
+    it was made from.
 
     Raises:
         ValueError, OverflowError: Python has no such value, for instance a time after the year 9999.
@@ -30,7 +30,7 @@ def typed_rows(table: pa.Table | pa.RecordBatch) -> Block:
 
 
 def _convert(kind: pa.DataType) -> Convert | None:
-    """How values of a type become JSON; None where they are as they are."""
+    """The function that converts values of a type to JSON; None if they need no conversion."""
     types = pa.types
     if isinstance(kind, pa.JsonType):
         return lambda value: value if value is None else json.loads(value)
@@ -59,7 +59,7 @@ def _same(value: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    """One value: a number that is none becomes nothing, a date ISO text, bytes the text that they are or base64."""
+    """A scalar: NaN and infinity become None, dates ISO text, bytes their UTF-8 text or base64."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
