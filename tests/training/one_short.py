@@ -17,7 +17,7 @@ def process(job: TrainingJob) -> None:
     from tasks.training import step
 
     rank = int(os.environ["RANK"])
-    flatten, halve = step.flatten, step.PackedStep._halve
+    flatten, attempt = step.flatten, step.PackedStep._attempt
     batches = 0
 
     def limited(*arguments: Any) -> Any:
@@ -27,12 +27,14 @@ def process(job: TrainingJob) -> None:
             raise torch.OutOfMemoryError("no room")
         return flatten(*arguments)
 
-    def said(self: Any, *arguments: Any) -> None:
-        halve(self, *arguments)
-        # in one piece and on a line of its own, whatever the other process is printing
-        os.write(1, f"\nprocess {rank}: {self.micro_batch_tokens} tokens at once\n".encode())
+    def said(self: Any, *arguments: Any) -> Any:
+        result, tokens = attempt(self, *arguments)
+        if tokens != self.micro_batch_tokens:
+            # in one piece and on a line of its own, whatever the other process is printing
+            os.write(1, f"\nprocess {rank}: {tokens} tokens at once\n".encode())
+        return result, tokens
 
-    step.flatten, step.PackedStep._halve = limited, said
+    step.flatten, step.PackedStep._attempt = limited, said
     work(job)
 
 
