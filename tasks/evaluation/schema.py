@@ -81,6 +81,8 @@ class EvaluationJob(BaseModel):
         digests: content of `model`, and of the adapters `tuned` and `champion`.
         training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
         output: folder to write to.
+        share: Parquet file with rows that a process is to answer and keep, and no more: one of several, each on a GPU.
+        device: the GPU of such a process, as CUDA_VISIBLE_DEVICES has it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,3 +101,5 @@ class EvaluationJob(BaseModel):
     training: dict[str, Any]
     config: EvaluationConfig
     output: Path
+    share: Path | None = None
+    device: str = ""

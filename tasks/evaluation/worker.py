@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config import TRUSTED
+from tasks.evaluation.devices import divide, gpus
 from tasks.evaluation.facts import WATCH, EvaluationFacts
 from tasks.evaluation.identity import answers_identity
 from tasks.evaluation.kept import Kept
@@ -36,10 +38,17 @@ from tasks.tokenization.schema import IGNORE_INDEX
 def evaluate(work: dict[str, Any]) -> None:
     """Do an `EvaluationJob`."""
     silence()
+    job = EvaluationJob.model_validate(work, context=TRUSTED)
+    if job.device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = job.device  # before torch looks
     from tasks.evaluation import generate
 
-    job = EvaluationJob.model_validate(work, context=TRUSTED)
     config = job.config
+    if job.share:
+        rows, loaded, stop = pq.read_table(job.share).to_pylist(), _Loaded(job), generate.stop_ids(job.model, job.eos)
+        for who in MODELS if job.champion else ("base", "tuned"):
+            _ask(loaded, who, rows, job, stop)
+        return
     rows, watched, left_out, why_not = rows_to_answer(job)
     everything = [*rows, *watched]
     add_slices(rows, job.tokens.parent, job.rows, config.slices)
@@ -51,10 +60,14 @@ def evaluate(work: dict[str, Any]) -> None:
     seconds = {}
     champion = job.champion.name if job.champion and not why_not else ""
     models = [who for who in MODELS if who != "champion" or champion]
+    began = time.monotonic()
+    if len(devices := gpus(job)) > 1:
+        divide(everything, job if champion else job.model_copy(update={"champion": None}), devices)
+    divided = (time.monotonic() - began) / len(models)
     for who in models:
         began = time.monotonic()
         _ask(loaded, who, everything, job, stop)
-        seconds[who] = round(time.monotonic() - began, 2)
+        seconds[who] = round(time.monotonic() - began + divided, 2)
         for row in everything:
             ids = row[who]
             text = tokenizer.decode(ids, skip_special_tokens=True)

@@ -11,10 +11,11 @@ import pytest
 
 from flows.__main__ import main
 from tasks.config import EvaluationConfig, ExecutionConfig
-from tasks.evaluation import generate, loss
+from tasks.evaluation import generate, loss, worker
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.identity import answers_identity
 from tasks.evaluation.kept import Kept
+from tasks.evaluation.schema import MODELS
 from tasks.evaluation.task import evaluate
 from tasks.store.artifact import ArtifactRef, reference
 from tasks.store.manifest import describe_files, files_digest, read_manifest
@@ -46,14 +47,16 @@ class Made:
         assert main(["run", str(self.config), "--summary", str(file), "--training.learning_rate", rate, *more]) == 0
         return {name: Path(stage["path"]) for name, stage in json.loads(file.read_text())["stages"].items()}
 
-    def evaluate(self, champion: ArtifactRef | None, **changed: ArtifactRef) -> ArtifactRef:
+    def evaluate(
+        self, champion: ArtifactRef | None, config: EvaluationConfig = CONFIG, **changed: ArtifactRef
+    ) -> ArtifactRef:
         from prefect.logging import disable_run_logger
 
         stages = {"train": "train", "tokenize": "tokenize", "format": "format"}
         refs = {name: ref(self.second[name]) for name in stages} | changed
         with disable_run_logger():
             return evaluate.fn(
-                refs["train"], refs["tokenize"], refs["format"], self.model, CONFIG, ExecutionConfig(), champion
+                refs["train"], refs["tokenize"], refs["format"], self.model, config, ExecutionConfig(), champion
             )
 
 
@@ -177,6 +180,20 @@ def test_rows_that_the_champion_was_trained_on_are_left_out_and_counted(made: Ma
     shutil.rmtree(champion["format"])
     facts = made.evaluate(ref(champion["publish"]), **stages).facts(EvaluationFacts)
     assert (facts.rows, facts.left_out) == (len(now), 0) and "was trained on is not in this store" in facts.unknown
+
+
+def test_rows_divided_among_processes_are_answered_as_by_one(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, champion = CONFIG.model_copy(update={"max_new_tokens": 5}), ref(made.first["publish"])
+    monkeypatch.setattr(worker, "gpus", lambda job: ["", ""])  # two processes without a GPU
+    divided = made.evaluate(champion, config)
+    several = pq.read_table(divided.path / "predictions.parquet").to_pylist()
+    for folder in (*divided.path.parent.glob("answers-*"), divided.path):
+        shutil.rmtree(folder)
+    monkeypatch.setattr(worker, "gpus", lambda job: [])
+    one = pq.read_table(made.evaluate(champion, config).path / "predictions.parquet").to_pylist()
+    assert [[row[who] for who in MODELS] for row in several] == [[row[who] for who in MODELS] for row in one]
+    for row, same in zip(several, one, strict=True):
+        assert [row[f"{who}_loss"] for who in MODELS] == pytest.approx([same[f"{who}_loss"] for who in MODELS])
 
 
 def test_kept_answers_that_are_damaged_are_computed_again(store: Path) -> None:
