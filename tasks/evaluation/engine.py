@@ -46,6 +46,7 @@ class Engine:
     def __init__(self, model: PeftModel, graphs: bool = True) -> None:
         self.base = cast(PreTrainedModel, model.get_base_model())
         self.head = self.base.get_output_embeddings()
+        self.last_position = (position_limit(self.base) or 1 << 40) - 1
         self.words = self.base.config.get_text_config().vocab_size
         devices = {parameter.device for parameter in self.base.parameters()}
         if len(devices) > 1:
@@ -74,6 +75,7 @@ class Engine:
 
     def hidden(self, ids: Tensor, positions: Tensor, cached: Prefill | Decode) -> Tensor:
         """Last hidden states `[tokens, width]` of ids and positions (int64, `[tokens]`)."""
+        positions = positions.clamp(max=self.last_position)  # a row that goes on until others end is cut there
         output = self.base.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False, cached=cached)
         return cast(Tensor, output.last_hidden_state[0])
 
@@ -183,6 +185,15 @@ class Engine:
                     torch.cuda.empty_cache()
                 report(f"out of memory: a cache of {room[0]:,} tokens, {room[1]:,} prompt tokens a pass from here on")
         return cast(list[list[int]], answers)
+
+
+def position_limit(base: PreTrainedModel) -> int | None:
+    """Tokens that a model with a table of positions can read, after which an answer ends; None for other models."""
+    table = any(
+        isinstance(module, torch.nn.Embedding) and ("position" in name or name.endswith("wpe"))
+        for name, module in base.named_modules()
+    )
+    return int(base.config.get_text_config().max_position_embeddings) if table else None
 
 
 def too_long(prompt: int, max_new_tokens: int) -> UserError:

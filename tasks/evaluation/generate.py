@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from tasks.config import FormattingConfig
 from tasks.evaluation.cached import Unsupported
-from tasks.evaluation.engine import Engine, too_long
+from tasks.evaluation.engine import Engine, position_limit, too_long
 from tasks.model.lora import fuse
 from tasks.model.quantization import load_options
 from tasks.text import visible_lines
@@ -89,14 +89,17 @@ def answer(
         UserError: the memory does not suffice for one row.
     """
     progress = Progress(len(prompts), "answers", report)
+    limit = position_limit(cast(PreTrainedModel, model.get_base_model()))
     try:
         engine = Engine(model)
     except Unsupported as reason:
         report(f"answered by transformers' generate, which is slower: {reason}")
-        answers = _plainly(model, prompts, stop, max_new_tokens, batch_tokens or _PLAIN_TOKENS, report, progress)
+        batch_tokens = batch_tokens or _PLAIN_TOKENS
+        answers = _plainly(model, prompts, stop, max_new_tokens, batch_tokens, report, progress, limit)
     else:
         answers = engine.answer(prompts, stop, max_new_tokens, batch_tokens, report, progress)
-    return [until(ids, stop) for ids in answers]
+    most = [max_new_tokens if limit is None else max(0, limit - len(prompt)) for prompt in prompts]
+    return [until(ids[:end], stop) for ids, end in zip(answers, most, strict=True)]
 
 
 class Progress:
@@ -128,19 +131,24 @@ def _plainly(
     batch_tokens: int,
     report: Callable[[str], None],
     progress: Callable[[float, int], None],
+    limit: int | None = None,
 ) -> list[list[int]]:
     """With transformers' own `generate`: rows of similar length together, the longest first.
 
     Args:
         batch_tokens: prompt tokens at once, padding counted.
+        limit: tokens that the model can read; rows that could reach it are answered one by one.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     while waiting:
         width = len(prompts[waiting[0]])
         batch = waiting[: max(1, batch_tokens // max(1, width))]
+        most = max_new_tokens
+        if limit is not None and width + max_new_tokens > limit:
+            batch, most = batch[:1], max(1, limit - width)
         try:
-            found = _generate(model, [prompts[index] for index in batch], stop, max_new_tokens)
+            found = _generate(model, [prompts[index] for index in batch], stop, most)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise too_long(width, max_new_tokens) from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from tasks.evaluation.scores import health, score
 from tasks.evaluation.slices import LENGTH, SHORTENED, add_slices
 from tasks.process.child import main
 from tasks.process.quiet import silence
+from tasks.store.model import length_limit
 from tasks.text import answer_text
 from tasks.tokenization.schema import IGNORE_INDEX
 
@@ -132,8 +134,9 @@ def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJ
     decoding = {"max_new_tokens": config.max_new_tokens, "stop": stop}
     identity = answers_identity(job.digests["model"], job.digests.get(who, ""), device, job.training, decoding)
     kept = Kept(identity, report)
-    # what has nothing before it is predicted from the token that ended the row before
-    before = [stop[:1] if row["labels"][0] != IGNORE_INDEX else [] for row in rows]
+    # what has nothing before it is predicted from the token that ended the row before, where the model has room for it
+    limit = length_limit(json.loads((job.model / "config.json").read_bytes()))
+    before = [stop[:1] if row["labels"][0] != IGNORE_INDEX and len(row["input_ids"]) < limit else [] for row in rows]
     whole = [
         (first + row["input_ids"], [IGNORE_INDEX] * len(first) + row["labels"])
         for first, row in zip(before, rows, strict=True)

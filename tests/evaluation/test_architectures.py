@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tasks.evaluation import generate
 from tasks.evaluation.cached import Unsupported
 from tasks.evaluation.engine import Engine
 from tests.architectures import tiny
@@ -13,9 +15,9 @@ from tests.architectures import tiny
 LENGTHS = (3, 20, 12)  # the windows of those that have one are 8 tokens wide
 
 
-def plain_answers(model, prompts):
+def plain_answers(model, prompts, most=6):
     model.generation_config = GenerationConfig()
-    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": [2], "pad_token_id": 0}
+    options = {"max_new_tokens": most, "do_sample": False, "eos_token_id": [2], "pad_token_id": 0}
     found = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
@@ -44,3 +46,22 @@ def test_no_base_is_answered_wrongly():
     assert not wrong
     assert {"llama", "qwen2", "qwen3", "qwen3_moe", "mistral", "gemma", "gemma3_text", "phi3", "olmo2"} <= right
     assert {"gemma2", "gpt_oss", "mamba", "bert", "moshi"} <= left
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+@pytest.mark.parametrize("by", ["engine", "generate"])
+def test_an_answer_ends_where_a_table_of_positions_does(name: str, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(name)
+    assert model is not None
+    limit = model.config.max_position_embeddings
+    prompts = [[7] * length for length in (limit, limit - 2, 10)]
+    if by == "generate":
+
+        def unsupported(model: object) -> None:
+            raise Unsupported("a test says so")
+
+        monkeypatch.setattr(generate, "Engine", unsupported)
+    wrapped = SimpleNamespace(get_base_model=lambda: model, generate=model.generate, device=model.device)
+    answers = generate.answer(wrapped, prompts, [2], 12, 0, lambda line: None)
+    assert [len(ids) for ids in answers] == [0, 2, 12]
+    assert answers[1] == plain_answers(model, [prompts[1][:]], 2)[0]
