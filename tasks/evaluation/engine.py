@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,7 +21,10 @@ from transformers import PreTrainedModel
 
 from tasks.errors import UserError
 from tasks.evaluation.cached import NAME, Cache, Decode, Prefill, Unsupported
+from tasks.evaluation.loss import mean_losses
 from tasks.model.attention import check_supported
+from tasks.tokenization.schema import IGNORE_INDEX
+from tasks.training.packing import Row, flatten
 
 _SLOTS = {"cpu": 64, "cuda": 512}  # rows at once; more are hardly faster
 _PREFILL_TOKENS = {"cpu": 2048, "cuda": 16_384}  # prompt tokens in one pass; likewise
@@ -149,6 +152,8 @@ class Engine:
         prefill_tokens: int,
         report: Callable[[str], None],
         progress: Callable[[float, int], None] = lambda share, done: None,
+        rows: Sequence[Row] | None = None,
+        losses: dict[int, float] | None = None,
     ) -> list[list[int]]:
         """Greedy continuations of token ids, in the order given, with the id that ended them.
 
@@ -156,6 +161,8 @@ class Engine:
             prefill_tokens: prompt tokens in one pass; 0: by memory.
             report: told when memory runs out, or a GPU's passes cannot be captured.
             progress: told what share of the tokens are done, and how many answers.
+            rows: the prompts with their target tokens, which are read in the same passes.
+            losses: takes the held-out loss of each of these rows, by its number.
         Raises:
             UserError: the memory does not suffice for one row.
         """
@@ -171,7 +178,7 @@ class Engine:
                 try:
                     if room is None:
                         room = self.room(prefill_tokens, longest)
-                    slots = Slots(self, prompts, stop, max_new_tokens, waiting, *room)
+                    slots = Slots(self, prompts, stop, max_new_tokens, waiting, *room, rows, losses)
                     slots.run(answers, progress)
                 except torch.OutOfMemoryError:
                     if room is None or (slots is not None and slots.count == 1):
@@ -213,6 +220,7 @@ class Slots:
         waiting: numbers of the prompts to be answered, longest first.
         places: tokens that the cache may hold; one row's are always made room for.
         prefill_tokens: prompt tokens in one pass.
+        rows, losses: as `Engine.answer` takes them.
     """
 
     def __init__(
@@ -224,7 +232,10 @@ class Slots:
         waiting: deque[int],
         places: int,
         prefill_tokens: int = 0,
+        rows: Sequence[Row] | None = None,
+        losses: dict[int, float] | None = None,
     ) -> None:
+        self.whole, self.losses = rows, losses
         self.engine, self.prompts, self.max_new_tokens = engine, prompts, max_new_tokens
         self.waiting, self.prefill_tokens = waiting, prefill_tokens
         device = engine.device
@@ -272,7 +283,7 @@ class Slots:
         while self.waiting and self.free:
             batch, tokens = list[tuple[int, int]](), 0
             while self.waiting and self.free:
-                tokens += len(self.prompts[self.waiting[0]])
+                tokens += len(self._read(self.waiting[0]).input_ids)
                 if batch and tokens > self.prefill_tokens:
                     break
                 batch.append((self.free.pop(), self.waiting.popleft()))
@@ -281,19 +292,30 @@ class Slots:
     def prefill(self, batch: list[tuple[int, int]]) -> None:
         """One pass over the prompts of (slot, number) pairs, which makes their first tokens."""
         device = self.engine.device
-        rows = [torch.tensor(self.prompts[number]) for _, number in batch]
+        rows = [self._read(number) for _, number in batch]
+        flat = flatten(rows, device)
         slots = torch.tensor([slot for slot, _ in batch], device=device)
-        lengths = torch.tensor([len(row) for row in rows])
-        positions = torch.cat([torch.arange(len(row)) for row in rows]).to(device)
-        places = positions + self.starts[slots].repeat_interleave(lengths.to(device), output_size=len(positions))
-        boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(device)
-        cached = Prefill(self.cache, places, boundaries, int(lengths.max()))
-        hidden = self.engine.hidden(torch.cat(rows).to(device), positions, cached)
-        self.lengths[slots] = lengths.to(device)
+        lengths = torch.tensor([len(self.prompts[number]) for _, number in batch], device=device)
+        sizes = torch.tensor([len(row.input_ids) for row in rows], device=device)
+        ids, positions = flat.input_ids[0], flat.position_ids[0]
+        starts, ends = (t.repeat_interleave(sizes, output_size=len(ids)) for t in (self.starts[slots], lengths))
+        places = torch.where(positions < ends, starts + positions, self.places)  # what follows a prompt is not kept
+        hidden = self.engine.hidden(ids, positions, Prefill(self.cache, places, flat.boundaries, flat.longest))
+        if self.losses is not None:
+            found = mean_losses(self.engine.base, hidden, flat, rows)
+            self.losses |= {number: loss for (_, number), loss in zip(batch, found, strict=True)}
+        self.lengths[slots] = lengths
         self.made[slots] = 0
         self.done[slots] = False
         self.rows |= dict(batch)
-        self._keep(slots, hidden[boundaries[1:].long() - 1])
+        self._keep(slots, hidden[flat.boundaries[:-1] + lengths - 1])
+
+    def _read(self, number: int) -> Row:
+        """What a pass reads of a prompt: with its targets, where losses are asked for."""
+        if self.whole is not None:
+            return self.whole[number]
+        ids = torch.tensor(self.prompts[number])
+        return Row(ids, torch.full_like(ids, IGNORE_INDEX))
 
     def advance(self, steps: int) -> None:
         """Make so many tokens of every live row."""

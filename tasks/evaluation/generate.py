@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from tasks.model.lora import fuse
 from tasks.model.quantization import load_options
 from tasks.text import visible_lines
 from tasks.tokenization.vocabulary import Vocabulary
+from tasks.training.packing import Row
 
 REPORT_SECONDS = 5.0
 _PLAIN_TOKENS = 8192  # prompt tokens at once where `generate` answers
@@ -80,10 +81,13 @@ def answer(
     max_new_tokens: int,
     batch_tokens: int,
     report: Callable[[str], None],
+    rows: Sequence[Row] | None = None,
+    losses: dict[int, float] | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of token ids, in the order given, end-of-sequence left out.
 
     Args:
+        rows, losses: as `Engine.answer` takes them; without the engine there are no losses.
         batch_tokens: prompt tokens read in one pass; 0: as many as memory allows. Halved whenever memory runs out.
     Raises:
         UserError: the memory does not suffice for one row.
@@ -97,7 +101,7 @@ def answer(
         batch_tokens = batch_tokens or _PLAIN_TOKENS
         answers = _plainly(model, prompts, stop, max_new_tokens, batch_tokens, report, progress, limit)
     else:
-        answers = engine.answer(prompts, stop, max_new_tokens, batch_tokens, report, progress)
+        answers = engine.answer(prompts, stop, max_new_tokens, batch_tokens, report, progress, rows, losses)
     most = [max_new_tokens if limit is None else max(0, limit - len(prompt)) for prompt in prompts]
     return [until(ids[:end], stop) for ids, end in zip(answers, most, strict=True)]
 

@@ -1,4 +1,7 @@
-"""Held-out loss: the mean negative log-likelihood of each row's target tokens, from packed passes without padding."""
+"""Held-out loss: the mean negative log-likelihood of each row's target tokens, from packed passes without padding.
+
+Where answers are generated too, the engine reads prompts and targets in one pass and calls `mean_losses` alone.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +16,7 @@ from tasks.errors import UserError
 from tasks.model.attention import NAME, check_supported
 from tasks.model.fused_loss import LOGIT_BYTES, logit_scale
 from tasks.tokenization.fill import best_fit
-from tasks.training.packing import Row, flatten
+from tasks.training.packing import MicroBatch, Row, flatten
 
 _PASS_TOKENS = {"cpu": 2048, "cuda": 16_384}  # more at once are hardly faster
 
@@ -80,7 +83,7 @@ def _passes(rows: Iterable[int], lengths: list[int], budget: int) -> list[list[i
 
 def _mean_losses(base: PreTrainedModel, rows: list[Row]) -> list[float]:
     """One pass."""
-    batch, config = flatten(rows, base.device), base.config.get_text_config()
+    batch = flatten(rows, base.device)
     hidden = base.base_model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
@@ -90,6 +93,16 @@ def _mean_losses(base: PreTrainedModel, rows: list[Row]) -> list[float]:
         max_length_q=batch.longest,
         max_length_k=batch.longest,
     ).last_hidden_state[0]
+    return mean_losses(base, hidden, batch, rows)
+
+
+def mean_losses(base: PreTrainedModel, hidden: torch.Tensor, batch: MicroBatch, rows: Sequence[Row]) -> list[float]:
+    """Of each row the mean over its learnt tokens, in nats.
+
+    Args:
+        hidden: last hidden states of the pass, `[tokens, width]`.
+    """
+    config = base.config.get_text_config()
     hidden, targets = hidden[batch.target_positions.to(hidden.device)], batch.targets.to(hidden.device)
     head: Any = base.get_output_embeddings()
     scale = logit_scale(config)

@@ -143,21 +143,31 @@ def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJ
     ]
     prompts = [row["prompt_ids"] or stop[:1] for row in rows]
 
-    def predict(numbers: list[int]) -> list[float]:
-        asked = [Row(*map(tensor, whole[n])) for n in numbers]
-        with loaded.model_of(who) as model:
-            return losses(model, asked, report, generate.Progress(len(asked), "losses", report))
+    known: dict[int, float] = {}  # losses that came with the answers
 
     def answer(numbers: list[int]) -> list[list[int]]:
-        asked = [prompts[n] for n in numbers]
+        asked, found = [prompts[n] for n in numbers], dict[int, float]()
+        both = [Row(*map(tensor, whole[n])) for n in numbers] if "loss" in config.metrics else None
         with loaded.model_of(who) as model:
-            return generate.answer(model, asked, stop, config.max_new_tokens, config.batch_tokens, report)
+            answers = generate.answer(
+                model, asked, stop, config.max_new_tokens, config.batch_tokens, report, both, found if both else None
+            )
+        known.update({numbers[n]: loss for n, loss in found.items()})
+        return answers
 
+    def predict(numbers: list[int]) -> list[float]:
+        if left := [n for n in numbers if n not in known]:
+            asked = [Row(*map(tensor, whole[n])) for n in left]
+            with loaded.model_of(who) as model:
+                found = losses(model, asked, report, generate.Progress(len(asked), "losses", report))
+            known.update(zip(left, found, strict=True))
+        return [known[n] for n in numbers]
+
+    for row, ids in zip(rows, kept.all("answer", [(ids,) for ids in prompts], answer), strict=True):
+        row[who] = ids
     if "loss" in config.metrics:
         for row, loss in zip(rows, kept.all("loss", whole, predict), strict=True):
             row[f"{who}_loss"] = loss
-    for row, ids in zip(rows, kept.all("answer", [(ids,) for ids in prompts], answer), strict=True):
-        row[who] = ids
 
 
 if __name__ == "__main__":

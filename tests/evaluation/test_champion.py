@@ -153,11 +153,11 @@ def test_the_next_retrain_computes_the_new_rows_alone(made: Made, monkeypatch: p
     new = len(now) - before
     assert 0 < new < before
     base, in_use, tuned = new, new, len(now)
-    assert counts == [(name, rows) for rows in (base, in_use, tuned) for name in ("losses", "answer")]
+    assert counts == [("answer", rows) for rows in (base, in_use, tuned)]  # which gives the losses as well
     counts.clear()
     stages = {name: ref(third[name]) for name in ("train", "tokenize", "format")}
     compared = made.evaluate(ref(champion["publish"]), **stages)
-    assert counts == [("losses", new), ("answer", new)]  # those of a version that is not in use
+    assert counts == [("answer", new)]  # those of a version that is not in use
     assert pq.read_table(compared.path / "predictions.parquet")["base"] == now["base"]
 
 

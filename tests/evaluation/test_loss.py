@@ -13,7 +13,7 @@ from transformers import CohereConfig, GraniteConfig
 from tasks.errors import UserError
 from tasks.evaluation import generate, loss
 from tasks.training.packing import Row
-from tests.evaluation.test_engine import BASES, FLOAT32, SHAPE, made, nothing, plain, prompts  # noqa: F401
+from tests.evaluation.test_engine import BASES, FLOAT32, SHAPE, STOP, made, nothing, plain, prompts  # noqa: F401
 
 BASES["cohere"] = lambda: CohereConfig(**SHAPE, logit_scale=0.3)
 BASES["granite"] = lambda: GraniteConfig(**SHAPE, logits_scaling=3.0)
@@ -44,6 +44,10 @@ def test_losses_are_those_of_each_row_alone(made, monkeypatch, base: str, adapte
     ours, theirs = generate.load(*folders, FLOAT32), plain(*folders)
     tuned = loss.losses(ours, rows, nothing, nothing)
     assert tuned == pytest.approx(plain_losses(theirs, rows), rel=1e-4)
+    asked, found = [row.input_ids[: len(row.input_ids) - max(1, len(row.input_ids) // 3)].tolist() for row in rows], {}
+    answers = generate.answer(ours, asked, STOP, 5, 0, nothing)
+    assert generate.answer(ours, asked, STOP, 5, 60, nothing, rows, found) == answers  # prompts and targets in one pass
+    assert [found[n] for n in range(len(rows))] == pytest.approx(tuned, rel=1e-4)
     with ours.disable_adapter(), theirs.disable_adapter():
         alone = loss.losses(ours, rows, nothing, nothing)
         assert alone == pytest.approx(plain_losses(theirs, rows), rel=1e-4)
