@@ -22,7 +22,7 @@ RUNS = 5
 def main(config: Path) -> None:
     with disable_run_logger():
         groups, (adapter, tokens, prompts, model) = trained(config, {})
-    from tasks.evaluation import generate
+    from tasks.evaluation.answers import generate
     from tasks.evaluation.metrics import scores
     from tasks.evaluation.rows import held_out
     from tasks.formatting.schema import PROMPTS
@@ -71,7 +71,7 @@ def plain(base: Path, adapter: Path, fields: dict[str, Any], asked: list, stop: 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    from tasks.evaluation import generate
+    from tasks.evaluation.answers import generate
     from tasks.model.quantization import load_options
 
     options = load_options(**fields)

@@ -85,8 +85,8 @@ def peak_gb() -> float:
 def run_check(arguments: argparse.Namespace) -> None:
     import torch
 
-    from tasks.evaluation.cached import Cache, Decode
-    from tasks.evaluation.engine import Engine
+    from tasks.evaluation.answers.cached import Cache, Decode
+    from tasks.evaluation.answers.engine import Engine
 
     def attention(rows: int, tokens: int, window: int | None, way: str) -> tuple[Any, Any]:
         torch.manual_seed(0)
@@ -170,7 +170,7 @@ def plain(prompts: list[list[int]], model: Any, new: int) -> list[list[int]]:
 
 def differing(got: list[list[int]], want: list[list[int]], stop: list[int]) -> str:
     """How many answers are not the same up to their ends."""
-    from tasks.evaluation.generate import until
+    from tasks.evaluation.answers.generate import until
 
     return f"{sum(until(a, stop) != until(b, stop) for a, b in zip(got, want, strict=True))} of {len(got)} differ"
 
@@ -178,8 +178,9 @@ def differing(got: list[list[int]], want: list[list[int]], stop: list[int]) -> s
 def run_engine(arguments: argparse.Namespace) -> None:
     import torch
 
-    from tasks.evaluation import generate
-    from tasks.evaluation.engine import Engine, Slots
+    from tasks.evaluation.answers import generate
+    from tasks.evaluation.answers.engine import Engine
+    from tasks.evaluation.answers.slots import Slots
 
     prompts = prompt_ids(arguments)
     spent, model = seconds(lambda: generate.load(arguments.base, arguments.adapter, FIELDS))
@@ -258,8 +259,8 @@ def profile(work: Any, title: str) -> None:
 def run_loss(arguments: argparse.Namespace) -> None:
     import torch
 
-    from tasks.evaluation import generate
-    from tasks.evaluation.loss import losses
+    from tasks.evaluation.answers import generate
+    from tasks.evaluation.answers.loss import losses
     from tasks.training.packing import Row
 
     arguments.every_token = False
@@ -356,7 +357,7 @@ def main() -> None:
     silence()
     if arguments.scratch:
         if arguments.gathered:
-            from tasks.evaluation import cached
+            from tasks.evaluation.answers import cached
 
             cached.flash = lambda query: False
         {"check": run_check, "engine": run_engine, "loss": run_loss, "generate": run_generate}[arguments.parts[0]](

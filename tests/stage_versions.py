@@ -25,7 +25,7 @@ from tasks.report.report import VERSION as REPORT_VERSION
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).with_suffix(".txt")
 BESIDE = {
-    "answers": (ANSWERS_VERSION, ["tasks.evaluation.generate", "tasks.evaluation.loss"]),
+    "answers": (ANSWERS_VERSION, ["tasks.evaluation.answers.generate", "tasks.evaluation.answers.loss"]),
     "difference": (DIFFERENCE_VERSION, ["tasks.download.difference"]),
     "model": (MODEL_VERSION, ["tasks.download.models"]),
     "report": (REPORT_VERSION, ["tasks.report.report"]),

@@ -45,7 +45,7 @@ def main(options: argparse.Namespace) -> int:
     check_base(published, base)
     prompt = prompt_of(config, Path(base.folder))
     print(f"{folder.name} {version} on {base.source}")
-    from tasks.evaluation.generate import Asked  # imports torch
+    from tasks.evaluation.answers.generate import Asked  # imports torch
 
     asked = Asked(Path(base.folder), published.path, probes_of(published).training, config)
     for text in _texts(options):

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config import TRUSTED
-from tasks.evaluation.devices import divide, gpus
+from tasks.evaluation.answers.devices import divide, gpus
+from tasks.evaluation.answers.kept import Kept
 from tasks.evaluation.facts import WATCH, EvaluationFacts
 from tasks.evaluation.identity import answers_identity
-from tasks.evaluation.kept import Kept
 from tasks.evaluation.metrics import check_references, try_own
 from tasks.evaluation.rows import rows_to_answer
 from tasks.evaluation.schema import (
@@ -43,7 +43,7 @@ def evaluate(work: dict[str, Any]) -> None:
     job = EvaluationJob.model_validate(work, context=TRUSTED)
     if job.device:
         os.environ["CUDA_VISIBLE_DEVICES"] = job.device  # before torch looks
-    from tasks.evaluation import generate
+    from tasks.evaluation.answers import generate
 
     config = job.config
     if job.share:
@@ -108,7 +108,7 @@ class _Loaded:
     @contextlib.contextmanager
     def model_of(self, who: str) -> Iterator[Any]:
         """With `base` the adapter is off inside."""
-        from tasks.evaluation import generate
+        from tasks.evaluation.answers import generate
 
         adapter = (self.job.champion if who == "champion" else None) or self.job.adapter
         if self.model is None:
@@ -125,8 +125,8 @@ def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJ
     """Put a model's loss and the token ids of its answer into every row."""
     from torch import cuda, tensor
 
-    from tasks.evaluation import generate
-    from tasks.evaluation.loss import losses
+    from tasks.evaluation.answers import generate
+    from tasks.evaluation.answers.loss import losses
     from tasks.training.packing import Row
 
     report, config = functools.partial(print, f"{who}:"), job.config

@@ -7,9 +7,9 @@ import torch
 from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tasks.evaluation import generate
-from tasks.evaluation.cached import Unsupported
-from tasks.evaluation.engine import Engine
+from tasks.evaluation.answers import generate
+from tasks.evaluation.answers.cached import Unsupported
+from tasks.evaluation.answers.engine import Engine
 from tests.architectures import tiny
 
 LENGTHS = (3, 20, 12)  # the windows of those that have one are 8 tokens wide

@@ -11,10 +11,11 @@ import pytest
 
 from flows.__main__ import main
 from tasks.config import EvaluationConfig, ExecutionConfig
-from tasks.evaluation import generate, loss, worker
+from tasks.evaluation import worker
+from tasks.evaluation.answers import generate, loss
+from tasks.evaluation.answers.kept import Kept
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.identity import answers_identity
-from tasks.evaluation.kept import Kept
 from tasks.evaluation.schema import MODELS
 from tasks.evaluation.task import evaluate
 from tasks.store.artifact import ArtifactRef, reference

@@ -26,9 +26,10 @@ from transformers import (
 )
 
 from tasks.errors import UserError
-from tasks.evaluation import cached, engine, generate
-from tasks.evaluation.cached import Unsupported
-from tasks.evaluation.engine import Engine
+from tasks.evaluation.answers import cached, engine, generate
+from tasks.evaluation.answers import slots as slot_room
+from tasks.evaluation.answers.cached import Unsupported
+from tasks.evaluation.answers.engine import Engine
 
 SHAPE: dict[str, Any] = dict(
     vocab_size=97,
@@ -129,7 +130,7 @@ CASES = [*((base, "lora") for base in BASES if base != "gemma2"), *(("llama", ad
 @pytest.mark.parametrize(("base", "adapter"), dict.fromkeys(CASES))
 def test_answers_are_those_of_generate(made, monkeypatch, base: str, adapter: str) -> None:
     """With fewer slots than rows, so that slots are used again; the adapter on, then off."""
-    monkeypatch.setitem(engine._SLOTS, "cpu", 4)
+    monkeypatch.setitem(slot_room.MOST_SLOTS, "cpu", 4)
     folders, rows = made(base, adapter), prompts()
     ours, theirs = generate.load(*folders, FLOAT32), plain(*folders)
     tuned = Engine(ours).answer(rows, STOP, 9, 40, nothing, nothing)
@@ -175,7 +176,7 @@ def test_slots_and_passes_change_no_answer(made, monkeypatch) -> None:
     ours = Engine(model)
     want = ours.answer(rows, STOP, 9, 0, nothing, nothing)
     for slots, tokens in ((1, 0), (3, 1), (3, 10**6), (11, 30)):
-        monkeypatch.setitem(engine._SLOTS, "cpu", slots)
+        monkeypatch.setitem(slot_room.MOST_SLOTS, "cpu", slots)
         assert ours.answer(rows, STOP, 9, tokens, nothing, nothing) == want
     assert ours.answer([], STOP, 9, 0, nothing, nothing) == []
 
@@ -185,8 +186,8 @@ def test_a_look_now_and_then_changes_no_answer(made, monkeypatch) -> None:
     rows = prompts()
     model = generate.load(*made("mistral"), FLOAT32)
     want = Engine(model).answer(rows, STOP, 20, 0, nothing, nothing)
-    monkeypatch.setitem(engine._LOOK_EVERY, "cpu", 8)
-    monkeypatch.setitem(engine._SLOTS, "cpu", 3)
+    monkeypatch.setitem(slot_room._LOOK_EVERY, "cpu", 8)
+    monkeypatch.setitem(slot_room.MOST_SLOTS, "cpu", 3)
     assert Engine(model).answer(rows, STOP, 20, 0, nothing, nothing) == want
 
 
@@ -242,7 +243,7 @@ def test_answers_from_before_a_shortage_are_kept(made, monkeypatch) -> None:
         if len(seen) > len(rows) and slots.count == 4:
             raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setitem(engine._SLOTS, "cpu", 4)
+    monkeypatch.setitem(slot_room.MOST_SLOTS, "cpu", 4)
     monkeypatch.setattr(engine.Slots, "fill", fill)
     first: list[int] = []
     report = lambda line: first.append(len(seen)) if line.startswith("out of memory") else None  # noqa: E731
@@ -309,9 +310,9 @@ def test_captured_passes_change_no_answer(made, monkeypatch) -> None:
     rows = prompts()
     ours = Engine(generate.load(*made("llama"), FLOAT32))
     want = ours.answer(rows, STOP, 20, 0, nothing, nothing)
-    monkeypatch.setitem(engine._LOOK_EVERY, "cpu", 4)
-    monkeypatch.setitem(engine._SLOTS, "cpu", 8)
-    monkeypatch.setattr(engine, "_FEWEST_CAPTURED", 2)
+    monkeypatch.setitem(slot_room._LOOK_EVERY, "cpu", 4)
+    monkeypatch.setitem(slot_room.MOST_SLOTS, "cpu", 8)
+    monkeypatch.setattr(slot_room, "_FEWEST_CAPTURED", 2)
     graphs, ours.graphs = Graphs(monkeypatch), True
     assert ours.answer(rows, STOP, 20, 0, nothing, nothing) == want
     assert graphs.sizes[0] == 8 and len(graphs.sizes) > 1 and set(graphs.sizes) <= {8, 4, 2}

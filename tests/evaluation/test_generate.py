@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.errors import UserError
-from tasks.evaluation import generate
-from tasks.evaluation.generate import _plainly, answer, load, stop_ids, until
+from tasks.evaluation.answers import generate
+from tasks.evaluation.answers.generate import _plainly, answer, load, stop_ids, until
 from tasks.model.lora import LoraGroup
 
 TRAINING = {"quantization": "4bit", "quant_type": "nf4", "compute_dtype": "float32", "double_quant": False}

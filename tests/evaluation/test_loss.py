@@ -11,7 +11,7 @@ import torch
 from transformers import CohereConfig, GraniteConfig
 
 from tasks.errors import UserError
-from tasks.evaluation import generate, loss
+from tasks.evaluation.answers import generate, loss
 from tasks.training.packing import Row
 from tests.evaluation.test_engine import BASES, FLOAT32, SHAPE, STOP, made, nothing, plain, prompts  # noqa: F401
 

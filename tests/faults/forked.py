@@ -42,7 +42,7 @@ def preload() -> None:
     for name in (
         "flows.retrain",
         "flows.commands.table",
-        "tasks.evaluation.generate",
+        "tasks.evaluation.answers.generate",
         "tasks.evaluation.metrics",
         "tasks.model.base",
         "tasks.promotion.clean_room",

@@ -43,7 +43,7 @@ def publish(adapter: Path, base: Path, store: Path, formatting: dict[str, Any]) 
 
 
 def expected(prompt: str, adapter: Path, base: Path, rendered: bool, ending: str = "") -> str:
-    from tasks.evaluation import generate
+    from tasks.evaluation.answers import generate
     from tasks.tokenization.vocabulary import Vocabulary
 
     vocabulary = Vocabulary(base, rendered)
@@ -115,7 +115,7 @@ def test_a_mistake_is_a_sentence(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tasks.evaluation import generate
+    from tasks.evaluation.answers import generate
 
     monkeypatch.setattr(generate, "load", lambda *_: None)
     publish(adapter, tiny_model, store, TEMPLATE)

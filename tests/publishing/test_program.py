@@ -35,7 +35,7 @@ def test_it_gives_the_answer_of_evaluation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from tasks.evaluation import generate
+    from tasks.evaluation.answers import generate
 
     chat = formatting is CHAT
     said = SAID.replace("<|eot_id|>", "") if chat else SAID

@@ -12,8 +12,9 @@ from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, TextStreamer
 
 from tasks.config import FormattingConfig
-from tasks.evaluation.cached import Unsupported
-from tasks.evaluation.engine import Engine, position_limit, too_long
+from tasks.evaluation.answers.cached import Unsupported
+from tasks.evaluation.answers.engine import Engine, too_long
+from tasks.evaluation.answers.slots import position_limit
 from tasks.model.lora import fuse
 from tasks.model.quantization import load_options
 from tasks.text import visible_lines
