@@ -207,7 +207,7 @@ def test_the_decision_is_the_verdict(store: Path) -> None:
 def test_every_metric_and_every_figure_of_the_answers_has_a_line(store: Path) -> None:
     page = text_of(write_report(make_run(store, Run())).read_text())
     for metric in METRICS.values():
-        assert f"{metric.label} 0.21300.3520+0.1390+0.1020 to +0.1780" in page
+        assert f"{metric.label} 0.21300.3520+0.1390 +0.1020 to +0.1780" in page
     assert "empty0.1250.000 never-ending0.1251.000" in page
     assert "length ÷ reference0.1254.000" in page
 
