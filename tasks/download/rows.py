@@ -66,7 +66,7 @@ def write_rows(
     check_columns(data, list(sort.columns))
     counts = sort.counts
     for side, field in (("train", "data.path"), ("test", "data.test_share or data.test_path")):
-        if not counts[side] and not (held_out and side == "train"):
+        if not counts[side] and not held_out:
             if sort.by_column:
                 field = f"the column {SPLIT}, or rename it to have data.test_share decide"
             raise UserError(

@@ -33,25 +33,25 @@ def watch_rows(
     """
     formatting = watch.formatting or prompts.manifest.fields(FormattingConfig)
 
-    def all_usable(facts: LedgerFacts) -> LedgerFacts:
-        if facts.lost:
-            raise UserError(f"evaluation.watch: of {watch.name}, {facts.first_lost[0]}; mend the row or take it out.")
-        return facts
+    def all_usable(facts: LedgerFacts) -> None:
+        if facts.lost or not facts.rows:
+            raise UserError(f"{facts.first_lost[0]}; mend the row or take it out" if facts.lost else "it has no rows")
 
     def write(folder: Path) -> WatchFacts:
-        for name in ("rows", "prompts", "tokens"):
-            (folder / name).mkdir()
-        base, limit = Path(model.folder), tokens.facts(TokenFacts).limit
-        all_usable(write_rows(DataConfig(path=watch.path), folder / "rows", held_out=True))
-        made = write_prompts(folder / "rows" / ROWS, base, formatting, folder / "prompts", log)
-        all_usable(made)
-        how = tokens.manifest.fields(TokenizationConfig)
-        file = folder / "prompts" / PROMPTS
-        done = write_tokens(file, made.special_tokens, base, limit, how, folder / "tokens", log)
-        all_usable(done)
+        rows, texts, ids = (folder / name for name in ("rows", "prompts", "tokens"))
+        for each in (rows, texts, ids):
+            each.mkdir()
+        base, how = Path(model.folder), tokens.manifest.fields(TokenizationConfig)
+        all_usable(write_rows(DataConfig(path=watch.path), rows, held_out=True))
+        all_usable(made := write_prompts(rows / ROWS, base, formatting, texts, log))
+        limit = tokens.facts(TokenFacts).limit
+        all_usable(done := write_tokens(texts / PROMPTS, made.special_tokens, base, limit, how, ids, log))
         return WatchFacts(rows=done.rows, ending=made.ending)
 
-    return produce(watch_identity(watch, tokens, prompts, model), write, log, (tokens, prompts, model))
+    try:
+        return produce(watch_identity(watch, tokens, prompts, model), write, log, (tokens, prompts, model))
+    except UserError as error:
+        raise UserError(f"evaluation.watch, {watch.name}: {str(error).rstrip('.')}.") from error
 
 
 def check_watch(watch: WatchSet, made: ArtifactRef, prompts: ArtifactRef, metrics: list[str]) -> None:
@@ -66,6 +66,6 @@ def check_watch(watch: WatchSet, made: ArtifactRef, prompts: ArtifactRef, metric
     if both:
         more = f" and {len(both) - 1:,} more" if len(both) > 1 else ""
         raise UserError(
-            f"evaluation.watch: row {min(both)!r} of {watch.name}{more}, a near copy of it or its prompt is in the "
+            f"evaluation.watch, {watch.name}: row {min(both)!r}{more}, a near copy of it or its prompt is in the "
             "training data, and a watch set is never trained on: take it out of one of the two."
         )

@@ -12,6 +12,7 @@ from tasks.evaluation.metrics import try_own
 from tasks.evaluation.metrics.own import own_scores
 from tasks.evaluation.task import check_scorable
 from tasks.store.artifact import ArtifactRef
+from tasks.store.model import BaseModelRef
 
 IDS, ANSWERS, REFERENCES = ["a", "b", "c"], ["x", "yy", ""], [["x"], ["y", "z"], ["w"]]
 
@@ -66,7 +67,7 @@ def test_one_that_is_not_installed_ends_the_run_before_training() -> None:
     config = EvaluationConfig.model_validate({"metrics": ["no_such:judge"]}, context=TRUSTED)
     unread = ArtifactRef(name="tokens", digest="0" * 64, rows=1)
     with pytest.raises(UserError, match="no installed package has no_such:judge"):
-        check_scorable(unread, unread, config)
+        check_scorable(unread, unread, BaseModelRef.model_construct(), config)
 
 
 def test_what_it_does_to_its_lists_changes_no_row(installed: Path) -> None:

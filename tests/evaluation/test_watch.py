@@ -75,12 +75,13 @@ def one(**row: str) -> list[dict[str, str]]:
         (
             [*QUESTIONS[:1], *one(question="How much is 1 and 1?", answer="Two.")],
             {"formatting": {"prompt": "{{ dialogue }}"}},
-            "row 'w' of sums, a near copy of it or its prompt is in the training data",
+            "evaluation.watch, sums: row 'w', a near copy of it or its prompt is in the training data",
         ),
         (QUESTIONS, {"promotion": {"guards": ["rouge1[watch=other] 0.1"]}}, "has no set called other; it has sums"),
-        (one(question="Who?", answer=""), {}, "evaluation.watch: of sums, row w: empty answer"),
+        (one(question="Who?", answer=""), {}, "evaluation.watch, sums: row w: empty answer"),
         (one(question="Who?", answer="!!!"), {}, "a reference of held-out row 'w' has no word"),
         (one(query="Who?", answer="me"), {}, "evaluation.watch, sums: "),
+        ([], {}, "evaluation.watch, sums: "),
         (QUESTIONS, {"evaluation": {"watch": [{"name": "sums", "path": "no.jsonl"}]}}, "evaluation.watch, sums: /"),
     ],
 )
