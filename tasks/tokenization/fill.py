@@ -1,4 +1,4 @@
-"""How rows fill forward passes, told from their lengths alone."""
+"""Estimates from row lengths how full forward passes will be."""
 
 import bisect
 import random
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SAMPLE = 1024
-"""Rows drawn to see how well they pack."""
+"""Rows that are drawn for the estimate."""
 
 
 def packing(statistics: Mapping[str, Any], micro_batch_tokens: int, batch_size: int) -> str:
     """A sentence about how full forward passes will be."""
     limit = statistics["limit"]
     best = f"sequences of {limit:,} tokens packed from all rows would be {filled(statistics, limit, SAMPLE):.0%} full."
-    if not micro_batch_tokens:  # as many as fit is known on the device alone
+    if not micro_batch_tokens:  # how many tokens fit is only known on the device
         return best.capitalize()
     step = filled(statistics, micro_batch_tokens, batch_size)
     rows = f"{batch_size:,} rows a step"
@@ -21,9 +21,9 @@ def packing(statistics: Mapping[str, Any], micro_batch_tokens: int, batch_size: 
 
 
 def filled(statistics: Mapping[str, Any], capacity: int, rows: int) -> float:
-    """Which share of `capacity` tokens a forward pass will hold, when `rows` training rows at a time are packed.
+    """Mean fill of forward passes of `capacity` tokens, if `rows` training rows at a time are packed into them.
 
-    Rows are drawn at random, and each goes, longest first, into the fullest pass that still holds it.
+    Rows are drawn at random. The longest is packed first, each into the fullest pass that still has room for it.
     """
     by_length, width = statistics["splits"]["train"]["rows_by_length"], statistics["width"]
     if not any(by_length):
@@ -39,9 +39,9 @@ def filled(statistics: Mapping[str, Any], capacity: int, rows: int) -> float:
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `lengths` in groups: each, in their order, goes into the fullest group that still holds it.
+    """Indices of `lengths` in groups: each length, in order, goes into the fullest group that still has room for it.
 
-    Of groups that are equally full it is the first; a length above `capacity` is alone.
+    Of equally full groups the first is taken. A length above `capacity` gets its own group.
     """
     groups: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # ascending: what a group can still hold, and its number

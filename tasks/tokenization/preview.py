@@ -1,4 +1,4 @@
-"""A few training rows as text, what is learnt told apart; made with the rows, so that showing it is cheap."""
+"""A few training rows as text, with the learnt parts marked. Written with the tokens, so that showing them is cheap."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from tasks.tokenization.files import PREVIEW
 
 Decode = Callable[[list[int]], str]
 BESIDE = 90
-"""Characters of a part in a line of the log."""
+"""Characters of each part in a log line."""
 
 
 def write_preview(folder: Path, lengths: Any, rows: Any, decode: Decode) -> None:
@@ -52,7 +52,7 @@ def decoded(decode: Decode, row: Mapping[str, Any]) -> Iterator[Part]:
     start, before = 0, ""
     for end in range(1, len(ids) + 1):
         if end == len(ids) or learnt[end] != learnt[start]:
-            # decoded from the row's beginning: a space depends on the token before it
+            # decoded from the beginning of the row, because a space may depend on the token before it
             whole = decode(ids[:end])
             alone = decode(ids[start:end])
             yield ("learnt" if learnt[start] else "masked"), whole[len(before) :] if whole.startswith(before) else alone
@@ -60,7 +60,7 @@ def decoded(decode: Decode, row: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def lines(folder: Path) -> Iterator[str]:
-    """The first row for a log: the end of what is read, and in «» what is learnt."""
+    """The first row for a log: the end of the masked part, and the learnt part in «»."""
     for row in read_preview(folder):
         if row["label"] in ("first", "shortest"):  # the first row may be the shortest one
             shown = "".join(_beside(kind, text) for kind, text in row["parts"])
@@ -81,7 +81,7 @@ NAMES = {"masked": "read, not learnt:", "learnt": "**learnt:**"}
 
 
 def _beside(kind: str, text: str) -> str:
-    """A part on one line: of what is masked its end, of what is learnt its beginning."""
+    """A part on one line: the end of a masked part, the beginning of a learnt part."""
     plain = visible(text.replace("\n", "⏎"), len(text))
     if kind == "learnt":
         return f"«{plain[:BESIDE]}{'…' if len(plain) > BESIDE else ''}»"
@@ -95,7 +95,7 @@ def _learnt(row: Mapping[str, Any]) -> list[bool]:
 
 
 def _rows_at(folder: Path, numbers: Mapping[int, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows at some places of the file, in its order; one row group is in memory at a time."""
+    """The rows with these numbers, in the order of the file. One row group is in memory at a time."""
     import pyarrow.parquet as pq
 
     from tasks.tokenization.schema import TOKENS

@@ -1,4 +1,4 @@
-"""What people ask about tokens: how many, how long, and how much of them is learnt."""
+"""Statistics of the tokens: number of rows and tokens, lengths, and the learnt share."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 from tasks.tokenization.files import STATISTICS
 
 BINS = 2048
-"""Most classes of length; each is one token wide as long as that is enough."""
+"""Most bins of the length histogram. A bin is one token wide if that is enough."""
 
 
 class Statistics:
@@ -22,7 +22,7 @@ class Statistics:
         self._verdicts: Counter[tuple[str, str]] = Counter()
 
     def add(self, rows: Any, ledger: list[list[str]]) -> None:
-        """A batch of rows with their learnt tokens, and the lines about those that are shortened or lost."""
+        """Count a batch of rows, and the ledger lines of rows that were shortened or lost."""
         import numpy as np
         import pyarrow.compute as pc
 
@@ -83,7 +83,7 @@ def lines(statistics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def markdown(statistics: Mapping[str, Any]) -> Iterator[str]:
-    """The numbers for the Prefect UI."""
+    """The statistics for the Prefect UI."""
     yield "| | rows | tokens | learnt | shortest | median | longest | shortened | lost |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for split, s in statistics["splits"].items():
@@ -94,6 +94,6 @@ def markdown(statistics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _share(split: Mapping[str, Any], what: str) -> str:
-    """A count, and its share of the rows that came in."""
+    """A count and its share of the stage's input rows."""
     count, came = split[what], split["rows"] + split["lost"]
     return f"{count:,} ({count / came:.1%})" if count else "0"

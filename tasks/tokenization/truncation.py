@@ -1,4 +1,4 @@
-"""A row that is too long: which of its tokens go, so that instruction, answer and end-of-sequence stay."""
+"""Shortens a row that is too long, and keeps instruction, answer and end-of-sequence token."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -12,9 +12,9 @@ Cut = Literal["middle", "left", "right"]
 def fit(
     row: dict[str, Any], ids: list[int], answer: int, excess: int, config: TokenizationConfig, vocabulary: Vocabulary
 ) -> tuple[list[int], int] | None:
-    """A row's ids with at least `excess` tokens less, and where its answer begins; None: the strategy cannot do that.
+    """The row's ids without at least `excess` tokens, and the index of its answer; None if the strategy cannot do that.
 
-    No character is cut in two.
+    No character is divided.
 
     Args:
         ids: the whole row, from the tokens that begin it to the one that ends it.
@@ -26,7 +26,7 @@ def fit(
     offsets = vocabulary.offsets(row["prompt"] + row["completion"])
 
     def between(index: int) -> bool:
-        """Whether a character begins with this token."""
+        """Whether a character begins at this token."""
         index -= before
         return not 0 < index < len(offsets) or offsets[index][0] >= offsets[index - 1][1]
 

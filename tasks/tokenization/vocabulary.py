@@ -1,4 +1,4 @@
-"""The base model's tokenizer as transformers makes it: text to ids, and where characters stand among them."""
+"""The base model's tokenizer as transformers loads it: text to ids, and positions of characters among the ids."""
 
 import json
 from collections.abc import Callable
@@ -15,14 +15,14 @@ Split = Callable[[int], int]
 
 
 class Vocabulary:
-    """A tokenizer whose special tokens are made by chat templates alone, never by text in the data.
+    """A tokenizer in which only chat templates make special tokens, never text of the data.
 
-    transformers makes it, since it reads more than tokenizer.json: added and special tokens, prefix spaces and other
-    settings come from several files and from the tokenizer's class.
+    transformers loads it, because added and special tokens, prefix spaces and other settings come from several files
+    and from the tokenizer's class.
 
     Args:
         folder: the base model's folder.
-        rendered: the text comes from a chat template, so special tokens written in it are meant.
+        rendered: the text comes from a chat template, so names of special tokens in it are special tokens.
     Raises:
         UserError: there is no end-of-sequence token, or the model has no embedding for it.
     """
@@ -79,7 +79,7 @@ class Vocabulary:
         return self.tokenizer.encode(text, add_special_tokens=False).offsets
 
     def split(self, text: str, ids: list[int]) -> Split:
-        """Where places of a text are among its ids. A token on both sides of a place belongs to what follows."""
+        """Maps a position in a text to an index among its ids. A token across the position belongs to what follows."""
         if self._bytes is not None:  # offsets take a quarter of the time of encoding
             ends = np.cumsum(self._bytes[ids])
             size = len(text.encode())
