@@ -20,6 +20,8 @@ TEXT = (".jsonl", ".json", ".csv")
 ENDINGS = (*TEXT, ".parquet", ".arrow", *(kind + packed for kind in TEXT for packed in (".gz", ".zst")))
 TEMPORARY = ("~", ".tmp", ".temp", ".swp", ".part", ".partial", ".crc", ".bak", ".crdownload", ".incomplete")
 """How the names of temporary files and backups end, before the format or instead of it."""
+CACHED = re.compile(r"(^|/)cache-[0-9a-f]{16}[^/]*\.arrow$")
+"""What `datasets` leaves beside the rows of a data set that was loaded from its folder and mapped."""
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 MARKS = ("ETag", "etag", "md5Hash", "Content-MD5", "sha", "blob_id", "LastModified", "last_modified", "Last-Modified")
 """Names that file systems give a file's version, the most reliable first. A file without one is read for a digest."""
@@ -173,6 +175,7 @@ def _is_data(where: str, pattern: str) -> bool:
             for part in below
         )
         and not name.removesuffix(ending).endswith(TEMPORARY)
+        and not CACHED.search(name)
     )
 
 

@@ -157,12 +157,18 @@ class _Sorter:
     def _take(self, row: Row, part_side: str, source: MixedSource | None) -> None:
         data = self.data
         id, digest, named = self._name(row, source)
-        counts = self.sources[source.name] if source else {"read": 0, "train": 0, "test": 0}
-        counts["read"] += 1
+        counts = self.sources[source.name] if source else {}
+        if source:
+            counts["read"] += 1
         group = row.get(data.group_column) if data.group_column else None
         group_digest = None if group in (None, "") else _digest(str(group))  # rows without a group are no group
-        side = part_side or _side(row, group_digest or digest, source or data, data.test_share)
-        self.by_column |= not part_side and SPLIT in row
+        side = part_side
+        if not side and SPLIT in row:
+            self.by_column, owner = True, source or data
+            side = {owner.train_split: "train", owner.test_split: "test"}.get(str(row[SPLIT]), "unused")
+        elif not side:  # the hash of a group or id decides, the same for ever
+            place = int.from_bytes((group_digest or digest)[:8]) / 2**64
+            side = "test" if place < data.test_share else "train"
         if not row.keys() <= self.columns.keys():
             self.columns.update(dict.fromkeys(row))
         if not any(row.values()) and all(value in (None, "", [], {}) for value in row.values()):
@@ -205,9 +211,10 @@ class _Sorter:
         times = source.repeat if source and side == "train" else 1
         if times > 1:  # the same row is never validated on and trained on
             group_name = group_name or digest.hex()[:16]
+        self.counts[side] += times
+        if source:
+            counts[side] += times
         for n in range(times):
-            self.counts[side] += 1
-            counts[side] += 1
             self.file.add(f"{id}#{n + 1}" if n else id, side, group_name, text)
 
     def replay(self, earlier: Path) -> None:
@@ -243,17 +250,6 @@ def _stored(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[Any, ...
 def _hash(digest: bytes) -> float:
     """Where a row stands among all that could be, from 0 to 1: other bytes than those that decide its side."""
     return int.from_bytes(digest[8:16]) / 2**64
-
-
-def _side(row: Row, digest: bytes, data: DataConfig | MixedSource, test_share: float) -> str:
-    """A `split` column decides; without one a hash of the group or id does, the same for ever.
-
-    Args:
-        digest: of the group or id.
-    """
-    if SPLIT in row:
-        return {data.train_split: "train", data.test_split: "test"}.get(str(row[SPLIT]), "unused")
-    return "test" if int.from_bytes(digest[:8]) / 2**64 < test_share else "train"
 
 
 def _digest(name: str) -> bytes:

@@ -14,7 +14,8 @@ from tasks.download.hub import refusals
 from tasks.download.places import ENDINGS, Place, places
 from tasks.errors import UserError
 
-_HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")  # usual names of splits that are not trained on
+_HELD_OUT = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout")
+"""Usual names of splits that are not trained on."""
 Reader = Callable[[], Iterator[Block]]
 
 
@@ -67,12 +68,13 @@ def _by_name(data: DataConfig, files: list[Place]) -> list[tuple[str, Place]]:
 
 def _split(place: Place, known: set[str]) -> str:
     """`train` of train.jsonl.gz, train-00000-of-00002.parquet, my_train.csv and train/part.csv; else empty."""
-    ending = max((e for e in ENDINGS if place.name.lower().endswith(e)), key=len, default="")
-    stem = place.name.removesuffix(place.name[len(place.name) - len(ending) :])
-    words = [name for name in known if re.search(rf"(?<![a-zA-Z]){re.escape(name)}(?![a-zA-Z])", stem)]
+    name, folder = place.name.lower(), place.shown.lower().split("/")[-2:][0]
+    stem = name.removesuffix(max((e for e in ENDINGS if name.endswith(e)), key=len, default=""))
+    lower = {split.lower(): split for split in known}
+    words = [split for split in lower if re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", stem)]
     if len(words) > 1:  # only the whole name tells
-        words = [name for name in words if name in (stem, re.sub(r"-\d+-of-\d+$", "", stem))]
-    return next((name for name in (*words, place.shown.split("/")[-2:][0]) if name in known), "")
+        words = [split for split in words if split in (stem, re.sub(r"-\d+-of-\d+$", "", stem))]
+    return next((lower[split] for split in (*words, folder) if split in lower), "")
 
 
 def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Block]:

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def chat_format(folder: Path, config: FormattingConfig) -> Format:
         whole, generated = template.written(messages, tools)
         lost = template.unwritten(messages, tools)
         dropped += [f"the chat template does not write {what}" for _, what in lost.dropped]
+        dropped += template.altered(messages, whole, lost)
         if dropped and config.dropped == "refuse":
             more = f" (and {len(dropped) - 3} more)" if len(dropped) > 3 else ""
             raise ValueError(f"{'; '.join(dropped[:3])}{more}. formatting.dropped: allow takes such rows")
@@ -185,6 +187,10 @@ class _Template:
                     raise
                 self._texts = True  # it adds them to a text
                 return self._render(messages, tools, answer_next)
+            calls = [call for message in messages for call in message.get("tool_calls", ()) if not self._texts]
+            if any((given := call["function"]["arguments"]) and str(given) in text for call in calls):
+                self._texts = True  # it writes them as they are
+                return self._render(messages, tools, answer_next)
             if len(text) > LONGEST_TEXT:
                 raise Runaway(f"the chat template makes more than {LONGEST_TEXT:,} characters of the row")
             return text, spans
@@ -226,6 +232,22 @@ class _Template:
                 self._shapes.clear()
             self._shapes[marks.shape] = unwritten(marks, self.render)
         return self._shapes[marks.shape]
+
+    def altered(self, messages: list[Message], whole: str, lost: Unwritten) -> Iterator[str]:
+        """Messages that the template writes in part, such as their first line: a word of them is missing."""
+        left_out = lost.forgotten | {n for n, _ in lost.dropped}
+        for n, message in enumerate(messages):
+            text = message["content"].strip()
+            as_json = (json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
+            if n in left_out or text in whole or any(written in whole for written in as_json):
+                continue
+            at = 0
+            for word in (self._tags.sub(" ", text) if self._tags else text).split():
+                if (at := whole.find(word, at)) < 0:
+                    said = f"{word[:40]!r} is missing"
+                    yield f"the chat template does not write all of message {n + 1} ({message['role']}): {said}"
+                    break
+                at += len(word)
 
     def place_last(self, messages: list[Message], tools: list[Any], whole: str) -> Span:
         """Where the last answer stands, in characters: from where the template asks for it."""

@@ -12,6 +12,10 @@ OF_ROWS = {"train", "weight", "loss_weight", "mask", "masked"}
 """Flags that a row may have as a whole."""
 
 
+WORDS = {"true": True, "false": False, "1": 1, "0": 0, "1.0": 1.0, "0.0": 0.0}
+"""How a table of texts writes flags."""
+
+
 class NotLearnt(ValueError):
     """A row that its own flags take out of training."""
 
@@ -38,17 +42,21 @@ def learn(holder: dict[str, Any], what: str, refused: list[str]) -> bool | None:
 
 
 def check_row(row: dict[str, Any], read: set[str], refused: list[str]) -> None:
-    """Obey the flags among the columns that the configuration does not read. Text is no flag, but for `mask`.
+    """Obey the flags among the columns that the configuration does not read. Other text is no flag, but for `mask`.
 
     Raises:
         NotLearnt: the row is not to be learnt.
     """
     found = {
-        name: row[name]
+        name: value
         for name in OF_ROWS & row.keys() - read
-        if isinstance(row[name], bool | int | float) or (name == "mask" and row[name] is not None)
+        if isinstance(value := _flag(row[name]), bool | int | float) or (name == "mask" and value is not None)
     }
     if str(found.get("mask")).lower() in ("user", "human"):  # NeMo: whose turns are not learnt
         del found["mask"]
     if found and learn(found, "the row", refused) is False:
         raise NotLearnt(f"the row has {', '.join(f'{name}: {found[name]}' for name in sorted(found))}")
+
+
+def _flag(value: Any) -> Any:
+    return WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value

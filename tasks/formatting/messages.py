@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tasks.config import FormattingConfig
+from tasks.download.formats.json_rows import UNIQUE
 from tasks.formatting.flags import LEARN, MASKED, REFUSED, NotLearnt, learn
 
 Message = dict[str, Any]
@@ -35,9 +36,16 @@ ROLES = {
 """Who speaks → role of chat templates. Case and surrounding spaces make no difference."""
 CALLERS = ("function_call", "tool_call")
 """Senders whose text is a call, or a list of calls, as JSON."""
+CALL_ALONE = {"role", "content", "tool_calls"}
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns of what belongs to a conversation and is no text."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
-SPEAKER = re.compile(r"(?:^|\n\s*)(SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE|Human|Assistant): *")
+SPEAKERS_OF = ("SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE", "Human|Assistant")
+SPEAKER = [
+    [re.compile(rf"(?:^|{between})({names}): *") for between in (r"\n\s*", r"\n[^\S\n]*\n\s*")] for names in SPEAKERS_OF
+]
+"""Of each kind of transcript: speakers on any line, and after an empty line."""
 SPEAKERS = {"FUNCTION RESPONSE": "observation", "Human": "user"}
 GLAIVE_CALL = re.compile(
     r'<functioncall>\s*\{\s*"name":\s*"([^"]+)"\s*(?:,\s*"arguments":\s*(\'?)(.*)\2\s*)?\}\s*$', re.DOTALL
@@ -61,13 +69,17 @@ def conversation(
 
     Args:
         knows: whether the chat template names a role.
-        refused: receives a sentence for each flag that cannot be obeyed.
+        refused: receives a sentence for each flag that cannot be obeyed, and for what a model of text cannot be given.
     Raises:
         ValueError: the row has no conversation; the text says why.
     """
     given = _turns(row.get(config.messages_column), "user" if config.answer_column else "")
     if config.answer_column:
-        given = [*given, *_turns(row.get(config.answer_column), "assistant")]
+        answer = _turns(row.get(config.answer_column), "assistant")
+        whole = len(answer) > len(given) > 0 and _words(answer[: len(given)]) == _words(given)
+        if given and answer and not whole and _words(answer[:1], "role") == _words(given[-1:], "role") == ["user"]:
+            raise ValueError(f"{config.answer_column} begins with another message of the user than the last one before")
+        given = answer if whole else [*given, *answer]
     tools, systems = ([name for name in names if row.get(name)] for names in (TOOLS, SYSTEM))
     for columns in (tools, systems):
         if len(columns) > 1:
@@ -80,6 +92,8 @@ def conversation(
         system, _, listed = system.removeprefix("SYSTEM: ").partition(GLAIVE_TOOLS)
         if listed:
             written, system = [*written, *_objects(listed)], system + GLAIVE_TOOLS.removesuffix(" -")
+    if media := [name for name in MEDIA if row.get(name)]:
+        refused.append(f"the row has {' and '.join(media)}, and the model is given text alone")
     messages: list[Message] = []
     flags: list[bool | None] = []
     calling = False  # the message before is a caller's
@@ -90,7 +104,7 @@ def conversation(
             refused.append(f"message {number} is to be learnt, and only the assistant's messages are")
         for name in (LEARN | MASKED | REFUSED) & message.keys():
             del message[name]
-        if calls and calling:  # parallel calls
+        if calls and calling and not message["content"] and message.keys() <= CALL_ALONE:  # parallel calls
             messages[-1]["tool_calls"] += message["tool_calls"]
             flags[-1] = flag if flags[-1] is None else flags[-1] and flag is not False
         else:
@@ -112,6 +126,13 @@ def conversation(
     return Conversation(messages[:end], listed_tools, learnt[:end], len(messages) - end)
 
 
+def _words(turns: list[Any], field: str = "content") -> list[Any]:
+    """The contents, or the roles, of messages as they were given."""
+    other = {"content": "value", "role": "from"}[field]
+    said = [turn.get(field, turn.get(other)) if isinstance(turn, dict) else turn for turn in turns]
+    return said if field == "content" else [ROLES.get(str(name).strip().lower()) for name in said]
+
+
 def _says(message: Message) -> bool:
     return message["role"] == "assistant" and bool(message["content"].strip() or message.get("tool_calls"))
 
@@ -122,7 +143,12 @@ def _turns(value: Any, speaker: str) -> list[Any]:
     Args:
         speaker: whose words a text is that is none of these; empty: such a text is an error.
     """
-    if isinstance(value, str) and (found := SPEAKER.split(value.strip()))[0] == "" and len(found) > 1:
+    for any_line, empty_line in SPEAKER if isinstance(value, str) else ():
+        found, apart = any_line.split(value.strip()), empty_line.split(value.strip())
+        if found[0] or len(found) < 2:
+            continue
+        if len(found) > len(apart) > 3 and apart[-2].lower() == "assistant":
+            raise ValueError("empty lines part its turns, and a line within a turn begins like one")
         said = zip(found[1::2], found[2::2], strict=True)
         return [_spoken(SPEAKERS.get(name, name.lower()), text.strip()) for name, text in said]
     if speaker and isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
@@ -152,7 +178,7 @@ def _listed(value: Any, what: str) -> list[Any]:
 
 def _json(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
+        return UNIQUE.decode(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is text and no JSON: {error}") from error
 
@@ -194,26 +220,27 @@ def _message(message: Any, number: int, knows: Callable[[str], bool]) -> tuple[M
         message["tool_calls"] = [_call(call, number) for call in calls]
     elif "content" not in message:
         raise ValueError(f"message {number} has no content")
-    for name in REASONING:
-        if thought := message.pop(name, None):
-            message |= {"reasoning_content": thought, "thinking": thought}  # the names that templates read
+    if thoughts := [thought for name in REASONING if (thought := message.pop(name, None))]:
+        if not isinstance(thoughts[0], str) or any(thought != thoughts[0] for thought in thoughts):
+            raise ValueError(f"the reasoning of message {number} is no text, or is there twice and not the same")
+        message |= {"reasoning_content": thoughts[0], "thinking": thoughts[0]}  # the names that templates read
     return {**message, "role": role, "content": _text(message.get("content", ""), number, role)}, caller
 
 
 def _text(content: Any, number: int, role: str) -> str:
     """Content as text: given as such, as OpenAI's list of parts that are text, or a tool's result as an object."""
-    if role == "tool" and (isinstance(content, dict) or not _are_parts(content)):
+    if role == "tool" and not isinstance(content, str) and not _are_parts(content):
         return json.dumps(content, ensure_ascii=False)
     parts = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts]
-    for wrong in (text for text in texts if not isinstance(text, str | int | float)):
+    for wrong in (text for text in texts if not isinstance(text, str | int | float) or isinstance(text, bool)):
         kind = f" but {wrong['type']}" if isinstance(wrong, dict) and "type" in wrong else ""
         raise ValueError(f"the content of message {number} is no text{kind}")
     return "".join(map(str, texts))
 
 
 def _are_parts(content: Any) -> bool:
-    return not isinstance(content, list) or all(isinstance(part, dict) and "type" in part for part in content)
+    return isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content)
 
 
 def _call(call: Any, number: int) -> dict[str, Any]:

@@ -205,6 +205,8 @@ def _formatted(
 def _references(row: dict[str, Any], columns: list[str]) -> list[str]:
     given = [row.get(name) for name in columns]
     values = [value for part in given for value in (part if isinstance(part, list) else [part])]
+    if any(isinstance(value, dict | list) for value in values):
+        raise ValueError(f"a reference in {', '.join(columns)} is no text")
     return [str(value) for value in values if value not in (None, "")]
 
 

@@ -96,6 +96,7 @@ def _environment() -> jinja2.Environment:
     )
     for name in TEXT_FILTERS:
         environment.filters[name] = _of_text(environment.filters[name])
+    environment.filters["tojson"] = _as_json  # Jinja's own is for HTML: it sorts names, and writes \u003c for <
     return environment
 
 
@@ -109,9 +110,17 @@ def _of_text(filter: Callable[..., Any]) -> Callable[..., Any]:
     return of_text
 
 
+def _as_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(None if isinstance(value, jinja2.Undefined) else value, ensure_ascii=False, indent=indent)
+
+
 @jinja2.pass_context  # which there is not while it compiles
 def _finalize(_: Any, value: Any) -> Any:
-    return "" if value is None else value
+    """What `{{ … }}` writes; an object, a list or a method would be written as Python shows it."""
+    if value is None or isinstance(value, str | int | float | jinja2.Undefined):
+        return "" if value is None else value
+    kind = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else "no value"
+    raise TypeError(f"a part of the template is {kind} and no text: name a part of it, or write it with | tojson")
 
 
 def names_read(source: str, field: str) -> set[str]:

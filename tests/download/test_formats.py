@@ -47,6 +47,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
         ('{"id": "Gr\u00fc\u00dfe"}'.encode("cp1252"), "is not UTF-8"),
         (b"\x00\x00", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
+        (b'{"id": "x", "a": 1, "a": 2}', "an object has two values for 'a'"),
+        (b'{"id" : "x", "b" : [{"a" : 1, "a" : 1}]}', "an object has two values for 'a'"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_in_the_ledger(tmp_path: Path, line: bytes, detail: str) -> None:
@@ -64,6 +66,10 @@ def test_a_map_is_an_object_and_no_name_comes_twice(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     found, ledger, _ = download(tmp_path, path=str(tmp_path / "a.parquet"))
     assert ledger == [] and found[0]["map"] == {"a": 1}
+    twice = table.set_column(1, "map", pa.array([[("a", 1), ("a", 2)]] * 20, pa.map_(pa.string(), pa.int64())))
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a map has two values for one name"):
+        download(tmp_path, path=str(tmp_path / "a.parquet"))
     pq.write_table(pa.table([names, names], names=["id", "id"]), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="two columns called 'id'"):
         download(tmp_path, path=str(tmp_path / "a.parquet"))
@@ -73,6 +79,7 @@ STRUCT = pa.struct([("z", pa.int64()), ("a", pa.float64())])
 SECOND = "1970-01-01T00:00:00.000000001+00:00"
 TYPED: list[tuple[pa.DataType, Any, Any]] = [
     (pa.float64(), [1.0, float("nan"), float("inf")], [1.0, None, None]),
+    (pa.float32(), [0.1, float("nan"), 16777216], [0.1, None, 16777216.0]),
     (pa.uint64(), [2**64 - 1, 0, None], [2**64 - 1, 0, None]),
     (pa.decimal128(9, 2), [Decimal("1.50"), Decimal("0.00"), None], ["1.50", "0.00", None]),
     (pa.timestamp("ns", "UTC"), [0, 1, None], ["1970-01-01T00:00:00+00:00", SECOND, None]),
@@ -99,20 +106,34 @@ def test_values_of_typed_tables_are_what_json_has_for_them(
         with pa.ipc.new_file(str(file), table.schema) as writer:
             writer.write_table(table)
     else:
-        wanted = [name for name in table.column_names if name not in ("c9", "c10")]  # datasets has no such types
+        wanted = [name for name in table.column_names if name not in ("c10", "c11")]  # datasets has no such types
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset(table.select(wanted)))
         monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train"])
     source = {"hub_id": "a/b", "hub_revision": "0" * 40} if kind == "hub" else {"path": str(file)}
     found, ledger, _ = download(tmp_path, **source, test_share=0.6)
     assert ledger == []
-    for n, (type, _, expected) in enumerate(TYPED[: 9 if kind == "hub" else None]):
+    for n, (type, _, expected) in enumerate(TYPED[: 10 if kind == "hub" else None]):
         assert repr([row[f"c{n}"] for row in found]) == repr(expected), type
+
+
+def test_a_json_list_loses_the_objects_with_a_name_twice(tmp_path: Path) -> None:
+    rows = json.dumps(make_rows(20))[:-1] + ', {"id": "x", "a": {"b": 1, "b": 2}}]'
+    found, ledger, _ = download(tmp_path, path=write(tmp_path / "a.json", rows))
+    assert len(found) == 20
+    assert [line["detail"] for line in ledger] == ["a.json item 21 is not JSON: an object has two values for 'b'"]
 
 
 def test_a_time_that_python_has_not_is_one_sentence(tmp_path: Path) -> None:
     pq.write_table(pa.table({"at": pa.array([2**52], pa.timestamp("ms"))}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet holds a value that cannot be read: "):
         download(tmp_path, path=str(tmp_path / "a.parquet"))
+
+
+def test_column_names_within_a_table_are_no_row(tmp_path: Path) -> None:
+    part = "id,text\n" + "".join(f"{{0}}{n},x{n}\n" for n in range(10))
+    found, ledger, _ = download(tmp_path, path=write(tmp_path / "a.csv", part.format("a") + part.format("b")))
+    assert len(found) == 20
+    assert [line["detail"] for line in ledger] == ["a.csv line 12 repeats the line of column names"]
 
 
 def test_ragged_csv_lines_are_in_the_ledger(tmp_path: Path) -> None:

@@ -43,11 +43,13 @@ def test_rows_without_an_id_are_named_by_their_content(tmp_path: Path) -> None:
     assert len(first) == 20
 
 
-@pytest.mark.parametrize("files", ["{}.jsonl", "{}-00000-of-00001.jsonl", "my_{}_v2.jsonl", "{}/part.jsonl"])
+@pytest.mark.parametrize(
+    "files", ["{}.jsonl", "{}-00000-of-00001.jsonl", "my_{}_v2.jsonl", "{}/part.jsonl", "NAME.jsonl"]
+)
 def test_a_source_with_splits_keeps_them(tmp_path: Path, files: str) -> None:
     folder = tmp_path / "source"
     for name in ("train", "test", "validation"):
-        file = folder / files.format(name)
+        file = folder / (files.format(name) if "{}" in files else files.replace("NAME", name.upper()))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(file, [{"id": f"{name}{n}", "text": "x"} for n in range(5)])
     found, ledger, info = download(tmp_path, path=str(folder))
@@ -62,6 +64,7 @@ def test_a_source_with_splits_keeps_them(tmp_path: Path, files: str) -> None:
     ("names", "sentence"),
     [
         (("train", "validation"), r"split validation .* no held-out ones called 'test': name .* data\.test_split"),
+        (("training", "testing"), r"split testing .* no held-out ones called 'test': name .* data\.test_split"),
         (("dev", "test"), r"split dev .* no train ones called 'train': name .* data\.train_split"),
     ],
 )

@@ -155,6 +155,25 @@ def test_arguments_are_text_where_a_template_adds_them_to_a_text(make: Make) -> 
     assert '<call>weather\n{"city": "Rome", "days": 3}</call>' in learnt(found)[0]
 
 
+def test_arguments_are_json_where_a_template_writes_them_as_they_are(make: Make) -> None:
+    calls = [call("weather", {"city": "Rome", "now": True, "unit": None})]
+    found = make("printed-calls", [ASKED, said("assistant", "", tool_calls=calls), said("tool", "rain"), ANSWERED])
+    assert '<call>{"city": "Rome", "now": true, "unit": null}</call>' in learnt(found)[0]
+
+
+def test_each_of_two_calls_keeps_what_is_said_with_it(make: Make) -> None:
+    calls = [said("function_call", json.dumps(call("clock", {})["function"])) for _ in range(2)]
+    calls[1]["reasoning"] = "Once more."
+    text = make("qwen-3", [ASKED, *calls, said("observation", "noon"), ANSWERED])
+    assert "Once more." in text.prompt and text.prompt.count('{"name": "clock", "arguments": {}}') == 2
+
+
+def test_a_line_like_another_kind_of_transcript_is_text(make: Make) -> None:
+    inside = "Here is one:\nUSER: hi\n\nASSISTANT: hello"
+    found = make("qwen-2.5", {"messages": f"Human: Write a dialogue.\n\nAssistant: {inside}"})
+    assert found.answer == inside and "Write a dialogue." in found.prompt
+
+
 def test_a_template_without_an_end_for_hermes_text_writes_it_as_it_is(make: Make) -> None:
     text = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
     rows = [said("system", "Tools: <tools>…</tools>"), ASKED, said("assistant", text), said("tool", "rain"), ANSWERED]
@@ -188,6 +207,18 @@ DROPPED: list[tuple[str, Any, str]] = [
     ("qwen-2.5", [ASKED, said("assistant", "", tool_calls=[{"id": "x"}])], "a call in message 2 has no name"),
     ("qwen-2.5", {"messages": [ASKED, ANSWERED], "tools": [CLOCK], "functions": [CLOCK]}, "tools and functions mean"),
     ("qwen-2.5", {"messages": [ASKED, ANSWERED], "tools": [{"x": 1}]}, "tool 1 is no object with a name"),
+    ("qwen-3", [ASKED, {**ANSWERED, "reasoning": "a", "thinking": "b"}], "is there twice and not the same"),
+    ("qwen-3", [ASKED, {**ANSWERED, "reasoning": [{"text": "a"}]}], "the reasoning of message 2 is no text"),
+    ("qwen-2.5", [{**ASKED, "content": True}, ANSWERED], "the content of message 1 is no text"),
+    ("qwen-2.5", [ASKED, said("assistant", "", tool_calls=[call("f", '{"a": 1, "a": 2}')])], "two values for 'a'"),
+    ("qwen-2.5", {"messages": "USER: a\n\nASSISTANT: b\nUSER: c\n\nASSISTANT: d"}, "a line within a turn begins like"),
+    (
+        "qwen-2.5",
+        {"messages": [ASKED, ANSWERED], "images": ["a.png"]},
+        "the row has images, and the model is given text",
+    ),
+    ("first-line", [ASKED, said("assistant", "one\ntwo")], "does not write all of message 2 (assistant): 'two' is"),
+    ("first-line", [said("user", "long " * 20), ANSWERED], "does not write all of message 1 (user): 'long' is missing"),
 ]
 
 
@@ -361,6 +392,7 @@ def test_flags_that_cannot_be_obeyed_are_named(number: int, flags: dict, why: st
         {"prompt": MANY[:1], "chosen": MANY[1], "rejected": said("assistant", "no")},
         {"prompt": "text 0", "chosen": "text 1", "rejected": "no"},
         {"prompt": json.dumps(MANY[:1]), "chosen": {"from": "gpt", "value": "text 1"}},
+        {"prompt": "text 0", "chosen": MANY[:2], "rejected": [MANY[0], said("assistant", "no")]},
     ],
 )
 def test_the_chosen_side_of_a_preference_is_learnt_by_name(row: dict[str, Any], make: Make) -> None:
@@ -368,6 +400,11 @@ def test_the_chosen_side_of_a_preference_is_learnt_by_name(row: dict[str, Any], 
     assert learnt(found) == ["text 1<|im_end|>"] and "text 0" in found.prompt and "no" not in found.prompt
     whole = {"chosen": "\n\nHuman: text 0\n\nAssistant: text 1", "rejected": "\n\nHuman: text 0\n\nAssistant: no"}
     assert make("qwen-2.5", whole, messages_column="chosen") == found
+
+
+def test_an_answer_that_begins_with_another_question_is_refused(make: Make) -> None:
+    with pytest.raises(ValueError, match="chosen begins with another message of the user"):
+        make("qwen-2.5", {"prompt": "text 7", "chosen": MANY[:2]}, messages_column="prompt", answer_column="chosen")
 
 
 def test_today_is_what_the_configuration_says(make: Make) -> None:

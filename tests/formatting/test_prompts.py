@@ -56,6 +56,22 @@ def test_the_templates_markers_in_the_data_are_text(tmp_path: Path) -> None:
     assert "{{ summary }} ### Output:\n{% for %}\n\n### Output:\n" in row["prompt"]
 
 
+def test_what_is_no_text_is_not_written_as_python_shows_it(tmp_path: Path) -> None:
+    row = {**ROW, "tags": ["b"], "about": {"z": "<é>", "items": 1}}
+    for part in ("{{ tags }}", "{{ about }}", "{{ about.items }}"):
+        found, ledger, _ = prompts(tmp_path, [row], prompt=part)
+        assert not found and ledger[0]["detail"].endswith("name a part of it, or write it with | tojson")
+    found, _, _ = prompts(tmp_path, [row], prompt="{{ about | tojson }} {{ about['items'] }} {{ tags.x | tojson }}")
+    assert found[0]["prompt"] == '{"z": "<é>", "items": 1} 1 null'
+
+
+def test_flags_of_a_table_of_texts_are_obeyed(tmp_path: Path) -> None:
+    rows = [{**ROW, "dialogue": f"{n}", "train": flag} for n, flag in enumerate(["true", "False", "1", "0", "cargo"])]
+    found, ledger, _ = prompts(tmp_path, rows)
+    assert [row["id"] for row in found] == ["r0", "r2", "r4"]
+    assert {line["detail"] for line in ledger} == {"the row has train: False", "the row has train: 0"}
+
+
 def test_an_input_that_stands_twice_cannot_be_shortened(tmp_path: Path) -> None:
     (row,), _, _ = prompts(tmp_path, [ROW], prompt="{{ dialogue }} {{ dialogue }}")
     assert row["input_start"] is None

@@ -95,7 +95,9 @@ def _rows(reader: Any, lines: _Lines, header: list[str], place: Place) -> Iterat
             continue
         if values is None:
             return
-        if len(values) == len(header):
+        if values == header:
+            yield BadRow(f"{_where(place, began, reader)} repeats the line of column names")
+        elif len(values) == len(header):
             if _is_text(values):
                 yield dict(zip(header, values, strict=True))
             else:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from tasks.download.formats.blocks import Block
@@ -22,7 +23,10 @@ def typed_rows(table: pa.Table | pa.RecordBatch) -> Block:
         ValueError, OverflowError: Python has no such value, for instance a time after the year 9999.
     """
     converts = {field.name: convert for field in table.schema if (convert := _convert(field.type))}
-    rows = table.to_pylist(maps_as_pydicts="lossy")
+    try:
+        rows = table.to_pylist(maps_as_pydicts="strict")
+    except KeyError as error:
+        raise ValueError("a map has two values for one name") from error
     for name, convert in converts.items():
         for row in rows:
             row[name] = convert(row[name])
@@ -49,6 +53,8 @@ def _convert(kind: pa.DataType) -> Convert | None:
     if hasattr(kind, "value_type"):  # every kind of list
         item_of = _convert(kind.value_type)
         return item_of and (lambda value: value and [item_of(inside) for inside in value])
+    if types.is_float16(kind) or types.is_float32(kind):  # 0.1, and not 0.10000000149011612
+        return lambda value: _scalar(value if value is None else float(str(np.float32(value))))
     if any(is_plain(kind) for is_plain in (types.is_integer, types.is_boolean, types.is_null, types.is_unicode)):
         return None
     return None if types.is_large_string(kind) or types.is_string_view(kind) else _scalar
@@ -71,4 +77,6 @@ def _scalar(value: Any) -> Any:
             return base64.b64encode(value).decode()
     if isinstance(value, decimal.Decimal):
         return f"{value:f}"
+    if isinstance(value, list | dict | tuple):
+        raise ValueError(f"{str(value)[:40]} is of a type that JSON does not have")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
