@@ -33,12 +33,14 @@ CASES: dict[str, list[Any]] = {
 def test_a_perfect_model_scores_1(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = model(tmp_path / "base", (TEMPLATES / f"{name}.jinja").read_text())
     (base / "config.json").write_text("{}")
-    given = [case if isinstance(case, dict) else {"messages": case} for case in CASES[name]]
+    given = json.loads(json.dumps([case if isinstance(case, dict) else {"messages": case} for case in CASES[name]]))
+    for n, row in enumerate(given):
+        row["messages"][0]["content"] += f" {n}"  # each prompt has one answer
     folders = {stage: tmp_path / stage for stage in ("rows", "prompts", "tokens", "scores")}
     for folder in folders.values():
         folder.mkdir()
     rows = [{**row, "_split": "test"} for row in given]
-    file = write_rows_file(folders["rows"] / "rows.parquet", json.loads(json.dumps(rows)))
+    file = write_rows_file(folders["rows"] / "rows.parquet", rows)
     formatted = write_prompts(file, base, FormattingConfig(style="chat"), folders["prompts"])
     prompts, tokens = folders["prompts"] / "prompts.parquet", folders["tokens"] / "tokens.parquet"
     tokenized = write_tokens(
@@ -47,9 +49,11 @@ def test_a_perfect_model_scores_1(name: str, tmp_path: Path, monkeypatch: pytest
     assert tokenized.test == len(given)
 
     stop = generate.stop_ids(base, tokenized.eos)
-    learnt = [row["input_ids"][len(row["prompt_ids"]) :] for row in held_out(tokens, prompts, 0)]
-    perfect = [ids[: next(n for n, id in enumerate(ids) if id in stop)] for ids in learnt]
-    monkeypatch.setattr(generate, "answer", lambda *_: perfect)
+    perfect = {}
+    for row in held_out(tokens, prompts, 0):
+        learnt = row["input_ids"][len(row["prompt_ids"]) :]
+        perfect[tuple(row["prompt_ids"])] = learnt[: next(n for n, id in enumerate(learnt) if id in stop)]
+    monkeypatch.setattr(generate, "answer", lambda _, asked, *__: [perfect[tuple(ids)] for ids in asked])
     monkeypatch.setattr(worker._Loaded, "model_of", lambda *_: contextlib.nullcontext())
     job = EvaluationJob(
         tokens=tokens,
