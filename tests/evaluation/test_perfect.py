@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import METRICS, EvaluationConfig, FormattingConfig, TokenizationConfig
-from tasks.evaluation import generate, worker
+from tasks.evaluation import worker
+from tasks.evaluation.answers import generate
 from tasks.evaluation.rows import held_out
 from tasks.evaluation.schema import PREDICTIONS, SCORES, EvaluationJob
 from tasks.formatting.prompts import write_prompts
