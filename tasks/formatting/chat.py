@@ -1,4 +1,4 @@
-"""A conversation through the model's own chat template: every answer in it is learnt, and nothing else."""
+"""Renders a conversation with the model's own chat template. Only its answers are learnt."""
 
 import contextlib
 import datetime
@@ -19,17 +19,17 @@ from tasks.formatting.written import SILENT, TAG, Marks, Unwritten, unwritten
 from tasks.text import answer_text
 
 CONTROL = re.compile(r"<[|\uff5c].+[|\uff5c]>")
-"""How control tokens look that are not marked as special, such as DeepSeek's."""
+"""Pattern of control tokens that are not marked as special, such as DeepSeek's."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 REWRITES = "the chat template writes it differently once other messages follow"
 MOST_SHAPES = 10_000
-"""Shapes of conversations that are remembered."""
+"""Largest number of conversation shapes in the cache."""
 
 Span = tuple[int, int]
 
 
 def chat_format(folder: Path, config: FormattingConfig) -> Format:
-    """How a row's messages become a prompt and its last answer.
+    """A function that renders a row's messages as a prompt and its last answer.
 
     Args:
         folder: the base model's folder.
@@ -79,7 +79,7 @@ def chat_format(folder: Path, config: FormattingConfig) -> Format:
 
 
 def _marked(value: Any) -> Any:
-    """A message with other words, of the same shape."""
+    """The same message with other words."""
     if isinstance(value, dict):
         return {name: item if name in SILENT | {"type"} else _marked(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -88,13 +88,13 @@ def _marked(value: Any) -> Any:
 
 
 def _alike(text: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Length of the common prefix of two texts."""
     pairs = zip(text, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(text), len(other)))
 
 
 def _difference(text: str, other: str) -> Span:
-    """Where a text differs from another one."""
+    """The span in which a text differs from another one."""
     start = _alike(text, other)
     return start, len(text) - _alike(text[start:][::-1], other[start:][::-1])
 
@@ -123,7 +123,7 @@ class _Template:
     """The tokenizer's chat template as text; it writes every special token itself.
 
     Args:
-        date: what it is told when it asks for today.
+        date: the date that the template gets for today.
     """
 
     def __init__(self, folder: Path, date: datetime.datetime) -> None:
@@ -148,7 +148,7 @@ class _Template:
         return f"'{role}'" in self._source or f'"{role}"' in self._source
 
     def fitted(self, messages: list[Message]) -> list[Message]:
-        """Ids of calls as Mistral's templates take them: nine letters and digits."""
+        """Messages with call ids that Mistral's templates accept: nine letters and digits."""
         if not re.search(r"length\s*!=\s*9\b", self._source):
             return messages
         made: list[str] = []
@@ -169,7 +169,7 @@ class _Template:
         return self._render(messages, tools, answer_next)[0]
 
     def _render(self, messages: list[Message], tools: list[Any], answer_next: bool = False) -> tuple[str, list[Span]]:
-        """The text, and what stands between the template's marks of what is generated."""
+        """The text, and the spans that the template marks as generated."""
         from transformers.utils import chat_template_utils as utils
 
         source = self._tokenizer.get_chat_template(None, tools=tools or None)
@@ -196,7 +196,7 @@ class _Template:
             return text, spans
 
     def written(self, messages: list[Message], tools: list[Any]) -> tuple[str, list[Span]]:
-        """The conversation, and where each answer stands if the template itself marks that.
+        """The rendered conversation, and the span of each answer if the template marks them.
 
         Raises:
             ValueError: it marks more or fewer parts than there are assistant messages.
@@ -220,12 +220,12 @@ class _Template:
         return answer_text(text)
 
     def refuse_tokens(self, messages: list[Message], tools: list[Any]) -> None:
-        """Once rendered, a token's name in a message could not be told from the template's own tokens."""
+        """Refuse token names in messages: after rendering they would look like the template's own tokens."""
         if found := self._control.search(str([messages, tools])):
             raise ValueError(f"a message contains {found[0]}, which is a token of the model and no text")
 
     def unwritten(self, messages: list[Message], tools: list[Any]) -> Unwritten:
-        """What the template leaves away of a conversation of this shape."""
+        """The parts of a conversation of this shape that the template does not write."""
         marks = Marks(messages, tools, self._tags)
         if marks.shape not in self._shapes:
             if len(self._shapes) >= MOST_SHAPES:
@@ -250,7 +250,7 @@ class _Template:
                 at += len(word)
 
     def place_last(self, messages: list[Message], tools: list[Any], whole: str) -> Span:
-        """Where the last answer stands, in characters: from where the template asks for it."""
+        """The span of the last answer in characters. It begins where the template asks for an answer."""
         try:
             before = self.render(messages[:-1], tools, answer_next=True)
         except (LookupError, jinja2.TemplateError):  # it asks for none there
@@ -260,10 +260,10 @@ class _Template:
         return len(before), len(whole.rstrip())
 
     def place(self, messages: list[Message], n: int, tools: list[Any], whole: str) -> Span:
-        """Where an earlier answer stands.
+        """The span of an earlier answer.
 
         Raises:
-            ValueError: the template writes it differently once others follow.
+            ValueError: the template writes it differently if other messages follow.
         """
         before = after = None
         with contextlib.suppress(LookupError, jinja2.TemplateError):  # it asks for none there

@@ -1,4 +1,4 @@
-"""The columns that a configuration reads are there; templates say by themselves which they miss."""
+"""Checks that the columns which a configuration reads exist."""
 
 from tasks.config import FormattingConfig
 from tasks.errors import UserError

@@ -1,4 +1,4 @@
-"""What formatting notes of prompts.parquet."""
+"""The facts of formatting."""
 
 from typing import Literal
 

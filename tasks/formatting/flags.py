@@ -1,13 +1,13 @@
-"""What other trainers' flags say about learning: obeyed as their tools define them, or refused by name."""
+"""Other trainers' flags for what is learnt: obeyed as their tools define them, or refused by name."""
 
 from typing import Any
 
 LEARN = {"train", "weight", "loss_weight", "loss"}
 """1 or true: learn this, 0 or false: do not. `train` is Axolotl's, `weight` OpenAI's, `loss` ms-swift's."""
 MASKED = {"masked"}
-"""The other way round."""
+"""The opposite: 1 or true: do not learn this."""
 REFUSED = {"mask", "loss_mask", "loss_scale", "train_detail"}
-"""Their tools do not agree on what they mean, or they mean parts of a message."""
+"""Flags whose meaning differs between tools, or that refer to parts of a message."""
 OF_ROWS = {"train", "weight", "loss_weight", "mask", "masked"}
 """Flags that a row may have as a whole."""
 
@@ -17,11 +17,11 @@ WORDS = {"true": True, "false": False, "1": 1, "0": 0, "1.0": 1.0, "0.0": 0.0}
 
 
 class NotLearnt(ValueError):
-    """A row that its own flags take out of training."""
+    """The row's own flags exclude it from training."""
 
 
 def learn(holder: dict[str, Any], what: str, refused: list[str]) -> bool | None:
-    """Whether a message or row is to be learnt; None: no flag says so.
+    """Whether flags say that a message or row is learnt; None: there is no flag.
 
     Args:
         what: the holder's name in messages.

@@ -1,11 +1,11 @@
-"""A row as the model sees it, whichever style made it."""
+"""A formatted row, the same for all styles."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 
 class Formatted(NamedTuple):
-    """A prompt and what is learnt after it."""
+    """A prompt and the text that is learnt after it."""
 
     prompt: str
     completion: str  # the text to learn

@@ -1,4 +1,4 @@
-"""Conversations as people have them, in the one form that chat templates read: OpenAI's messages and tools."""
+"""Converts conversations of all usual formats into the one that chat templates read: OpenAI's messages and tools."""
 
 import json
 import re
@@ -13,7 +13,7 @@ Message = dict[str, Any]
 SYSTEM = ("system", "system_prompt")
 """Columns with a system prompt beside the conversation."""
 TOOLS = ("tools", "functions")
-"""Columns with what the assistant may call."""
+"""Columns with the tools that the assistant may call."""
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -54,7 +54,7 @@ GLAIVE_TOOLS = "with access to the following functions. Use them if required -"
 
 
 class Conversation(NamedTuple):
-    """What a chat template is given."""
+    """The input of a chat template."""
 
     messages: list[Message]
     tools: list[dict[str, Any]]
@@ -159,7 +159,7 @@ def _turns(value: Any, speaker: str) -> list[Any]:
 
 
 def _spoken(role: str, text: str) -> Message:
-    """A turn of a transcript; glaive writes calls into it, with arguments in single quotes."""
+    """A turn of a transcript. Glaive's have calls in the text, with arguments in single quotes."""
     text = text.removesuffix("<|endoftext|>").strip()
     if not (call := GLAIVE_CALL.search(text)):
         return {"role": role, "content": text}
@@ -184,7 +184,7 @@ def _json(text: str, what: str) -> Any:
 
 
 def _objects(text: str) -> list[Any]:
-    """JSON objects that stand one after the other."""
+    """Concatenated JSON objects."""
     decoder, found, text = json.JSONDecoder(), [], text.strip()
     while text:
         value, end = decoder.raw_decode(text)
@@ -194,7 +194,7 @@ def _objects(text: str) -> list[Any]:
 
 
 def _message(message: Any, number: int, knows: Callable[[str], bool]) -> tuple[Message, bool]:
-    """A message of role and content, and whether its sender is a caller."""
+    """A message with role and content, and whether its sender is in CALLERS."""
     if not isinstance(message, dict):
         raise ValueError(f"message {number} is no object of role and content")
     message = {name: value for name, value in message.items() if value is not None}

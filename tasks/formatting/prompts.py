@@ -1,4 +1,4 @@
-"""rows.parquet → prompts.parquet: what the model reads and what it is to answer."""
+"""rows.parquet → prompts.parquet: the prompt that the model reads and the answer that it learns."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from tasks.process.pool import Result, spread
 from tasks.store.ledger import Ledger
 
 ROW_GROUP = 2048
-"""Rows that tokenization takes at once."""
+"""Rows of a row group, which tokenization reads at once."""
 
 
 def write_prompts(
@@ -33,7 +33,7 @@ def write_prompts(
         rows: rows.parquet of download.
         tokenizer: the base model's folder, read for the chat template alone.
     Raises:
-        UserError: the template does not fit the columns, or runs wild.
+        UserError: the template does not fit the columns, or exceeds its limits.
     """
     ledger, repeats = Ledger("format", folder), Repeats()
     job = {"rows": str(rows), "model": str(tokenizer), "config": config.model_dump()}

@@ -1,4 +1,4 @@
-"""Rows that come twice: what is held out must not be trained on, and what repeats within a side is counted."""
+"""Repeated rows: training rows that repeat a held-out row are left out; repeats within a split are counted."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from tasks.formatting import similar
 from tasks.store.ledger import Ledger
 
 SIZE = 8
-"""Bytes of a mark. Among two million rows two different ones have the same once in ten million data sets."""
+"""Bytes of a hash. In two million rows a collision occurs once in ten million data sets."""
 
 
 def common_part(texts: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -121,7 +121,7 @@ def _both_marks(signs: Sequence[bytes]) -> np.ndarray:
 
 
 class _Marks:
-    """Marks of rows in the order in which they were added."""
+    """Hashes of rows in the order in which they were added."""
 
     def __init__(self) -> None:
         self._parts: list[np.ndarray] = []
@@ -135,12 +135,12 @@ class _Marks:
         self._sorted = None
 
     def firsts(self) -> np.ndarray:
-        """The rows that equal no earlier one."""
+        """The rows that are not equal to an earlier one."""
         _, first = np.unique(np.concatenate(self._parts or [np.zeros(0, np.uint64)]), return_index=True)
         return np.sort(first)
 
     def find(self, marks: np.ndarray) -> np.ndarray:
-        """The first row with each mark, -1 for none."""
+        """The first row with each hash; -1 if there is none."""
         if not len(self):
             return np.full(len(marks), -1)
         values, order = self._in_order()

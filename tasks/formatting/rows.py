@@ -1,4 +1,4 @@
-"""Rows become prompts and answers: the part of the stage that every process does for itself."""
+"""Formats rows as prompts and answers. Every process of the pool runs this."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -27,11 +27,11 @@ SIDES = ("test", "train")  # held-out rows first, so that training rows can be c
 SIGNED_SCHEMA = PROMPT_SCHEMA.append(pa.field(SIGNS, pa.binary()))
 PROMPT, COMPLETION = (PROMPT_SCHEMA.get_field_index(name) for name in ("prompt", "completion"))
 BEGIN, END = "\ue000", "\ue001"
-"""Characters that no text holds, for private use: marks around the input column."""
+"""Private-use characters, which no text has: marks around the input column."""
 SAMPLE = 1000
 BATCH = 1000
 MOST_RUNAWAYS = 10
-"""Rows of a unit that a template's limits may end; with more, the template is at fault and not the row."""
+"""Rows of a unit that may exceed a template's limits; with more, the template is at fault."""
 UNFIT = (
     ValueError,
     TypeError,
@@ -42,7 +42,7 @@ UNFIT = (
     RecursionError,
     jinja2.TemplateError,
 )
-"""What a template raises over a row."""
+"""Errors of a template that are due to the row."""
 
 
 def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
@@ -95,7 +95,7 @@ def _signed(formatted: list[tuple[Any, ...]], common: Any) -> pa.RecordBatch:
 
 
 def _sample(source: pq.ParquetFile, format_row: Format) -> list[tuple[str, str]]:
-    """Prompt and answer of the first held-out rows: enough to see what all rows share."""
+    """Prompts and answers of the first held-out rows, to find what all rows have in common."""
     found: list[tuple[str, str]] = []
     for batch in source.iter_batches(BATCH):
         with render_limits():

@@ -1,4 +1,4 @@
-"""What formatting hands on: one row a prompt."""
+"""What formatting writes: one row for each prompt."""
 
 import pyarrow as pa
 

@@ -1,7 +1,7 @@
-"""Texts that are nearly the same: five words in a row, hashed, compared through 64 min-hashes.
+"""Finds near-duplicate texts: MinHash with 64 hashes over sequences of five words.
 
-Words are what white space parts, and single characters in scripts written without it. What many rows have in common
-(the template, a system prompt) says nothing about a row and is not compared.
+Words are separated by white space; in scripts without white space each character is a word. Sequences that many rows
+share (the template, a system prompt) say nothing about a row and are not compared.
 """
 
 import array
@@ -14,14 +14,14 @@ WORDS = 5
 THRESHOLD = 0.8
 """Estimated Jaccard similarity of the five-word sequences from which two rows are near copies."""
 SLOT = np.uint16
-"""Half of what the library gives: two different slots look equal once in 65,536."""
+"""Half of the library's bits: two different slots are equal once in 65,536."""
 SLOTS, BAND = 64, 4
 """The estimate's standard error is 0.05 at the threshold, where the bands miss one pair in 5,000."""
 FEWEST = 20
-"""Sequences of its own that a row needs: in shorter ones a number or a name makes another row."""
+"""Own sequences that a row needs to be compared: in shorter rows a number or a name makes another row."""
 COMMON_SHARE = 0.02
 PIECE = 1 << 20
-"""Bytes hashed at once. A text beyond it is compared by its beginning."""
+"""Bytes that are hashed at once. Of a longer text only the beginning is compared."""
 SEED = 42
 BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses
 

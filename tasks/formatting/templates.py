@@ -1,4 +1,4 @@
-"""Templates are data: Jinja2 in a sandbox, checked against the columns before any row is read."""
+"""Templates are not trusted: Jinja2 in a sandbox, checked against the columns before any row is read."""
 
 import contextlib
 import functools
@@ -20,13 +20,13 @@ LONGEST_TEXT = 200_000_000
 """Characters of one rendered row: far above any text, so that a runaway loop costs its row and not the machine."""
 
 MOST_STEPS = 1_000_000
-"""Numbers that range() gives one row: a loop that writes nothing ends in a blink, not after the seconds below."""
+"""Numbers that range() may give for one row, so that a loop without output ends at once."""
 
 LONGEST_SECONDS = 10.0
-"""Processor time of one rendered row; up to twice as much passes before it is noticed."""
+"""Processor time to render one row. It may take twice as long until this is noticed."""
 
 MOST_MEMORY = 2 << 30
-"""Bytes that rendering may take beside what the process has."""
+"""Bytes that rendering may use in addition to the process's memory."""
 
 TEXT_FILTERS = (
     *("trim", "upper", "lower", "title", "capitalize", "replace", "string", "truncate", "wordwrap"),
@@ -37,7 +37,7 @@ Render = Callable[[dict[str, Any]], str]
 
 
 class Runaway(ValueError):
-    """A row's text that one of these limits ended."""
+    """Rendering a row exceeded one of these limits."""
 
 
 def compile_template(source: str, field: str, columns: set[str]) -> Render:
@@ -90,7 +90,7 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
 
 
 def _environment() -> jinja2.Environment:
-    """The sandbox, which computes no constant expression while it compiles, outside of all limits."""
+    """The sandbox. It does not evaluate constants while compiling, because no limits apply then."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         keep_trailing_newline=True, undefined=jinja2.ChainableUndefined, finalize=_finalize, optimized=False
     )

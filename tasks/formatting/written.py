@@ -1,4 +1,4 @@
-"""What a chat template writes of a conversation: shown by marks in every place."""
+"""Which parts of a conversation a chat template writes: found by rendering it with a mark in every place."""
 
 import json
 import re
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from tasks.formatting.messages import Message
 
 SILENT = {"role", "id", "tool_call_id", "message_id", "parent_id", "timestamp", "created_at", "finish_reason", "model"}
-"""Fields of a message that say something about it and nothing in it: no template needs to write them."""
+"""Fields of metadata, which no template needs to write."""
 ID = "silent123"
-"""Nine letters and digits, which is what Mistral's templates take."""
+"""Nine letters and digits, which Mistral's templates require."""
 TAG = re.compile(r"</?\w+>|\[/?[A-Z_]+\]")
 TEXT = re.compile(r"\S(?:.*\S)?", re.S)
 

@@ -1,7 +1,6 @@
-"""A process of its own loads a published folder as a server would, with plain PEFT, and tries stored answers on it.
+"""Loads a published version in a separate process with plain PEFT, as a server would, and checks stored answers.
 
-Nothing of training or evaluation takes part, so a mistake there cannot hide itself: neither fused layers, nor packed
-rows, nor the adapter that is still in memory.
+The process uses no code of training or evaluation (fused layers, packed rows), so that their mistakes are found.
 """
 
 import math
@@ -24,7 +23,7 @@ another order of the sums; 0.012 on the example's eight."""
 NO_PROBES = Probes(
     training=dict(quantization="none", quant_type="nf4", compute_dtype="bfloat16", double_quant=False), rows=[]
 )
-"""Of a version from before there were any: it is loaded, and no answer is tried."""
+"""For versions from before there were stored answers: they are loaded only."""
 
 
 def try_out(version: Path, model: BaseModelRef, log: Callable[[str], None], hang_minutes: float | None = None) -> None:
@@ -41,7 +40,7 @@ def try_out(version: Path, model: BaseModelRef, log: Callable[[str], None], hang
 
 
 def check_base(version: ArtifactRef, model: BaseModelRef) -> None:
-    """Raises UserError when a version was not trained on this base."""
+    """Raises UserError if a version was not trained on this base."""
     manifest, name = version.manifest, f"{version.path.name} of {version.path.parent.name}"
     source, revision = (manifest.identity.config.get(name, "") for name in ("source", "revision"))
     for what, published, there in (

@@ -1,4 +1,4 @@
-"""What the room hands on, and what its child process is given."""
+"""Decisions, lines of the history, and the job of the child process."""
 
 from typing import Any, Literal
 
@@ -99,7 +99,7 @@ class Entry(BaseModel):
 
 
 class CleanRoomJob(BaseModel):
-    """What the process is given.
+    """The job of the process that loads a version.
 
     Args:
         version: folder of the published version.

@@ -1,4 +1,4 @@
-"""Stage 7: is the new version better than the one in use? If so, it takes its place."""
+"""Stage 7: put the new version in use if it is better than the present one."""
 
 import contextlib
 import logging

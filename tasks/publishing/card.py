@@ -1,4 +1,4 @@
-"""The model card: what the adapter is, what it was made from, how much better it is, and how to get an answer of it."""
+"""The model card: the adapter, its origins, its scores, and a program that generates an answer with it."""
 
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ print(answer.strip())"""
 
 
 def _literal(text: str) -> str:
-    """Text as Python has it, a line a literal where it has many."""
+    """A Python literal of a text, with one string for each line."""
     lines = text.splitlines(keepends=True)
     if len(lines) < 2:
         return repr(text)
@@ -215,7 +215,7 @@ _ENVIRONMENT.filters.update(code=code, fenced=fenced, literal=_literal)
 
 
 def model_card(base: BaseModelRef, formatting: FormattingConfig, **parts: Any) -> str:
-    """Render the card; every part it names must be given."""
+    """Render the card. `parts` must have every name that the card uses."""
     chat = formatting.style == "chat"
     parts |= {
         "base": base,

@@ -1,4 +1,4 @@
-"""What publishing notes of a version."""
+"""The facts of a published version."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Upload a version to the Hub and read back what arrived."""
+"""Uploads a version to the Hub and verifies what arrived."""
 
 from pathlib import Path
 

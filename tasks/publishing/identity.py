@@ -1,4 +1,4 @@
-"""What decides a published version, and where it goes."""
+"""The identity of a published version, and its registry."""
 
 from pathlib import Path
 

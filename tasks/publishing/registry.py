@@ -1,4 +1,4 @@
-"""A folder of numbered versions: REGISTRY/<name>/v0001/, each whole, checksummed and never changed again.
+"""A folder of numbered versions: REGISTRY/<name>/v0001/. Each is complete, has checksums, and never changes.
 
 adapter_model.safetensors, adapter_config.json   what PEFT loads: PeftModel.from_pretrained(base, FOLDER)
 README.md                                        the model card
@@ -25,7 +25,7 @@ from tasks.store.root import store_root
 
 VERSION = re.compile(r"v(\d{4,})")
 NOTED = "registries"
-"""File in the store: a registry outside it a line. `clean` keeps what versions there were made from."""
+"""File in the store with a line for each registry outside it. `clean` keeps what their versions were made from."""
 
 
 def versions(folder: Path) -> list[Path]:
@@ -62,7 +62,7 @@ def add_version(
     log: Callable[[str], None] = lambda line: None,
     inputs: Iterable[Input] = (),
 ) -> ArtifactRef:
-    """Put the next version into a registry folder, or return the intact one made of the same things.
+    """Add the next version to a registry folder, or return the intact version with the same identity.
 
     Args:
         write: fills an empty folder for the version of the given name and returns what to note.
@@ -91,7 +91,7 @@ def add_version(
 
 
 def group_may(folder: Path, bits: int) -> None:
-    """Add permissions to a folder, where it is this user's."""
+    """Add permissions to a folder if this user owns it."""
     if (mode := folder.stat().st_mode & 0o7777) | bits != mode:
         with contextlib.suppress(PermissionError):
             folder.chmod(mode | bits)

@@ -1,4 +1,4 @@
-"""Stage 6: the adapter becomes a numbered version that can be loaded and proven."""
+"""Stage 6: publish the adapter as a numbered version that can be loaded and verified."""
 
 import json
 import shutil
@@ -105,7 +105,7 @@ def publish(
 
 
 def copy_adapter(adapter: ArtifactRef, folder: Path) -> None:
-    """Copy what training wrote and nothing that came later.
+    """Copy the files that training wrote, and no others.
 
     Raises:
         DamagedArtifact: a copy is not what training's manifest says.
@@ -132,7 +132,7 @@ def _gguf(folder: Path) -> dict[str, str] | None:
 
 
 def pin_base(adapter_config: Path, model: BaseModelRef) -> None:
-    """Add the commit the base had: its name alone can mean other weights tomorrow."""
+    """Add the commit of the base, because the name alone may refer to other weights later."""
     config = json.loads(adapter_config.read_text())
     config["revision"] = model.revision or None
     adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
