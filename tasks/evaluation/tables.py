@@ -87,16 +87,19 @@ def verdict(scores: Sequence[Mapping[str, Any]]) -> str:
     bounds = "" if score["low"] is None else f", interval {score['low']:+.3f} to {score['high']:+.3f}"
     how = " (lower is better)" if metric(score["metric"]).lower_is_better else ""
     title = metric(score["metric"]).title
-    return f"{said}: {title} {score['difference']:+.3f} on {score['rows']:,} held-out rows{bounds}{how}."
+    return f"{said}: {title} {score['difference']:+.3f} on {held_out(score['rows'])}{bounds}{how}."
+
+
+def held_out(rows: int) -> str:
+    """So many held-out rows, in words."""
+    return f"{rows:,} held-out row{'' if rows == 1 else 's'}"
 
 
 def left_out(facts: EvaluationFacts) -> str:
     """Which held-out rows are not compared because they were trained on, in a sentence or two; empty for none."""
     said = ""
     if facts.left_out:
-        said = (
-            f"{facts.left_out:,} held-out rows are left out, because one of the compared adapters was trained on them."
-        )
+        said = f"Left out, because a compared adapter was trained on them: {held_out(facts.left_out)}."
     unknown = f"{facts.unknown[:1].upper()}{facts.unknown[1:]}." if facts.unknown else ""
     return f"{said} {unknown}".strip()
 
