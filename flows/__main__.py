@@ -10,7 +10,7 @@ from flows.commands import adapters, clean, deploy, doctor, init, plan, preview,
 from flows.commands.environment import check_store
 from tasks.config import SECTIONS
 from tasks.errors import UserError
-from tasks.process.failures import is_transient
+from tasks.process.failures import full_disk, is_transient
 from tasks.store.manifest import DamagedArtifact
 from tasks.text import visible
 
@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except Exception as error:
+        if full := full_disk(error):
+            print(full, file=sys.stderr)
+            return 1
         if not (is_transient(error) or isinstance(error, ConnectionError)):
             raise
         print(f"The network does not answer, nothing ran: {visible(error)}", file=sys.stderr)

@@ -17,6 +17,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def held(folder: Path, by: str, moved_by_hand: bool = False) -> Iterator[History
             history.open(newest := _newest(folder), old if newest else "the first run")
         there, said = pointer(folder), history.champion
         if there != said:
-            if there in ("", in_use(history.entries)[-1].champion):
+            if not there or _lags(folder, there, in_use(history.entries)[-1]):
                 point(folder, said)
             elif not moved_by_hand:
                 raise UserError(
@@ -116,6 +117,12 @@ def held(folder: Path, by: str, moved_by_hand: bool = False) -> Iterator[History
                     f"qlora-flow adapters promote {folder.name}@VERSION --reason TEXT."
                 )
         yield history
+
+
+def _lags(folder: Path, there: str, put: Entry) -> bool:
+    """Whether the pointer still names the version before a move; if it was set after the move, a person set it."""
+    moved = datetime.fromisoformat(put.at).timestamp()  # a whole second
+    return there == put.champion and (folder / POINTER).lstat().st_mtime < moved + 1
 
 
 @contextlib.contextmanager
@@ -192,7 +199,11 @@ def read(folder: Path) -> list[Entry]:
             f"{folder / HISTORY} is missing beside {POINTER}, so looks may be lost and nothing is decided. Restore it "
             f"from a copy, or begin anew: qlora-flow adapters renew {folder.name} --reason TEXT."
         )
-    for number, entry in enumerate(lines.read(folder / HISTORY, TypeAdapter(Entry))):
+    try:
+        found = list(lines.read(folder / HISTORY, TypeAdapter(Entry)))
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{folder / HISTORY} cannot be read ({error.strerror}), and nothing is decided.") from error
+    for number, entry in enumerate(found):
         if entry is None or entry.number != number:
             raise UserError(
                 f"{folder / HISTORY} is damaged at entry {number}, so looks may be lost and nothing is decided. "
