@@ -30,6 +30,7 @@ def page() -> str:
 
 def _group(name: str, group: type[Section]) -> str:
     fields = group.model_json_schema()["properties"]
+    meaning = {field: about.description for field, about in group.model_fields.items()}
     lines = [
         f"## {name}",
         "",
@@ -38,7 +39,7 @@ def _group(name: str, group: type[Section]) -> str:
         "| field | type | default | meaning |",
         "|---|---|---|---|",
         *(
-            f"| `{field}` | {_cell(_type(about))} | {_default(about)} | {_cell(about['description'])} |"
+            f"| `{field}` | {_cell(_type(about))} | {_default(about)} | {_cell(meaning[field] or '')} |"
             for field, about in fields.items()
         ),
         "",

@@ -1,39 +1,59 @@
-"""Frees disk space: removes results that are not recent and from which no published version was made."""
+"""Frees disk space: removes results that are neither recent nor an origin of a version, and versions nobody used."""
 
 import contextlib
 import fcntl
+import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.publishing.registry import registries, versions
+from tasks.promotion.champion import read
+from tasks.promotion.schema import Entry
+from tasks.publishing.registry import VERSION, registries, versions
 from tasks.store.artifact import locked
 from tasks.store.manifest import DamagedArtifact, Manifest, read_manifest
 from tasks.store.origins import by_digest, results
+from tasks.store.remote import Remote
 from tasks.store.root import store_root
 
+LONGEST_LOG = 10 << 20
+"""Bytes of server.log and of worker.log from which they are shortened to their last tenth."""
+REMOTE_DAYS = 180
+"""After which a result in the remote store, that nobody has fetched since, is removed there."""
 
-def clean(keep_last: int, dry_run: bool = False) -> tuple[list[str], int]:
-    """Remove all results but the latest of every stage and those that published versions were made from.
+
+def clean(keep_last: int, keep_days: int = 30, dry_run: bool = False) -> tuple[list[str], int]:
+    """Remove what neither the latest runs nor versions that are or were in use need; docs/operations.md has the rules.
 
     Args:
-        keep_last: results to keep of each stage.
+        keep_last: results to keep of each stage, and versions of each adapter.
+        keep_days: age in days at which versions that were never in use, and abandoned checkpoints, are removed.
         dry_run: remove nothing.
     Returns:
-        names of the folders removed, or to be removed, and their bytes.
+        names of what is removed, or would be, and its bytes on this machine's disk.
     Raises:
-        UserError: a run is using the store.
+        UserError: a run is using the store, or what versions were made from cannot be known.
     """
-    removed, freed = [], 0
     with exclusively():
-        there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
-        for folder in there - _needed(keep_last):
-            freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            if not dry_run:
-                shutil.rmtree(folder)
-            removed.append(folder.name)
-    return sorted(removed), freed
+        before = time.time() - 86_400 * keep_days
+        published = dict(_published())
+        unused = set(_never_in_use(published, keep_last, before))
+        kept = {folder: manifest for folder, manifest in published.items() if folder not in unused}
+        gone = _unneeded_results(kept.values(), keep_last) | unused
+        gone |= {folder for folder in store_root().glob("work/*") if _changed(folder) < before}
+        gone |= {file for file in store_root().glob("reports/*.html") if not _reported(file, kept)}
+        everything = [*gone, *_useless_files(gone)]
+        freed = sum(map(_size, everything))
+        if not dry_run:
+            for path in everything:
+                _remove(path)
+            for log in store_root().glob("*.log"):
+                _shorten(log)
+            if remote := Remote.configured():
+                remote.expire(REMOTE_DAYS, {folder.name for folder in results()})
+        return sorted(str(path).removeprefix(f"{store_root()}/") for path in gone), freed
 
 
 @contextlib.contextmanager
@@ -52,21 +72,8 @@ def exclusively() -> Iterator[None]:
         ) from error
 
 
-def _needed(keep_last: int) -> set[Path]:
-    """The latest results of every stage, the origins of published versions, their kept answers, and base models."""
-    manifests, published = results(), list(_published())
-    adapters = {"", *(version.identity.inputs.get("adapter", "") for version in published)}  # "": answers of a base
-    answers = {folder: m.identity for folder, m in manifests.items() if m.identity.stage == "answers"}
-    return (
-        _latest(manifests, keep_last)
-        | _origins(published, manifests)
-        | {folder for folder, identity in answers.items() if identity.inputs["adapter"] in adapters}
-        | set((store_root() / "artifacts").glob("model-*"))
-    )
-
-
-def _published() -> Iterator[Manifest]:
-    """The manifest of every version in every registry.
+def _published() -> Iterator[tuple[Path, Manifest]]:
+    """Every version in every registry, with its manifest.
 
     Raises:
         UserError: a manifest is damaged, so that the results it was made from are unknown.
@@ -74,12 +81,93 @@ def _published() -> Iterator[Manifest]:
     for registry in registries():
         for version in (version for folder in registry.glob("*") for version in versions(folder)):
             try:
-                yield read_manifest(version)
+                yield version, read_manifest(version)
             except DamagedArtifact as error:
                 raise UserError(
                     f"Nothing was removed, because what {version} was made from is unknown: {error}. Restore that "
                     "file, or remove that version."
                 ) from error
+
+
+def _never_in_use(published: dict[Path, Manifest], keep_last: int, before: float) -> Iterator[Path]:
+    """Old versions that were neither in use nor wait for approval. Without a history, all versions stay."""
+    day = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(before))
+    for folder in {version.parent for version in published}:
+        if entries := read(folder):
+            used = {name for entry in entries for name in _wanted(entry)}
+            for version in versions(folder)[:-keep_last]:
+                if version.name not in used and published[version].created < day:
+                    yield version
+
+
+def _wanted(entry: Entry) -> tuple[str, ...]:
+    """Versions that an entry of the history shows to be of use: in use, replaced, or better and perhaps waiting."""
+    if entry.what in ("opened", "move"):
+        return entry.version, entry.champion
+    return (entry.version,) if entry.better else ()
+
+
+def _unneeded_results(published: Iterable[Manifest], keep_last: int) -> set[Path]:
+    """Results that are neither among the latest of their stage nor an origin of a version."""
+    manifests, published = results(), list(published)
+    keep = _latest(manifests, keep_last) | _origins(published, manifests)
+    adapters = {"", *(version.identity.inputs.get("adapter", "") for version in published)}  # "": answers of a base
+    bases = {version.identity.inputs.get("model", "") for version in published}
+    answers = {folder: m.identity.inputs for folder, m in manifests.items() if m.identity.stage == "answers"}
+    keep |= {folder for folder, of in answers.items() if of["adapter"] in adapters and of["model"] in bases}
+    there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
+    return {folder for folder in there - keep if not folder.name.startswith("model-")}  # base models of adapters
+
+
+def _reported(report: Path, kept: Iterable[Path]) -> bool:
+    """Whether the version that a report is about stays; it is called <name>-<version>-<12 hex digits>.html."""
+    return any(report.name.startswith(f"{version.parent.name}-{version.name}-") for version in kept)
+
+
+def _useless_files(gone: set[Path]) -> Iterator[Path]:
+    """Locks of results that are gone, and Prefect's records of them."""
+    for lock in (store_root() / "locks").glob("*.lock"):
+        result = store_root() / "artifacts" / lock.stem
+        if lock.stem != "store" and (result in gone or not result.exists()):
+            yield lock
+    for record in (store_root() / "results").glob("*"):
+        named = re.findall(r'\\"name\\":\\"([^"\\]+)', record.read_text("utf-8", "replace")) if record.is_file() else []
+        if any((result := store_root() / name) in gone or not result.exists() for name in named):
+            yield record
+
+
+def _shorten(log: Path) -> None:
+    """Keep the end of a log; who writes it appends, and goes on behind that."""
+    if (size := log.stat().st_size) > LONGEST_LOG:
+        with log.open("r+b") as file:
+            file.seek(size - LONGEST_LOG // 10)
+            file.readline()
+            end = file.read()
+            file.seek(0)
+            file.write(end)
+            file.truncate()
+
+
+def _changed(folder: Path) -> float:
+    """When something in a folder was last written, in seconds since 1970."""
+    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+
+def _remove(path: Path) -> None:
+    """In one step: what is half removed has a name that nobody looks for."""
+    if not path.is_dir():
+        path.unlink()
+        return
+    aside = path.with_name(f".{path.name}")
+    registry = path.parent.parent if VERSION.fullmatch(path.name) else None
+    with locked(f".{path.parent.name}", folder=registry) if registry else contextlib.nullcontext():
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    shutil.rmtree(aside)
 
 
 def _latest(manifests: dict[Path, Manifest], keep_last: int) -> set[Path]:

@@ -47,6 +47,11 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Section]
     return groups
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The configurations in a folder, by name."""
+    return sorted(file for ending in ("yaml", "yml") for file in folder.expanduser().glob(f"*.{ending}"))
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2, in which 2e-4 is a number, and yes, 010, 1:30 and 2024-01-01 are text.
 

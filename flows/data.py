@@ -1,5 +1,6 @@
 """Before training: checks how many rows were lost, and shows the data as it will be learnt."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
@@ -7,11 +8,13 @@ from prefect.logging import get_run_logger
 
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
+from tasks.report.data import lengths
+from tasks.report.report import picture
 from tasks.store.artifact import ArtifactRef
 from tasks.store.facts import LedgerFacts
+from tasks.text import code
 from tasks.tokenization import preview, statistics
 from tasks.tokenization.facts import TokenFacts
-from tasks.tokenization.fill import packing
 
 
 def check_losses(stages: list[ArtifactRef], budget: float) -> None:
@@ -58,16 +61,30 @@ def check_sides(tokens: ArtifactRef) -> None:
             raise UserError(f"No {name} row is left after tokenization; the ledgers name the reason for each row.")
 
 
-def show_data(tokens: ArtifactRef, training: TrainingConfig, key: str) -> None:
+def show_data(stages: Mapping[str, ArtifactRef], training: TrainingConfig, key: str) -> None:
     """Log one row and how full forward passes will be, and create an artifact. Cheap, so cached runs do it, too.
 
     Args:
+        stages: the references of download, format and tokenize.
         key: of the artifact.
     """
+    tokens = stages["tokenize"]
     numbers = statistics.read_statistics(tokens.path)
-    sentence = packing(numbers, training.micro_batch_tokens, training.batch_size)
-    for line in (*preview.lines(tokens.path), sentence):
+    shown = lengths(numbers, training)
+    for line in (*preview.lines(tokens.path), shown["packing"]):
         get_run_logger().info(line)
-    parts = ["## Tokens\n", *statistics.markdown(numbers), f"\n{sentence}\n", "## Training rows as they are learnt\n"]
-    parts += preview.markdown(tokens.path)
-    create_markdown_artifact("\n".join(parts), key=key)
+    facts = {name: stage.facts(LedgerFacts) for name, stage in stages.items()}
+    lost = [code(row) for each in facts.values() for row in each.first_lost][:5]
+    parts = [
+        "## Rows\n",
+        "| stage | handed on | lost | left out | shortened |\n|---|---:|---:|---:|---:|",
+        *(f"| {name} | {f.rows:,} | {f.lost:,} | {f.left_out:,} | {f.changed:,} |" for name, f in facts.items()),
+        *(["\nThe first that were lost:\n", *(f"- {row}" for row in lost)] if lost else []),
+        "\n## Tokens\n",
+        *statistics.markdown(numbers),
+        f"\n{shown['packing']}\n",
+        *(f"**{chart.title}** by length\n\n{picture(chart)}\n" for chart in shown["charts"]),
+        "## Training rows as they are learnt\n",
+        *preview.markdown(tokens.path),
+    ]
+    create_markdown_artifact("\n".join(parts), key=key, description="What is learnt, how long rows are, what is lost")

@@ -1,28 +1,55 @@
 """The run on the Prefect server: its name, tags, events and progress, and whether it is still needed."""
 
 import contextlib
+import functools
 import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ParamSpec
 from uuid import UUID
 
+import coolname.data
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
+from prefect.states import Failed
 
+from tasks.errors import UserError
 from tasks.store.root import LITTLE_DISK, store_root
 
-MOST_CRASHES = 2
-GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
-"""A name that the server or the form generated, such as brave-otter."""
+P = ParamSpec("P")
+
+NAMED_BY_THE_FORM = re.compile(
+    "(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|"
+    r"psi|omega)\d*(-+[a-z]+)*|"
+    "(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic|Practical|Ergonomic|"
+    "Handcrafted|Tasty|Handmade|Incredible)-[A-Z].*"
+)
+"""What the UI, old and new, proposes as the name of a run: lambda2-kaxuinic, Ergonomic-Marmot."""
 PROGRESS = re.compile(r"(?:(step) |(base|champion|tuned): )([\d,]+)/([\d,]+) ?")
-"""The progress lines of the training and evaluation processes."""
+"""The lines of the training and evaluation processes that say how far they are."""
+
+
+MOST_CRASHES = 2
+
+
+def sentence_for_mistakes(function: Callable[P, Any]) -> Callable[P, Any]:
+    """A flow whose failed state, after a mistake of the user, has its sentence as message, without a stack."""
+
+    @functools.wraps(function)
+    def run(*arguments: P.args, **named: P.kwargs) -> Any:
+        try:
+            return function(*arguments, **named)
+        except UserError as error:
+            return Failed(message=str(error), data=error)
+
+    return run
 
 
 def by_a_worker() -> bool:
@@ -72,8 +99,15 @@ def describe(name: str, tags: list[str]) -> None:
     """Name the run, unless a person has named it, and add tags."""
     if run := _run():
         with get_client(sync_client=True) as client:
-            own = GENERATED_NAME.fullmatch(run.name)
-            client.update_flow_run(run.id, name=name if own else run.name, tags=sorted({*run.tags, *tags}))
+            own = run.name if typed(run.name) else name
+            client.update_flow_run(run.id, name=own, tags=sorted({*run.tags, *tags}))
+
+
+def typed(name: str) -> bool:
+    """Whether a person has typed the name of a run; server and UI make up brave-otter and lambda2-kaxuinic."""
+    lists: dict[str, Any] = coolname.data.config
+    words = {word for part in lists.values() for word in part.get("words", ())}
+    return not (words.issuperset(name.split("-")) or NAMED_BY_THE_FORM.fullmatch(name))
 
 
 def due_again() -> bool:

@@ -1,14 +1,13 @@
 """Which version of an adapter is in use, decided by a person: promote, roll back, begin a new life of the test rows."""
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefect import State, flow
+from prefect import flow
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
+from flows.flow_run import describe, sentence_for_mistakes
 from flows.logs import readable_logs
 from tasks.config import ExecutionConfig, ModelConfig, PublishingConfig
 from tasks.download.models import BUNDLED, BUNDLED_SOURCE, present_model
@@ -25,7 +24,8 @@ from tasks.text import visible
 readable_logs()
 
 
-@flow(name="promote", flow_run_name="{name}", persist_result=False)
+@flow(name="promote", persist_result=False)
+@sentence_for_mistakes
 def promote(name: str, version: str, reason: str, registry: str = "") -> Any:
     """Put a version of an adapter in use, whatever the gate said: also the approval of one that waits.
 
@@ -35,10 +35,13 @@ def promote(name: str, version: str, reason: str, registry: str = "") -> Any:
         reason: Why; it stands in the history.
         registry: Folder of the registry. Empty: the one in the store, or another that this store published to.
     """
-    return _told(functools.partial(promote_version, name, version, reason, registry))
+    describe(f"{name} {version}", [name])
+    get_run_logger().info(said := promote_version(name, version, reason, registry))
+    return Completed(message=said, data=said)
 
 
-@flow(name="rollback", flow_run_name="{name}", persist_result=False)
+@flow(name="rollback", persist_result=False)
+@sentence_for_mistakes
 def rollback(name: str, reason: str, version: str = "", registry: str = "") -> Any:
     """Go back to the version that was in use before.
 
@@ -48,16 +51,8 @@ def rollback(name: str, reason: str, version: str = "", registry: str = "") -> A
         version: Version to go back to. Empty: the one before.
         registry: Folder of the registry. Empty: the one in the store, or another that this store published to.
     """
-    return _told(functools.partial(roll_back, name, reason, version, registry))
-
-
-def _told(act: Callable[[], str]) -> State[str]:
-    """The state of a run, with the sentence about what was done, or what is wrong with what was asked for."""
-    try:
-        said = act()
-    except UserError as error:
-        return Failed(message=str(error), data=error)
-    get_run_logger().info(said)
+    describe(f"{name} {version}".rstrip(), [name])
+    get_run_logger().info(said := roll_back(name, reason, version, registry))
     return Completed(message=said, data=said)
 
 
@@ -166,12 +161,17 @@ def _reason(reason: str) -> str:
     return visible(reason.strip(), 500).removesuffix(".")
 
 
-def base_of(manifest: Manifest) -> BaseModelRef:
+def base_of(version: Manifest) -> BaseModelRef:
     """The base of a version, on this machine; raises UserError where it is not."""
-    source, revision = (str(manifest.identity.config.get(name, "")) for name in ("source", "revision"))
-    base = present_model(ModelConfig(base=BUNDLED if source == BUNDLED_SOURCE else source, revision=revision))
-    if base is None:
+    if (base := present_model(base_named(version))) is None:
         raise UserError(
-            f"The base {source} is not on this machine, and a version is tried on it before it is put in use."
+            f"The base {version.identity.config['source']} is not on this machine, and a version is tried on it "
+            "before it is put in use."
         )
     return base
+
+
+def base_named(version: Manifest) -> ModelConfig:
+    """The base of a version, as a run names it."""
+    source, revision = (str(version.identity.config.get(name, "")) for name in ("source", "revision"))
+    return ModelConfig(base=BUNDLED if source == BUNDLED_SOURCE else source, revision=revision)

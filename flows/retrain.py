@@ -6,17 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows.changes import earlier_rows, sentence, too_little_new
 from flows.continued import to_begin_from, to_replay, unless_trained
 from flows.data import check_losses, check_removed, check_sides, show_data
-from flows.flow_run import by_a_worker, crashed_too_often, describe, due_again, tell, tell_little_disk
+from flows.flow_run import (
+    by_a_worker,
+    crashed_too_often,
+    describe,
+    due_again,
+    sentence_for_mistakes,
+    tell,
+    tell_little_disk,
+)
 from flows.logs import readable_logs
 from flows.stages import task_options
-from flows.summary import artifact_key, markdown, skipped, summarize
+from flows.summary import artifact_key, leave_artifacts, skipped, summarize
 from tasks.config import (
     DataConfig,
     EvaluationConfig,
@@ -50,6 +57,7 @@ readable_logs()
 
 
 @flow(name="retrain", persist_result=False, result_serializer=VerifiedJSONSerializer())
+@sentence_for_mistakes
 def retrain(
     data: DataConfig,
     model: ModelConfig = ModelConfig(),
@@ -114,7 +122,7 @@ def retrain(
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
         check_sides(tokens)
         check_scorable(tokens, prompts, source.model, evaluation)
-        show_data(tokens, training, artifact_key("data", publishing.name))
+        show_data(stages, training, artifact_key("data", publishing.name))
         start = unless_trained(start, registry, tokens, base, training)
         stages["train"] = adapter = train.with_options(**limits("train"))(tokens, base, training, execution, start)
         compared = opponent(registry, adapter.part("adapter"))
@@ -130,29 +138,26 @@ def retrain(
         with intact(stages.values()):
             report = write_report(stages, decision.sentence)
             summary = summarize(stages, began, report, changes, decision)
-        create_markdown_artifact(markdown(summary), key=artifact_key("retrain", publishing.name))
+            leave_artifacts(summary, adapter)
         log(f"report: {report}")
         if decision.outcome == "refused":
             raise UserError(decision.sentence)
         return summary
 
     with in_use():
-        try:
-            if by_a_worker():
-                from flows.checks import check  # imports pyarrow
+        if by_a_worker():
+            from flows.checks import check  # imports pyarrow
 
-                check(groups)  # as the command `run` does
-            begun = fetch_start.with_options(**limits("download"))(training.start_from) if training.start_from else None
-            now = ask_hub.with_options(**limits("download"))(data, model) if any(moving(data, model)) else (data, model)
-            try:
-                summary = chain()
-            except DamagedArtifact as error:
-                get_run_logger().warning(
-                    f"{error}. The stages run again: intact results are reused, damaged ones are computed."
-                )
-                summary = chain()
-        except UserError as error:
-            return Failed(message=str(error), data=error)  # the sentence alone, without a stack
+            check(groups)  # as the command `run` does
+        begun = fetch_start.with_options(**limits("download"))(training.start_from) if training.start_from else None
+        now = ask_hub.with_options(**limits("download"))(data, model) if any(moving(data, model)) else (data, model)
+        try:
+            summary = chain()
+        except DamagedArtifact as error:
+            get_run_logger().warning(
+                f"{error}. The stages run again: intact results are reused, damaged ones are computed."
+            )
+            summary = chain()
     log(summary["said"])
     tell(summary["outcome"], publishing.name, summary["said"])
     if summary["outcome"] == "published":

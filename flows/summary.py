@@ -118,6 +118,23 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
+def leave_artifacts(summary: dict[str, Any], adapter: ArtifactRef) -> None:
+    """Leave summary and link to the report as artifacts of the run, with the loss as a picture if training ran."""
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+    published, drawn = summary["published"], ""
+    if summary["stages"]["train"]["outcome"] == "ran":
+        from tasks.report.report import picture
+        from tasks.report.training import training
+
+        for loss in training(adapter.path, adapter.manifest)["charts"][:1]:
+            drawn = f"\n\n**{loss.title}** over the steps of training\n\n{picture(loss)}\n"
+    name = published["name"]
+    create_markdown_artifact(markdown(summary) + drawn, artifact_key("retrain", name), summary["said"])
+    report = Path(summary["report"])
+    create_link_artifact(report.as_uri(), report.name, artifact_key("report", name), "On the machine of the worker")
+
+
 def scored(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """What `tables.score_table` takes."""
     return [{"metric": name, **score} for name, score in summary["scores"].items()], f"{100 * summary['confidence']:g}"

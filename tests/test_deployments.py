@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -18,10 +19,14 @@ from docker.types import DeviceRequest
 from prefect.events.schemas.automations import AutomationCore
 from prefect.utilities.templating import apply_values
 
+from flows import deployed
 from flows.__main__ import main
+from flows.config_file import load
+from tasks.config import SECTIONS
 from tests.documented import ROOT
 
 FOLDER = ROOT / "deployments"
+EXAMPLE = "examples/dialogue-summary.yaml"
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((FOLDER / "prefect.yaml").read_text())["deployments"]
 
 
@@ -35,6 +40,24 @@ def test_a_deployment_names_a_flow_that_takes_its_parameters(deployment: dict[st
         assert deployment["concurrency_limit"]["collision_strategy"]
 
 
+def test_the_short_form_keeps_what_the_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    ran: dict[str, Any] = {}
+    monkeypatch.setattr(deployed, "retrain", SimpleNamespace(fn=ran.update))
+    form = deployed.retrain_file.parameters.properties
+    shown = {group: set(about["properties"]) for group, about in form.items() if group != "configuration"}
+    assert sum(map(len, shown.values())) == 10
+    for group, names in shown.items():
+        whole = SECTIONS[group].model_json_schema()["properties"]
+        for name in names:  # an empty field must not look as if it had been given
+            assert form[group]["properties"][name] == {k: v for k, v in whole[name].items() if k != "default"}
+    deployed.retrain_file.fn(EXAMPLE, training={"learning_rate": 1})
+    file = load(Path(EXAMPLE), {})
+    changed = file["training"].model_copy(update={"learning_rate": 1.0})
+    assert ran == file | {"training": changed}
+    assert deployed.retrain_file.fn("nowhere.yaml").message.startswith("The configuration nowhere.yaml cannot be")
+
+
 @pytest.mark.parametrize(
     ("group", "said"),
     [
@@ -42,6 +65,10 @@ def test_a_deployment_names_a_flow_that_takes_its_parameters(deployment: dict[st
         ({"data": {"path": "examples/*.jsonl", "test_path": "x.csv"}}, "data.test_path x.csv is not in the folder"),
         ({"data": {"mix": [{"name": "a", "path": "a.csv"}]}}, "data.mix: a a.csv is not in the folder"),
         ({"model": {"base": "./model"}}, "model.base ./model is not in the folder"),
+        ({"training": {"start_from": "./adapter"}}, "training.start_from ./adapter is not in the folder"),
+        ({"configuration": "my.yaml"}, "configuration my.yaml is not in the folder"),
+        ({"configuration": EXAMPLE, "data": {"path": "x.csv"}}, "data.path x.csv is not in the folder"),
+        ({"folder": "configurations"}, "folder configurations is not in the folder"),
     ],
 )
 def test_a_relative_path_that_no_worker_could_find_is_refused(

@@ -56,14 +56,14 @@ def test_a_log_line_is_one_line(stages: dict[str, ArtifactRef], monkeypatch: pyt
     lines: list[str] = []
     pages: list[str] = []
     monkeypatch.setattr(data, "get_run_logger", lambda: logger)
-    monkeypatch.setattr(data, "create_markdown_artifact", lambda page, key: pages.append(page))
+    monkeypatch.setattr(data, "create_markdown_artifact", lambda page, **_: pages.append(page))
     logger = logging.getLogger("test of hostile rows")
     logger.setLevel(logging.INFO)
     logger.addFilter(Readable())
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logger.addHandler(handler)
-    data.show_data(stages["tokenize"], TrainingConfig(), "data-x")
+    data.show_data(stages, TrainingConfig(), "data-x")
     assert any("FORGED" in line for line in lines)
     assert not any("\n" in line or UNSEEN.search(line) for line in lines)
 
@@ -72,7 +72,8 @@ def test_a_log_line_is_one_line(stages: dict[str, ArtifactRef], monkeypatch: pyt
     assert not re.search(UNSEEN.pattern.removesuffix("|^FORGED"), page)
     prose = re.sub(r"^(`{3,}).*?^\1$", "", page, flags=re.M | re.S)
     prose = re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", prose)
-    assert "### Longest: row " in prose
+    prose = re.sub(r"\(data:image/svg\+xml;base64,[\w+/=]+\)", "", prose)
+    assert "### Longest: row " in prose and "![Training rows]" in prose
     assert not re.search(r"FORGED|<script|javascript:|\[red\]|evil", prose)
 
 

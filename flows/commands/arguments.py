@@ -1,7 +1,6 @@
 """A configuration on the command line: the name of the file and a flag for each field."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,12 @@ def add_configuration(command: argparse.ArgumentParser) -> None:
         for field, about in schema.items():
             if "$ref" in about.get("items", {}):  # a list of objects has no flag
                 continue
-            fields.add_argument(f"--{name}.{field}", metavar=_kind(about), default=argparse.SUPPRESS, help=_help(about))
+            fields.add_argument(
+                f"--{name}.{field}",
+                metavar=_kind(about),
+                default=argparse.SUPPRESS,
+                help=about["description"].replace("%", "%%"),
+            )
 
 
 def configuration(options: argparse.Namespace) -> dict[str, Any]:
@@ -53,19 +57,3 @@ def _kind(about: dict[str, Any]) -> str:
     if "enum" in about:
         return "|".join(map(str, about["enum"]))
     return {"string": "TEXT", "integer": "N", "number": "X", "boolean": "true|false", "array": "A,B"}[about["type"]]
-
-
-def _help(about: dict[str, Any]) -> str:
-    names = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {_number(about[name])}" for name, sign in names.items() if name in about]
-    default = about["default"]
-    default = _number(default) if type(default) in (int, float) else json.dumps(default, ensure_ascii=False)
-    return " ".join([about["description"], f"[{', '.join([*bounds, f'default {default}'])}]"]).replace("%", "%%")
-
-
-def _number(value: float) -> str:
-    """A readable number: 2e-4, 0.05, 1,048,576."""
-    if 0 < abs(value) < 1e-3:
-        digits, exponent = f"{value:e}".split("e")
-        return f"{float(digits):g}e{int(exponent)}"
-    return f"{int(value):,}" if value == int(value) else f"{value:,}"

@@ -1,4 +1,4 @@
-"""Remove old results that no published version was made from."""
+"""Remove old results and versions that nobody needs."""
 
 import argparse
 
@@ -8,7 +8,20 @@ from tasks.text import visible
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--keep-last", type=_count, default=3, metavar="N", help="of every stage [default 3]")
+    command.add_argument(
+        "--keep-last",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="results of a stage, versions of an adapter [default 3]",
+    )
+    command.add_argument(
+        "--keep-days",
+        type=_count,
+        default=30,
+        metavar="N",
+        help="age at which versions that were never in use, and abandoned checkpoints, are removed [default 30]",
+    )
     command.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
 
 
@@ -17,7 +30,7 @@ def main(options: argparse.Namespace) -> int:
 
     if not store_root().is_dir():
         raise UserError(f"There is no store {store_root()}, so nothing was removed; --store takes its folder.")
-    removed, freed = clean(options.keep_last, options.dry_run)
+    removed, freed = clean(options.keep_last, options.keep_days, options.dry_run)
     would = "would be " if options.dry_run else ""
     said = f"{len(removed)} results {would}removed, {freed / 2**20:,.1f} MiB {would}freed"
     print(*map(visible, removed), said, sep="\n")

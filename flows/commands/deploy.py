@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tasks.errors import UserError
+from tasks.store.root import store_root
 
 FILE = Path("deployments/prefect.yaml")
 
@@ -35,36 +36,67 @@ def check_file(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no such file, or a deployment has a relative path to nothing.
     """
-    from tasks.config import DataConfig, ModelConfig
-    from tasks.download.models import looks_local
-
     try:
         content: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
-        found = [
+        given = [
             (str(one["name"]), one["work_pool"]["name"], {**(one.get("parameters") or {})})
             for one in content["deployments"]
         ]
-        groups = [(name, {**given.get("data", {})}, {**given.get("model", {})}) for name, _, given in found]
+        for name, _, parameters in given:
+            for configuration in _configurations(name, parameters):
+                _check_paths(name, configuration)
+    except UserError:
+        raise
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(
             f"--file: {file} is no file of deployments with name, work_pool and parameters ({why}); run this in the "
             "repository, or name another file."
         ) from error
-    for name, data_given, model_given in groups:
-        data, model = DataConfig.model_construct(**data_given), ModelConfig.model_construct(**model_given)
-        paths = {"data.path": data.path, "data.test_path": data.test_path}
-        paths |= {f"data.mix: {source.get('name')}": source.get("path", "") for source in data_given.get("mix", [])}
-        if looks_local(model) and "/" in model.base:
-            paths["model.base"] = model.base
-        for field, where in paths.items():
-            path = Path(str(where)).expanduser()
-            if where and "://" not in str(where) and not path.is_absolute() and not any(Path().glob(str(path))):
-                raise UserError(
-                    f"{name}: {field} {where} is not in the folder that is deployed, {Path.cwd()}, where "
-                    "relative paths begin; write an absolute path that the worker has."
-                )
     return content
+
+
+def _configurations(name: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """Groups and fields that a deployment's runs will have: its own, or those of the files that it names."""
+    from flows.config_file import files_of, load
+
+    files = []
+    if folder := parameters.get("folder"):
+        _must_be_there(name, "folder", folder)
+        files = files_of(Path(folder))
+    elif file := parameters.get("configuration"):
+        _must_be_there(name, "configuration", file)
+        files = [Path(file).expanduser()]
+    if not files:
+        return [parameters]
+    own = {group: fields for group, fields in parameters.items() if isinstance(fields, dict)}
+    return [{group: fields.model_dump() for group, fields in load(file, own).items()} for file in files]
+
+
+def _check_paths(name: str, groups: dict[str, Any]) -> None:
+    from tasks.config import ModelConfig
+    from tasks.download.models import looks_local
+
+    data, base = {**groups.get("data", {})}, groups.get("model", {}).get("base", "")
+    paths = {f"data.{field}": data.get(field) for field in ("path", "test_path")}
+    paths |= {f"data.mix: {source.get('name')}": source.get("path") for source in data.get("mix", [])}
+    start = groups.get("training", {}).get("start_from", "")
+    if start.startswith(".") or start.count("/") > 1:  # neither the champion nor an adapter of the Hub
+        paths["training.start_from"] = start
+    if "/" in base and looks_local(ModelConfig.model_construct(base=base)):
+        paths["model.base"] = base
+    for field, where in paths.items():
+        if where and "://" not in str(where):
+            _must_be_there(name, field, where)
+
+
+def _must_be_there(name: str, field: str, where: str) -> None:
+    path = Path(str(where)).expanduser()
+    if not path.is_absolute() and not any(Path().glob(str(path))):
+        raise UserError(
+            f"{name}: {field} {where} is not in the folder that is deployed, {Path.cwd()}, where relative paths begin; "
+            "write an absolute path that the worker has."
+        )
 
 
 def deploy(file: Path) -> list[str]:
@@ -82,8 +114,13 @@ def deploy(file: Path) -> list[str]:
             _must("work-pool", "set-concurrency-limit", pool, "1")  # one training at a time on this machine
             done.append(f"work pool {pool}: one run at a time")
     _must("--no-prompt", "deploy", "--all", "--prefect-file", str(file))
-    done += [f"deployment {deployment['name']}" for deployment in content["deployments"]]
+    done += [f"deployment {_flow(one['entrypoint'])}/{one['name']}" for one in content["deployments"]]
     return done + apply(file.with_name("automations.yaml"), os.environ.get("QLORA_FLOW_WEBHOOK", ""))
+
+
+def _flow(entrypoint: str) -> str:
+    """Flows are called as their functions are."""
+    return entrypoint.rpartition(":")[2].replace("_", "-")
 
 
 def prefect(*arguments: str) -> list[str]:
@@ -92,7 +129,8 @@ def prefect(*arguments: str) -> list[str]:
 
 
 def _prefect(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PWD": str(Path.cwd())}  # which deployments/prefect.yaml asks for
+    asked_for = {"PWD": str(Path.cwd()), "QLORA_FLOW_STORE": str(store_root())}  # by deployments/prefect.yaml
+    environment = {**os.environ, **asked_for}
     return subprocess.run(
         prefect(*arguments), env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )

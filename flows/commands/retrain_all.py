@@ -15,8 +15,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     homes_in_store()
     local_settings()
+    from flows.deployed import retrain_all
     from flows.server import ensure_server
-    from flows.upkeep import retrain_all
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     ensure_server()

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from tasks.config.section import Section
+from tasks.config.section import SEVERAL_LINES, Section
 
 ARTICLE_PROMPT = """
 Below is an instruction that describes a task. Write a response that appropriately completes the request.
@@ -31,10 +31,18 @@ class FormattingConfig(Section):
         description="Jinja2 template of the prompt (sandboxed); every column of the row is a variable, "
         "and `row` the row.",
         min_length=1,
+        json_schema_extra=SEVERAL_LINES,
     )
-    completion: str = Field("{{ summary }}", description="Jinja2 template of the answer to learn.", min_length=1)
+    completion: str = Field(
+        "{{ summary }}",
+        description="Jinja2 template of the answer to learn.",
+        min_length=1,
+        json_schema_extra=SEVERAL_LINES,
+    )
     ending: str = Field(
-        "\n\n### End", description="Text learnt after the answer; a generated answer is cut where it begins."
+        "\n\n### End",
+        description="Text learnt after the answer; a generated answer is cut where it begins.",
+        json_schema_extra=SEVERAL_LINES,
     )
     input_column: str = Field(
         "dialogue",

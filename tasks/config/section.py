@@ -1,16 +1,57 @@
 """The base class of the configuration's sections, and types of their fields."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
 
 from tasks.text import SECRET
 
+SEVERAL_LINES: Any = {"format": "json-string"}
+"""Gives a text a box of several lines in the form of the Prefect UI, which checks nothing else by it."""
+_WRITTEN = {"dora": "DoRA", "hub": "Hub", "id": "ID", "lora": "LoRA", "neftune": "NEFTune", "rslora": "rsLoRA"}
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def _title(field: str, _: object) -> str:
+    """A field's name as words: LoRA alpha."""
+    first, *others = field.split("_")
+    return " ".join([_WRITTEN.get(first, first.capitalize()), *(_WRITTEN.get(word, word) for word in others)])
+
+
+def _show_bounds(schema: dict[str, Any]) -> None:
+    """Add bounds and default to the descriptions, which form and `--help` show."""
+    for about in schema["properties"].values():
+        said = [f"{sign} {_number(about[name])}" for name, sign in _BOUNDS.items() if name in about]
+        default = about.get("default")
+        if type(default) in (int, float):
+            said.append(f"default {_number(default)}")
+        elif default is False or (default and len(str(default)) < 100):
+            said.append(f"default {json.dumps(default, ensure_ascii=False)}")
+        if said:
+            about["description"] += f" [{', '.join(said)}]"
+
+
+def _number(value: float) -> str:
+    """As people write it: 2e-4, 0.05, 1,048,576."""
+    if 0 < abs(value) < 1e-3:
+        digits, exponent = f"{value:e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{int(value):,}" if value == int(value) else f"{value:,}"
+
 
 class Section(BaseModel):
     """A group of fields. Unknown names and values of another type are refused; values are frozen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        strict=True,
+        hide_input_in_errors=True,
+        field_title_generator=_title,
+        json_schema_extra=_show_bounds,
+    )
 
 
 def _without_credentials(value: str) -> str:

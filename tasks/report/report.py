@@ -4,9 +4,11 @@ The page is a function of what the six stages wrote and of its own version, and 
 reused every stage finds it there; nothing here loads torch, and pyarrow only when a page is written.
 """
 
+import base64
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -25,7 +27,7 @@ from tasks.store.identity import digest_of, file_digest
 from tasks.store.manifest import Manifest
 from tasks.store.root import store_root
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE, PLOT = (Path(__file__).with_name(name) for name in ("report.html.j2", "plot.svg.j2"))
 VERSION = 5
 """Raised when the code writes another page of the same outputs (docs/caching.md)."""
 
@@ -45,7 +47,7 @@ def write_report(stages: dict[str, ArtifactRef], decision: str = "") -> Path:
         "outputs": {name: [manifests[name].key, ref.digest] for name, ref in stages.items()},
         "decision": decision,
         "versions": [version.name for version in until(stages["publish"].path)],
-        "template": file_digest(TEMPLATE),
+        "template": [file_digest(TEMPLATE), file_digest(PLOT)],
         "version": VERSION,
     }
     file = store_root() / "reports" / f"{published.name}-{published.version}-{digest_of(decides)[:12]}.html"
@@ -64,26 +66,45 @@ def write_report(stages: dict[str, ArtifactRef], decision: str = "") -> Path:
 
 def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest], decision: str) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(FILTERS)
     published = manifests["publish"]
     noted = published.facts(VersionFacts)
     scores = scores_of(stages["evaluate"].path, manifests["evaluate"])
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=noted.name,
-        version=noted.version,
-        created=published.created,
-        decision=decision,
-        base=noted.base,
-        revision=noted.revision,
-        scores=scores,
-        training=training(stages["train"].path, manifests["train"]),
-        data=data(stages, manifests["train"].fields(TrainingConfig)),
-        preview=preview(stages["tokenize"].path),
-        answers=answers(stages["evaluate"].path, scores["headline"]["metric"], scores["champion"]),
-        versions=version_table(beside(stages["publish"].path)),
-        lineage=[(name, stages[name], manifest) for name, manifest in manifests.items()],
-        chart=charts,
+    return (
+        _environment()
+        .get_template(TEMPLATE.name)
+        .render(
+            name=noted.name,
+            version=noted.version,
+            created=published.created,
+            decision=decision,
+            base=noted.base,
+            revision=noted.revision,
+            scores=scores,
+            training=training(stages["train"].path, manifests["train"]),
+            data=data(stages, manifests["train"].fields(TrainingConfig)),
+            preview=preview(stages["tokenize"].path),
+            answers=answers(stages["evaluate"].path, scores["headline"]["metric"], scores["champion"]),
+            versions=version_table(beside(stages["publish"].path)),
+            lineage=[(name, stages[name], manifest) for name, manifest in manifests.items()],
+            chart=charts,
+        )
     )
+
+
+def picture(chart: charts.Chart) -> str:
+    """A chart as Markdown with the picture in it."""
+    plot: Any = _environment().get_template(PLOT.name).make_module({"chart": charts})
+    drawn = str(plot.picture(chart))
+    return f"![{chart.title}](data:image/svg+xml;base64,{base64.b64encode(drawn.strip().encode()).decode()})"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+    )
+    environment.filters.update(FILTERS)
+    return environment

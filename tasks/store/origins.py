@@ -21,15 +21,21 @@ def by_digest(manifests: dict[Path, Manifest]) -> dict[str, list[Path]]:
     return found
 
 
-def rows_of(version: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> ArtifactRef | None:
-    """The rows that a published version was made from; None where a result on the way is not in this store.
+def made_from(version: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> list[ArtifactRef]:
+    """Adapter, tokens, prompts and rows that a published version was made from, as far as they are in this store.
 
     By its adapter: scores that two runs share would also lead to the other run's rows.
     """
-    folder, manifest = None, version
+    found: list[ArtifactRef] = []
     for name in ("adapter", "tokens", "prompts", "rows"):
-        if not (folders := holding.get(manifest.identity.inputs.get(name, ""))):
-            return None
-        folder = folders[0]
-        manifest = manifests[folder]
-    return reference(folder, manifest) if folder else None
+        if not (folders := holding.get(version.identity.inputs.get(name, ""))):
+            break
+        version = manifests[folders[0]]
+        found.append(reference(folders[0], version))
+    return found
+
+
+def rows_of(version: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> ArtifactRef | None:
+    """The rows that a published version was made from; None where a result on the way is not in this store."""
+    found = made_from(version, manifests, holding)
+    return found[3] if len(found) == 4 else None

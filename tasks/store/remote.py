@@ -14,7 +14,8 @@ import copy
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 
 from tasks.errors import UserError
@@ -22,8 +23,12 @@ from tasks.store.identity import file_digest
 from tasks.store.manifest import LARGEST, Manifest
 from tasks.text import hide_secrets, public_url, visible
 
-_MANIFEST = re.compile(r"[a-z]+-[0-9a-f]{32}\.json")
+_KEY, _MANIFEST = re.compile(r"[a-z]+-[0-9a-f]{32}"), re.compile(r"[a-z]+-[0-9a-f]{32}\.json")
 _DIGEST = re.compile("[0-9a-f]{64}")
+
+
+RENEWED_AFTER = timedelta(days=7)
+"""Age of a manifest at which fetching its result makes it new."""
 
 
 class DamagedBlob(RuntimeError):
@@ -84,6 +89,9 @@ class Remote:
         Raises:
             DamagedBlob: one is missing or changed; its manifest is gone now, so that the next result replaces both.
         """
+        with contextlib.suppress(Exception):  # so that `expire` sees that it is of use; some may only read
+            if self._written(self._manifest(manifest.key)) < datetime.now(UTC) - RENEWED_AFTER:
+                self.fs.pipe_file(self._manifest(manifest.key), manifest.encoded())
         for name, expected in manifest.files.items():
             file, blob = folder / name, self._blob(expected.sha256)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +124,33 @@ class Remote:
     def forget(self, key: str) -> None:
         """Remove a result's manifest, so that it is computed again; blobs may be others' as well and stay."""
         self._remove(self._manifest(key))
+
+    def expire(self, days: float, keep: Collection[str]) -> None:
+        """Remove results and checkpoints not written or fetched for so long, and files that no result names any more.
+
+        Args:
+            keep: keys of results that stay.
+        """
+        since = datetime.now(UTC) - timedelta(days=days)
+        for key in self._names("checkpoints", _KEY):
+            place = self.checkpoints(key)
+            if all(place._written(place._manifest(one)) < since for one in place.listed()):
+                place.keep_only(None)
+        for key in self.listed():
+            if key not in keep and self._written(self._manifest(key)) < since:
+                self.forget(key)
+        manifests = [manifest for key in self.listed() if (manifest := self.manifest(key))]
+        named = {file.sha256 for manifest in manifests for file in manifest.files.values()}
+        for digest in set(self._names("blobs", _DIGEST)) - named:
+            if self._written(self._blob(digest)) < since:  # a younger one may be of a result that is on its way
+                self._remove(self._blob(digest))
+
+    def _written(self, path: str) -> datetime:
+        """When a file was written last; now, where it is gone."""
+        with self._reaching(), contextlib.suppress(FileNotFoundError):
+            written: datetime = self.fs.modified(path)
+            return written if written.tzinfo else written.replace(tzinfo=UTC)
+        return datetime.now(UTC)
 
     def keep_only(self, manifest: Manifest | None) -> None:
         """Remove every result but one, with its blobs; None: all of them. For places that share no blobs."""

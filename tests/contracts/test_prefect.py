@@ -4,14 +4,17 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import prefect
 import pytest
 import uvicorn
 from prefect.cache_policies import CacheKeyFnPolicy
@@ -21,6 +24,7 @@ from prefect.utilities.dispatch import get_registry_for_type
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.testclient import TestClient
 
+from flows.flow_run import typed
 from tasks.store.caching import cached
 from tasks.store.identity import Identity
 
@@ -160,3 +164,24 @@ def test_registry_of_serializers_is_what_a_record_is_read_by() -> None:
             Serializer(type="of-this-test", any_option=1).loads(b"")
     finally:
         del registry["of-this-test"]
+
+
+def test_names_that_nobody_typed_are_known() -> None:
+    from prefect.utilities.names import generate_slug
+
+    made_up = [generate_slug(2) for _ in range(300)]
+    assert not [name for name in made_up if typed(name)]
+    ui = Path(prefect.__file__).parent / "server"
+    old = next(text for file in ui.glob("ui/assets/index*.js") if "alpha.alpha2" in (text := file.read_text()))
+    first = re.search("`(alpha\\.alpha2[^`]+)`", old)
+    second = re.search("`(andromedae[^`]+)`", old)
+    assert first and second
+    proposed = [f"{greek.replace('RANDOM', '77')}-sadr-x" for greek in first[1].split(".")]
+    proposed += [f"mu2-{star}".rstrip("-") for star in second[1].split(".")]
+    assert not [name for name in proposed if typed(name)]
+    new = next(text for file in ui.glob("ui-v2/assets/*.js") if "Ergonomic" in (text := file.read_text()))
+    adjectives = re.search("\\[(`Awesome`[^\\]]+)\\]", new)
+    assert adjectives
+    assert not [name for name in re.findall("`(\\w+)`", adjectives[1]) if typed(f"{name}-Mangrove Snake")]
+    for name in ("my-run", "first-try", "nightly", "alphabet", "run 2", "Ergonomic"):
+        assert typed(name)

@@ -156,7 +156,7 @@ def test_help_writes_numbers_as_people_do(capsys: pytest.CaptureFixture[str]) ->
         main(["run", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for text in (
-        "Peak learning rate. [≤ 1, > 0, default 2e-4]",
+        "Peak learning rate. [> 0, ≤ 1, default 2e-4]",
         "≤ 1,048,576, default 2,048]",
         "[≥ 0, < 1, default 0]",
     ):

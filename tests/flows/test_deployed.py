@@ -1,10 +1,14 @@
-"""Every configuration of a folder is retrained, and one that fails does not stop the others."""
+"""The flows that deployments run beside a single retrain."""
 
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter
 
 from flows.__main__ import main
+from flows.deployed import evaluate_only
+from tasks.config import DataConfig, EvaluationConfig
 from tests.tiny import make_rows, write_jsonl
 
 
@@ -31,9 +35,30 @@ def test_configurations_share_stages_and_fail_alone(
     assert main(["retrain-all", str(folder)]) == 0
     assert "2 configurations: Nothing changed" in capsys.readouterr().out
 
+    assert "data:image/svg+xml;base64," in artifact("retrain-a")  # the loss
+    assert "data:image/svg+xml;base64," in artifact("data-a") and "| download | 40 | 0 |" in artifact("data-a")
+    assert artifact("report-a").startswith("[a-v0001-")
+
+    other = write_jsonl(tmp_path / "other.jsonl", make_rows(60))  # of which the version was trained on many
+    data, few = DataConfig(path=str(other), max_lost_share=1), EvaluationConfig(max_new_tokens=2)
+    scored = evaluate_only("a", data, evaluation=few, return_state=True)
+    assert scored.is_completed(), scored.message
+    assert scored.message.startswith("a v0001 on ") and "It was trained on " in scored.message
+    assert "ROUGE-L" in artifact("evaluate-a")
+    assert [path.name for path in store.glob("registry/a/v*")] == ["v0001"]  # nothing is trained or published
+    missing = evaluate_only("a", data, version="v0009", return_state=True)
+    assert missing.is_failed() and missing.message.startswith("v0009 of a is missing")
+
 
 def test_a_folder_without_configurations_is_one_sentence(
     tmp_path: Path, prefect_server: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["retrain-all", str(tmp_path)]) == 1
     assert f"folder: {tmp_path} holds no .yaml file." in capsys.readouterr().err
+
+
+def artifact(key: str) -> str:
+    """The first one of this key."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate({"key": {"any_": [key]}}))
+    return str(sorted(found, key=lambda one: one.created)[0].data)
