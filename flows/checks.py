@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from flows.continued import to_begin_from
+from flows.run.continued import to_begin_from
 from tasks.config import METRICS, DataConfig, PublishingConfig
 from tasks.download.first_rows import columns
 from tasks.download.models import BUNDLED, looks_local, present_model

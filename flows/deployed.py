@@ -12,12 +12,12 @@ from pydantic import Field, WithJsonSchema
 
 from flows.checks import check
 from flows.config_file import files_of, load
-from flows.data import check_losses
 from flows.flow_run import describe, sentence_for_mistakes
 from flows.promote import base_named, find
 from flows.retrain import retrain
+from flows.run.data import check_losses
+from flows.run.summary import artifact_key
 from flows.stages import task_options
-from flows.summary import artifact_key
 from tasks.config import SECTIONS, DataConfig, EvaluationConfig, ExecutionConfig, FormattingConfig, TokenizationConfig
 from tasks.download.identity import moving
 from tasks.download.task import ask_hub, download

@@ -8,7 +8,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.flow_run import describe, sentence_for_mistakes
-from flows.logs import readable_logs
+from flows.run.logs import readable_logs
 from tasks.config import ExecutionConfig, ModelConfig, PublishingConfig
 from tasks.download.models import BUNDLED, BUNDLED_SOURCE, present_model
 from tasks.errors import UserError

@@ -9,9 +9,6 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.changes import earlier_rows, sentence, too_little_new
-from flows.continued import to_begin_from, to_replay, unless_trained
-from flows.data import check_losses, check_removed, check_sides, show_data
 from flows.flow_run import (
     by_a_worker,
     crashed_too_often,
@@ -21,9 +18,12 @@ from flows.flow_run import (
     tell,
     tell_little_disk,
 )
-from flows.logs import readable_logs
+from flows.run.changes import earlier_rows, sentence, too_little_new
+from flows.run.continued import to_begin_from, to_replay, unless_trained
+from flows.run.data import check_losses, check_removed, check_sides, show_data
+from flows.run.logs import readable_logs
+from flows.run.summary import artifact_key, leave_artifacts, skipped, summarize
 from flows.stages import task_options
-from flows.summary import artifact_key, leave_artifacts, skipped, summarize
 from tasks.config import (
     DataConfig,
     EvaluationConfig,

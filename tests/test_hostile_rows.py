@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flows.data import check_losses
-from flows.logs import Readable
+from flows.run.data import check_losses
+from flows.run.logs import Readable
 from tasks.config import DataConfig, FormattingConfig, TokenizationConfig, TrainingConfig
 from tasks.download.rows import write_rows
 from tasks.errors import UserError
@@ -51,7 +51,7 @@ def stages(tmp_path: Path, tiny_model: Path, store: Path) -> dict[str, ArtifactR
 
 
 def test_a_log_line_is_one_line(stages: dict[str, ArtifactRef], monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import data
+    from flows.run import data
 
     lines: list[str] = []
     pages: list[str] = []

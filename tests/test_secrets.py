@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flows.config_file import load
-from flows.logs import Readable
+from flows.run.logs import Readable
 from tasks.config import DataConfig
 from tasks.download.places import trouble
 from tasks.errors import UserError

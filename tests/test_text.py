@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from flows.logs import Readable
+from flows.run.logs import Readable
 from tasks.errors import UserError
 from tasks.text import LONGEST, code, fenced, visible, visible_lines
 

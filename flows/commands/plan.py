@@ -12,7 +12,7 @@ def main(options: argparse.Namespace) -> int:
     homes_in_store()
     groups = configuration(options)
     from flows.commands.table import show_planned
-    from flows.plan import plan
+    from flows.run.plan import plan
 
     show_planned(list(plan(groups)))
     return 0

@@ -40,8 +40,8 @@ def main(options: argparse.Namespace) -> int:
     if options.verify:
         os.environ["QLORA_FLOW_VERIFY"] = options.verify
     from flows.commands.table import show
-    from flows.logs import Readable
     from flows.retrain import retrain
+    from flows.run.logs import Readable
     from flows.server import ensure_server
 
     if options.refresh:
@@ -70,7 +70,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _refresh(groups: dict[str, Any], stages: list[str]) -> None:
     from flows.clean import exclusively
-    from flows.plan import plan
+    from flows.run.plan import plan
     from tasks.store.artifact import discard
 
     with exclusively():

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.changes import sentence
-from flows.plan import Planned
-from flows.summary import scored, trained
+from flows.run.changes import sentence
+from flows.run.plan import Planned
+from flows.run.summary import scored, trained
 from tasks.evaluation import tables
 from tasks.store.facts import Facts
 from tasks.text import visible

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.changes import earlier_rows
+from flows.run.changes import earlier_rows
 from tasks.publishing.registry import add_version
 from tasks.store.artifact import ArtifactRef, produce
 from tasks.store.identity import Identity

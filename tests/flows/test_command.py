@@ -175,7 +175,7 @@ def test_every_field_says_what_it_is() -> None:
     ("module", "more"),
     [
         ("flows.retrain", []),
-        ("flows.plan", ["prefect"]),
+        ("flows.run.plan", ["prefect"]),
         ("flows.__main__", ["prefect"]),
         ("flows.stages", ["prefect"]),
     ],

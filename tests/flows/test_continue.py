@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from flows.checks import check
 from flows.config_file import load
-from flows.plan import plan
 from flows.retrain import retrain
+from flows.run.plan import plan
 from tasks.config import TrainingConfig
 from tasks.download.facts import RowsFacts
 from tasks.errors import UserError
@@ -121,7 +121,7 @@ def test_nights(nights: Nights) -> None:
 
 
 def _rows_of(nights: Nights, version: str) -> Path:
-    from flows.changes import rows_of
+    from flows.run.changes import rows_of
     from tasks.store.origins import by_digest, results
 
     manifests = results()

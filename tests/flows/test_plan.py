@@ -9,7 +9,7 @@ import pytest
 
 from flows.__main__ import main
 from flows.config_file import load
-from flows.plan import plan
+from flows.run.plan import plan
 from tasks.store.artifact import in_use, locked
 from tests.tiny import make_rows, write_jsonl
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.summary import summarize
+from flows.run.summary import summarize
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.tables import verdict
 from tasks.promotion.schema import Decision

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.clean import clean
-from flows.plan import _found
+from flows.run.plan import _found
 from tasks.errors import UserError
 from tasks.publishing.registry import NOTED, add_version, registries
 from tasks.store import lines

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.data import check_losses, check_sides
+from flows.run.data import check_losses, check_sides
 from tasks.config import TokenizationConfig
 from tasks.errors import UserError
 from tasks.formatting.schema import PROMPT_SCHEMA

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flows.changes import sentence
+from flows.run.changes import sentence
 from tasks.evaluation import tables
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.promotion.schema import Decision

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.continued import to_begin_from, to_replay, unless_trained
+from flows.run.continued import to_begin_from, to_replay, unless_trained
 from flows.stages import BY_NAME, STAGES
 from tasks.config import TrainingConfig
 from tasks.download.identity import pin
