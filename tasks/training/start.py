@@ -93,9 +93,8 @@ def check_start(folder: Path, name: str, config: TrainingConfig, model: BaseMode
         UserError: it is damaged, no LoRA adapter in safetensors, or of another base or shape.
     """
     try:
-        # a version in a registry, or a result of training
-        places = [place for place in (folder, folder.parent) if (place / MANIFEST).exists()]
-        made = check_folder(places[0]).identity if places else None
+        place = folder.parent if folder.name == "adapter" else folder  # a result of training, or a version
+        made = check_folder(place).identity if (place / MANIFEST).exists() else None
     except DamagedArtifact as error:
         raise UserError(f"training.start_from: {name} is damaged: {error}.") from error
     settings = _settings(folder, name)

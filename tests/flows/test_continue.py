@@ -119,6 +119,11 @@ def test_nights(nights: Nights) -> None:
     losses = [run.result()["training"]["loss_first"] for run in (third, from_nothing)]
     assert losses[0] < losses[1] - 0.1
 
+    nights.use("v0001")
+    shutil.rmtree(_rows_of(nights, "v0001").parent)
+    with pytest.raises(UserError, match="the rows that v0001 was made from are not in this store any more"):
+        list(plan(nights.groups(300, 320)))
+
 
 def _rows_of(nights: Nights, version: str) -> Path:
     from flows.run.changes import rows_of
