@@ -18,7 +18,7 @@ from tasks.store.manifest import read_manifest
 from tasks.store.model import BaseModelRef
 from tasks.tokenization.facts import TokenFacts
 
-VERSION, ANSWERS_VERSION, WATCH_VERSION = 6, 1, 1
+VERSION, ANSWERS_VERSION, WATCH_VERSION = 6, 2, 1
 """Raised when the same inputs can give another result (docs/caching.md): of the stage, of a model's kept answers,
 of the rows of a watch set."""
 
