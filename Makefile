@@ -6,10 +6,11 @@
 # make faults a hundred runs, each killed or damaged at a random moment, then run again; and so with promotions
 # make confirm  after a change of code that decides results (tests/stage_versions.py)
 # make docs   docs/configuration.md from tasks/config
+# make screenshots  the pictures of the Prefect UI in docs, by the browser test
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install run serve test check upstream faults confirm docs
+.PHONY: install run serve test check upstream faults confirm docs screenshots
 
 install: .venv/ready
 
@@ -34,6 +35,9 @@ confirm: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python docs/configuration.py
+
+screenshots: .venv/ready
+	SCREENSHOTS=docs $(BIN)/pytest -q tests/e2e/test_browser.py
 
 # Bound by pyproject.toml alone, without constraints.txt; a new environment every time.
 upstream:

@@ -48,7 +48,7 @@ def repeat(nights: int, one: Callable[[], None], look: Callable[[int, list[float
         began = time.monotonic()
         one()
         seconds.append(time.monotonic() - began)
-        if night in (1, 10, 100, 1000, nights):
+        if night in (1, 10, 30, 100, 300, 1000, nights):
             look(night, seconds)
 
 
