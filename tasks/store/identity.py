@@ -39,8 +39,8 @@ class Identity(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _earlier_format(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {"version": 0, **given} if "code" in given else given
+    def _earlier_format(cls, given: Any) -> Any:
+        return {"version": 0, **given} if isinstance(given, dict) and "code" in given else given
 
     @model_serializer(mode="wrap")
     def _version_or_code(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,6 +22,8 @@ from tasks.store.identity import Identity, digest_of
 MANIFEST = "manifest.json"
 LARGEST = 64 << 20
 """Bytes; a larger manifest is not read."""
+LONGEST_NAME = 250
+"""Bytes of a file's path in its folder; file systems take 255 for each part."""
 
 
 class DamagedArtifact(RuntimeError):
@@ -31,6 +34,8 @@ def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or path.as_posix() != name or not name.isprintable():
         raise ValueError("a file's name is a relative path without ..")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"a file's name is longer than {LONGEST_NAME} bytes")
     if name in (".", MANIFEST):
         raise ValueError("no name of a file in the folder")
     return name
@@ -85,6 +90,7 @@ class Manifest(BaseModel):
     def _agrees(self) -> "Manifest":
         if (self.format == 3) != bool(self.identity.version) or (self.format == 1 and self.checksum):
             raise ValueError("its format number does not fit its content")
+        datetime.fromisoformat(self.created)
         if self.key != self.identity.key:
             raise ValueError("its key is not that of its identity")
         if self.digest != files_digest(self.files):

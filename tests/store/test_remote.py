@@ -1,8 +1,10 @@
 """What one machine computed, another fetches; what is damaged on the way is computed."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from tasks.errors import UserError
 from tasks.process.failures import is_transient
 from tasks.store.artifact import discard, produce, work_folder, write_manifest
-from tasks.store.identity import Identity
+from tasks.store.identity import Identity, digest_of
 from tasks.store.remote import Remote
 from tests.tiny import Rows
 
@@ -105,21 +107,46 @@ def test_what_is_to_run_again_is_not_fetched(remote: str, machine: Callable[[str
         produce(WHO, never)
 
 
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """As somebody writes it who knows how digest and checksum are made."""
+    files = manifest.get("files", {})
+    manifest["digest"] = digest_of({name: file["sha256"] for name, file in files.items()})
+    manifest.pop("checksum", None)
+    manifest["checksum"] = hashlib.sha256(json.dumps(manifest, ensure_ascii=False).encode()).hexdigest()
+    return json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+
+
+def plain(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest).encode()
+
+
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "written"),
     [
-        lambda manifest: manifest["files"].update({"../outside": manifest["files"]["same"]}),
-        lambda manifest: manifest["files"]["same"].update(sha256="../../outside"),
-        lambda manifest: manifest["files"]["same"].update(size=-1),
-        lambda manifest: manifest["info"].update(rows=4),
-        lambda manifest: manifest.pop("seconds"),
-        lambda manifest: manifest.update(key="../../outside"),
-        lambda manifest: [manifest.pop(name) for name in ("format", "checksum")],
-        lambda manifest: manifest.clear(),
+        (lambda manifest: manifest["files"].update({"../outside": manifest["files"]["same"]}), sealed),
+        (lambda manifest: manifest["files"].update({"n" * 300: manifest["files"]["same"]}), sealed),
+        (lambda manifest: manifest["files"]["same"].update(sha256="../../outside"), sealed),
+        (lambda manifest: manifest["files"]["same"].update(size=-1), sealed),
+        (lambda manifest: manifest["files"]["same"].update(size="7"), sealed),
+        (lambda manifest: manifest.update(created="2026-13-41T25:61:61Z"), sealed),
+        (lambda manifest: manifest.update(key="../../outside"), sealed),
+        (lambda manifest: manifest["identity"].update(inputs={"adapter": 7}), sealed),
+        *(
+            (lambda manifest, value=value: manifest.update(identity=value), sealed)
+            for value in (7, None, ["code"], "code")
+        ),
+        (lambda manifest: manifest.pop("seconds"), sealed),
+        (lambda manifest: manifest["info"].update(rows=True), sealed),
+        (lambda manifest: manifest["info"].update(rows=4), plain),
+        (lambda manifest: [manifest.pop(name) for name in ("format", "checksum")], plain),
+        (lambda manifest: manifest.clear(), plain),
     ],
 )
 def test_a_manifest_is_not_trusted(
-    remote: str, machine: Callable[[str], None], tmp_path: Path, damage: Callable[[dict], None]
+    remote: str,
+    machine: Callable[[str], None],
+    damage: Callable[[dict], None],
+    written: Callable[[dict], bytes],
 ) -> None:
     machine("a")
     ref = produce(WHO, write)
@@ -127,9 +154,10 @@ def test_a_manifest_is_not_trusted(
     outside = f"{root.rpartition('/')[0]}/outside"  # what blobs/../../outside is
     fs.pipe_file(outside, b"kept")
     file = f"{root}/manifests/{WHO.key}.json"
+    assert sealed(json.loads(fs.cat_file(file))) == fs.cat_file(file)
     manifest = json.loads(fs.cat_file(file))
     damage(manifest)
-    fs.pipe_file(file, json.dumps(manifest).encode())
+    fs.pipe_file(file, written(manifest))
     machine("b")
     said: list[str] = []
     assert produce(WHO, write, said.append) == ref

@@ -15,6 +15,9 @@ import pytest
 from tasks.errors import UserError
 from tasks.process.child import run_child
 from tasks.process.failures import ChildFailed
+from tasks.store.artifact import write_manifest
+from tasks.store.identity import Identity
+from tasks.store.manifest import Manifest
 from tasks.store.remote import Remote
 from tasks.training import checkpoints
 from tests import s3
@@ -124,15 +127,8 @@ def test_a_newer_one_on_this_machine_is_used(remote: Any, tmp_path: Path) -> Non
 
 
 def of_format_2(manifest: dict[str, Any]) -> bytes:
-    from tasks.store.manifest import Manifest
-
-    manifest |= {"format": 2, "checksum": ""}
-    manifest["identity"].pop("version")
-    manifest["identity"]["code"] = {}
-    from tasks.store.identity import Parts
-
-    manifest["key"] = Parts.model_validate(manifest["identity"]).key
-    return Manifest.model_validate(manifest).encoded()
+    identity = Identity(stage="checkpoint", config=manifest["identity"]["config"], version=0)
+    return Manifest.model_validate(manifest | {"format": 2, "identity": identity, "key": identity.key}).encoded()
 
 
 @pytest.mark.parametrize(
@@ -177,9 +173,6 @@ def test_a_damaged_one_is_noticed_and_replaced(remote: Any, tmp_path: Path, dama
 
 @pytest.mark.parametrize("name", ["../../outside", "checkpoint-0", "checkpoint-9.tmp", 7])
 def test_a_name_that_is_no_checkpoint_s_is_not_used(remote: Any, tmp_path: Path, name: Any) -> None:
-    from tasks.store.artifact import write_manifest
-    from tasks.store.identity import Identity
-
     folder = tmp_path / "made"
     folder.mkdir()
     (folder / "weights").write_text("planted")
