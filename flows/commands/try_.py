@@ -31,9 +31,11 @@ def main(options: argparse.Namespace) -> int:
     from flows.promote import base_of
     from tasks.config import FormattingConfig
     from tasks.formatting.prompts import prompt_of
+    from tasks.process import quiet
     from tasks.promotion.champion import champion_of, intact, read
     from tasks.promotion.clean_room import check_base, probes_of
 
+    quiet.silence()  # the answer alone is printed
     if not (version := version or champion_of(read(folder))):
         raise UserError(f"No version of {folder.name} is in use; name one: {folder.name}@v0001.")
     published = intact(folder, version)

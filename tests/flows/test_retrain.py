@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.__main__ import main
+from tasks.errors import UserError
 from tests.tiny import make_rows, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "children_here")
@@ -44,7 +45,7 @@ def outcomes(summary: dict) -> list[str]:
 
 
 def test_a_run_leaves_every_artifact_and_a_second_run_reuses_it(
-    config: Path, store: Path, capsys: pytest.CaptureFixture[str]
+    config: Path, store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(config)
     shown = capsys.readouterr().out
@@ -87,6 +88,17 @@ def test_a_run_leaves_every_artifact_and_a_second_run_reuses_it(
     evaluated = run(config, "--evaluation.max_new_tokens", "4")
     assert outcomes(evaluated) == ["reused"] * 4 + ["ran"] * 2
     assert evaluated["changes"] == {}
+
+    def refuse(*_: object) -> None:
+        raise UserError("v0001 does not load on its base: a key is missing")
+
+    monkeypatch.setattr("tasks.promotion.task.try_out", refuse)  # another name: every stage but the last is reused
+    assert main(["run", str(config), "--publishing.name", "other"]) == 1
+    refused = "Refused v0001, and the base stays in use: v0001 does not load on its base: a key is missing."
+    assert refused in capsys.readouterr().err
+    assert refused in (store / "registry" / "other" / "README.md").read_text()
+    (report,) = (store / "reports").glob("other-v0001-*.html")
+    assert refused in html.unescape(report.read_text())
 
 
 def test_what_changed_in_the_rows_is_said(
@@ -248,7 +260,7 @@ def test_an_adapter_that_is_damaged_after_training_is_made_anew_in_the_same_run(
     summary = run(config)
     assert summary["published"]["version"] == "v0001"
     shown = "".join(capsys.readouterr()) + caplog.text
-    assert "adapter_model.safetensors has changed since it was written. The stages run again" in shown
+    assert "adapter_model.safetensors has changed since it was written. Once more" in shown
     assert "Traceback" not in shown
     published = Path(summary["published"]["path"]) / "adapter_model.safetensors"
     assert published.read_bytes() == damaged[0].read_bytes()

@@ -22,6 +22,12 @@ SAID = "Ada: Shall we meet at 9? Ben: Yes, at the market."
 TEMPLATE = {"formatting.style": "template", "formatting.prompt": "<|eot_id|> {{ dialogue }}\n### Output:\n"}
 
 
+@pytest.fixture(autouse=True)
+def unsilenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes the environment of its process, which other tests share here."""
+    monkeypatch.setattr("tasks.process.quiet.silence", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
