@@ -32,8 +32,10 @@ NAMED_BY_THE_FORM = re.compile(
     "Handcrafted|Tasty|Handmade|Incredible)-[A-Z].*"
 )
 """What the UI, old and new, proposes as the name of a run: lambda2-kaxuinic, Ergonomic-Marmot."""
-PROGRESS = re.compile(r"(?:(step) |(base|champion|tuned): )([\d,]+)/([\d,]+) ?")
-"""The lines of the training and evaluation processes that say how far they are."""
+PROGRESS = re.compile(
+    r"(?:(step) |(download|format|tokenize|base|champion|tuned|clean-room): )([\d,]+)(?:/([\d,]+))? ?"
+)
+"""The lines of stages that say how far they are."""
 
 
 MOST_CRASHES = 2
@@ -137,13 +139,14 @@ class Progress(logging.Handler):
         self._bars: dict[tuple[str, str], UUID] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (said := PROGRESS.match(record.getMessage())) and (run := getattr(record, "flow_run_id", None)):
+        if (said := PROGRESS.match(record.getMessage())) and said[4] and (run := getattr(record, "flow_run_id", None)):
             # a progress bar is worth no failure
             with contextlib.suppress(Exception), get_client(sync_client=True) as client:
                 self._show(client, run, said)
 
     def _show(self, client: SyncPrefectClient, run: str, said: re.Match[str]) -> None:
-        what = "train" if said[1] else f"evaluate-{said[2]}"
+        what = "train" if said[1] else said[2]
+        what = f"evaluate-{what}" if what in ("base", "champion", "tuned") else what
         percent = 100 * int(said[3].replace(",", "")) / int(said[4].replace(",", ""))
         if bar := self._bars.get((run, what)):
             client.update_artifact(bar, ArtifactUpdate(data=percent))

@@ -12,7 +12,7 @@ OLD = "2020-01-01T00:00:00.000Z"
 
 
 class Bucket:
-    """The objects by name, and the requests that came."""
+    """The objects by name, and the requests that came: address, method and path."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -28,7 +28,7 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
             asked = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
             key = unquote(url.path).lstrip("/").partition("/")[2]
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            bucket.requests.append(f"{self.command} {self.path}")
+            bucket.requests.append(f"{self.client_address[0]} {self.command} {self.path}")
             if not key and self.command == "GET":
                 self._list(asked.get("prefix", ""), asked.get("delimiter", ""))
             elif not key:

@@ -25,6 +25,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="STAGE",
         help=f"run it again: {', '.join(REFRESHABLE)}",
     )
+    command.add_argument("--quiet", action="store_true", help="show warnings and errors, and at the end one line")
     command.add_argument("--verify", choices=("full",), help="read every cached file again, also untouched ones")
     add_configuration(command)
 
@@ -39,6 +40,7 @@ def main(options: argparse.Namespace) -> int:
     local_settings()
     if options.verify:
         os.environ["QLORA_FLOW_VERIFY"] = options.verify
+    from flows.commands.bars import shown
     from flows.commands.table import show
     from flows.retrain import retrain
     from flows.run.logs import Readable
@@ -51,7 +53,8 @@ def main(options: argparse.Namespace) -> int:
     Readable.command_tells = True
     try:
         ensure_server()
-        summary = retrain(**groups)
+        with shown(options.quiet):
+            summary = retrain(**groups)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
@@ -64,7 +67,10 @@ def main(options: argparse.Namespace) -> int:
         return 1
     if options.summary:
         options.summary.write_text(json.dumps(summary, indent=2) + "\n")
-    show(summary)
+    if options.quiet:
+        print(summary["said"])
+    else:
+        show(summary)
     return 0
 
 

@@ -3,12 +3,14 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tasks.config import ModelConfig
 from tasks.download.facts import ModelFacts
 from tasks.download.hub import refusals
 from tasks.errors import UserError
 from tasks.process.child import run_child
+from tasks.process.progress import Progress
 from tasks.store.artifact import produce
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity, installed
@@ -36,7 +38,7 @@ def fetch_model(model: ModelConfig, log: Callable[[str], None]) -> BaseModelRef:
         gguf = bundled_file()
         folder = produce(bundled_identity(), lambda folder: _convert(gguf, folder, log), log).path
         return BaseModelRef.of(folder, BUNDLED_SOURCE, "")
-    return _folder_or_snapshot(model, local_files_only=False)
+    return _folder_or_snapshot(model, log)
 
 
 def present_model(model: ModelConfig) -> BaseModelRef | None:
@@ -47,7 +49,7 @@ def present_model(model: ModelConfig) -> BaseModelRef | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return _folder_or_snapshot(model, local_files_only=True)
+        return _folder_or_snapshot(model)
     except LocalEntryNotFoundError:
         return None
     except UserError:
@@ -62,13 +64,14 @@ def looks_local(model: ModelConfig) -> bool:
     return here or Path(model.base).expanduser().is_dir()
 
 
-def _folder_or_snapshot(model: ModelConfig, local_files_only: bool) -> BaseModelRef:
+def _folder_or_snapshot(model: ModelConfig, log: Callable[[str], None] | None = None) -> BaseModelRef:
+    """Without a log, nothing is fetched."""
     if (local := Path(model.base).expanduser()).is_dir():
         return BaseModelRef.of(local.absolute(), model.base, "")
-    return BaseModelRef.of(_snapshot(model, local_files_only), model.base, model.revision)
+    return BaseModelRef.of(_snapshot(model, log), model.base, model.revision)
 
 
-def _snapshot(model: ModelConfig, local_files_only: bool) -> Path:
+def _snapshot(model: ModelConfig, log: Callable[[str], None] | None) -> Path:
     if looks_local(model):
         raise UserError(f"model.base: the folder {Path(model.base).expanduser().absolute()} does not exist.")
     from huggingface_hub import snapshot_download
@@ -79,9 +82,31 @@ def _snapshot(model: ModelConfig, local_files_only: bool) -> Path:
             revision=model.revision or None,
             allow_patterns=HUB_FILES,
             ignore_patterns=OTHER_FILES,
-            local_files_only=local_files_only,
+            local_files_only=log is None,
+            tqdm_class=_bytes_logged(log) if log else None,
         )
     return Path(folder)
+
+
+def _bytes_logged(log: Callable[[str], None]) -> Any:
+    """In place of the Hub client's bars, which would write over those of the terminal: a line every few seconds."""
+    from tqdm import tqdm
+
+    progress = Progress(0, "MB", lambda line: log(f"download: {line}"))
+
+    class Logged(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.counts = options.get("unit") == "B" and "bytes" not in options.get("desc", "")
+            super().__init__(*arguments, **{**options, "disable": True})
+            self.total, self.n = options.get("total"), 0
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += int(n or 0)
+            if self.counts and self.total:
+                progress.total = self.total // 10**6
+                progress(self.n / self.total, self.n // 10**6)
+
+    return Logged
 
 
 def bundled_identity() -> Identity:

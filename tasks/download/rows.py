@@ -4,9 +4,10 @@ import contextlib
 import functools
 import hashlib
 import re
+import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tasks.download.sources import Reader, source_parts
 from tasks.download.text_cleaning import CONTROLS, stored
 from tasks.errors import UserError
 from tasks.process.limits import memory_limit
+from tasks.process.progress import REPORT_SECONDS
 from tasks.store.ledger import Ledger
 
 SPLIT = "split"
@@ -34,7 +36,12 @@ _USE = re.compile(r"#\d+\Z")  # of a row that data.mix repeats
 
 
 def write_rows(
-    data: DataConfig, folder: Path, most: int = 0, earlier: Path | None = None, held_out: bool = False
+    data: DataConfig,
+    folder: Path,
+    most: int = 0,
+    earlier: Path | None = None,
+    held_out: bool = False,
+    log: Callable[[str], None] = lambda line: None,
 ) -> RowsFacts:
     """Read the source once and write rows.parquet and ledger.parquet.
 
@@ -42,13 +49,14 @@ def write_rows(
         most: rows to read of each file or split of a Hub data set; 0: all.
         earlier: rows.parquet of another run, of which `data.replay_share` mixes some in.
         held_out: all rows are.
+        log: told every few seconds how many rows were read.
     Raises:
         UserError: the source cannot be read, or leaves a side empty.
     """
     ledger = Ledger("download", folder)
     formats: Counter[str] = Counter()
     file = RowsFile(folder / ROWS)
-    sort = _Sorter(data, ledger, file)
+    sort, last = _Sorter(data, ledger, file), time.monotonic()
     parts = [
         (source, side, functools.partial(_first, blocks, most) if most else blocks)
         for source, own in sources_of(data)
@@ -60,6 +68,9 @@ def write_rows(
     for source, side, blocks in sorted(parts, key=lambda part: part[1] != "test"):
         for block in _bounded(blocks()):
             sort.take(block, "test" if held_out else side, source)
+            if time.monotonic() - last > REPORT_SECONDS:
+                last = time.monotonic()
+                log(f"download: {sum(sort.counts.values()):,} rows read")
     if earlier:
         sort.replay(earlier)
     file.close(list(sort.columns))

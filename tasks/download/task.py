@@ -32,7 +32,7 @@ def download(data: DataConfig, model: ModelConfig, replay: ArtifactRef | None = 
     named = rows_identity(data, replay)
 
     def write(folder: Path) -> RowsFacts:
-        facts = write_rows(data, folder, earlier=replay.path / ROWS if replay else None)
+        facts = write_rows(data, folder, earlier=replay.path / ROWS if replay else None, log=log)
         check_unchanged(named, data, replay)
         return facts
 

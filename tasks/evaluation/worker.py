@@ -31,6 +31,7 @@ from tasks.evaluation.schema import (
 from tasks.evaluation.scores import health, score
 from tasks.evaluation.slices import LENGTH, SHORTENED, add_slices
 from tasks.process.child import main
+from tasks.process.progress import Progress
 from tasks.process.quiet import silence
 from tasks.store.model import length_limit
 from tasks.text import answer_text
@@ -159,7 +160,7 @@ def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJ
         if left := [n for n in numbers if n not in known]:
             asked = [Row(*map(tensor, whole[n])) for n in left]
             with loaded.model_of(who) as model:
-                found = losses(model, asked, report, generate.Progress(len(asked), "losses", report))
+                found = losses(model, asked, report, Progress(len(asked), "losses", report))
             known.update(zip(left, found, strict=True))
         return [known[n] for n in numbers]
 

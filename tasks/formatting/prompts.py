@@ -18,6 +18,7 @@ from tasks.formatting.rows import UNFIT, row_format
 from tasks.formatting.schema import PROMPT_SCHEMA, PROMPTS, SIGNS
 from tasks.formatting.templates import names_read, render_limits
 from tasks.process.pool import Result, spread
+from tasks.process.progress import counted
 from tasks.store.ledger import Ledger
 
 ROW_GROUP = 2048
@@ -37,13 +38,14 @@ def write_prompts(
     """
     ledger, repeats = Ledger("format", folder), Repeats()
     job = {"rows": str(rows), "model": str(tokenizer), "config": config.model_dump()}
-    units = 2 * pq.ParquetFile(rows).num_row_groups
+    source = pq.ParquetFile(rows).metadata
+    units = 2 * source.num_row_groups
     count = 0
     with (
         contextlib.closing(spread("tasks.formatting.rows", job, units, log)) as results,
         pq.ParquetWriter(folder / PROMPTS, PROMPT_SCHEMA, compression="zstd", use_dictionary=["split"]) as writer,
     ):
-        for result in results:
+        for result in counted(results, units, source.num_rows, "format", log):
             prompts = _without_leaks(result, ledger, repeats)
             if prompts.num_rows:
                 writer.write_batch(prompts, ROW_GROUP)

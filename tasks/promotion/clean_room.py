@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.process.child import main, run_child
+from tasks.process.progress import Progress
 from tasks.process.quiet import silence
 from tasks.promotion.champion import intact
 from tasks.promotion.schema import CleanRoomJob
@@ -35,6 +36,7 @@ def try_out(version: Path, model: BaseModelRef, log: Callable[[str], None], hang
     published = intact(version.parent, version.name)
     check_base(published, model)
     model.verify()
+    log(f"{version.name} is loaded as a server would, in a process of its own")
     job = CleanRoomJob(version=str(version), base=model.folder, probes=probes_of(published))
     run_child("tasks.promotion.clean_room", job.model_dump(), log, hang_minutes)
 
@@ -97,6 +99,7 @@ def check(work: dict[str, Any]) -> None:
     vocabulary = base.get_input_embeddings().weight.shape[0]
     if any(max(row.input_ids) >= vocabulary for row in job.probes.rows):
         raise UserError(f"{name} was trained on token ids that its base, with {vocabulary:,} of them, does not have.")
+    progress = Progress(len(job.probes.rows), "answers", lambda line: print(f"clean-room: {line}"))
     for number, row in enumerate(job.probes.rows, 1):
         found = loss(model, row)
         with model.disable_adapter():
@@ -108,6 +111,7 @@ def check(work: dict[str, Any]) -> None:
             )
         if found >= of_base:
             raise UserError(f"{name} is no better than its base on stored answer {number}: {found:.4f}, {of_base:.4f}.")
+        progress(number / len(job.probes.rows), number)
     print(f"{name} loads on its base with plain PEFT; {len(job.probes.rows)} stored answers have the loss they had")
 
 

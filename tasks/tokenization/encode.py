@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from tasks.config import TokenizationConfig
 from tasks.process.pool import spread
+from tasks.process.progress import counted
 from tasks.store.ledger import Ledger
 from tasks.tokenization.facts import TokenFacts
 from tasks.tokenization.preview import write_preview
@@ -47,12 +48,13 @@ def write_tokens(
     with tempfile.TemporaryDirectory() as scratch:
         saved = vocabulary.saved(Path(scratch) / "tokenizer.json")
         job = {"prompts": str(prompts), "vocabulary": saved, "limit": limit, "config": config.model_dump()}
-        units = pq.ParquetFile(prompts).num_row_groups
+        source = pq.ParquetFile(prompts).metadata
+        units = source.num_row_groups
         with (
             contextlib.closing(spread("tasks.tokenization.rows", job, units, log)) as results,
             pq.ParquetWriter(folder / TOKENS, TOKEN_SCHEMA, **LAYOUT) as writer,
         ):
-            for rows, lines in results:
+            for rows, lines in counted(results, units, source.num_rows, "tokenize", log):
                 for line in lines:
                     ledger.add(*line)
                 statistics.add(rows, lines)

@@ -30,6 +30,7 @@ from tasks.evaluation.answers import cached, engine, generate
 from tasks.evaluation.answers import slots as slot_room
 from tasks.evaluation.answers.cached import Unsupported
 from tasks.evaluation.answers.engine import Engine
+from tasks.process import progress
 
 SHAPE: dict[str, Any] = dict(
     vocab_size=97,
@@ -350,7 +351,7 @@ def test_torch_takes_what_flash_attention_is_given() -> None:
 
 def test_progress_is_said(made, monkeypatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(generate, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
     generate.answer(generate.load(*made("llama"), FLOAT32), prompts(), STOP, 9, 0, said.append)
     assert len(said) > 3 and all(" a second · " in line and " left" in line for line in said)
     assert said[-1].startswith("11/11 answers · ") and said[-1].endswith(" 0 s left")

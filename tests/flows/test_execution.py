@@ -132,24 +132,30 @@ def test_an_ended_command_leaves_no_process_and_no_lock(
     environment = {**os.environ, "PREFECT_HOME": str(home)}  # no server there: the command starts its own
     environment.pop("PREFECT_API_URL", None)
     config = str(tmp_path / "config.yaml")
+    terminal, its_end = os.openpty()
     run = subprocess.Popen(
         [sys.executable, "-m", "flows", "run", config, "--training.max_steps", "100000"],
         cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        env=environment | {"TERM": "xterm", "COLUMNS": "200"},
+        stdout=its_end,
+        stderr=its_end,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
-    assert run.stdout is not None
-    while "step " not in (line := run.stdout.readline()):
-        assert line, "the run ended before it trained"
+    os.close(its_end)
+    said = b""
+    while b"/100000" not in said:  # the bar of training
+        said += os.read(terminal, 1 << 16)
     below = psutil.Process(run.pid).children(recursive=True)
     assert len(below) >= 2  # the trainer and the server
     run.send_signal(number)
+    with contextlib.suppress(OSError):  # which says that nobody can write to it any more
+        while more := os.read(terminal, 1 << 16):
+            said += more
+    os.close(terminal)
     assert run.wait() == status
     assert psutil.wait_procs(below, timeout=600)[1] == []
-    assert "Traceback" not in run.stdout.read()
+    assert b"Traceback" not in said, said
+    assert said.rfind(b"\x1b[?25h") > said.rfind(b"\x1b[?25l"), "the cursor is hidden"
     held = [lock for lock in (store / "locks").iterdir() if not is_free(lock)]
     half = [path for path in (store / "artifacts").glob(".train-*") if number != signal.SIGKILL]
     assert (held, half) == ([], [])

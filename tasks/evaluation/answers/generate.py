@@ -1,7 +1,6 @@
 """Greedy answers of the base and of base plus adapter, from one model in memory."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,11 +16,11 @@ from tasks.evaluation.answers.engine import Engine, too_long
 from tasks.evaluation.answers.slots import position_limit
 from tasks.model.lora import fuse
 from tasks.model.quantization import load_options
+from tasks.process.progress import Progress
 from tasks.text import visible_lines
 from tasks.tokenization.vocabulary import Vocabulary
 from tasks.training.packing import Row
 
-REPORT_SECONDS = 5.0
 _PLAIN_TOKENS = 8192  # prompt tokens at once where `generate` answers
 _EXPANDED_SHARE = 0.75  # of a GPU's memory that expanded weights may take; the rest is for the answers
 
@@ -105,27 +104,6 @@ def answer(
         answers = engine.answer(prompts, stop, max_new_tokens, batch_tokens, report, progress, rows, losses)
     most = [max_new_tokens if limit is None else max(0, limit - len(prompt)) for prompt in prompts]
     return [until(ids[:end], stop) for ids, end in zip(answers, most, strict=True)]
-
-
-class Progress:
-    """Says now and then how many rows are done, how fast they come and how long the rest will take.
-
-    Args:
-        what: the rows' name in the plural.
-    """
-
-    def __init__(self, total: int, what: str, report: Callable[[str], None]) -> None:
-        self.total, self.what, self.report = total, what, report
-        self.began = self.last = time.monotonic()
-
-    def __call__(self, share: float, done: int) -> None:
-        """`share` of the work is done, and `done` of the rows."""
-        now = time.monotonic()
-        if now - self.last > REPORT_SECONDS or done == self.total:
-            spent = now - self.began
-            rate, left = self.total * share / spent, spent * (1 - share) / share
-            self.report(f"{done:,}/{self.total:,} {self.what} · {rate:.1f} a second · {left:.0f} s left")
-            self.last = now
 
 
 def _plainly(
