@@ -39,7 +39,9 @@ def main(config: Path) -> None:
 
     def rouge(answers: list[list[int]]) -> float:
         texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-        answered = [{**row, "tuned": text} for row, text in zip(rows, texts, strict=True)]
+        answered = [
+            {**row, "prompt": "", "tuned": text, "tuned_ended": True} for row, text in zip(rows, texts, strict=True)
+        ]
         with tempfile.TemporaryDirectory() as scratch:
             values = scores(answered, "tuned", ["rougeL"], scratch)["rougeL"]
         return sum(values) / len(values)
