@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.config import TRUSTED
-from tasks.evaluation.answers.devices import divide, gpus
+from tasks.evaluation.answers.devices import WORTH, divide, gpus
 from tasks.evaluation.answers.kept import Kept
 from tasks.evaluation.facts import WATCH, EvaluationFacts
 from tasks.evaluation.identity import answers_identity
@@ -64,7 +64,7 @@ def evaluate(work: dict[str, Any]) -> None:
     champion = job.champion.name if job.champion and not why_not else ""
     models = [who for who in MODELS if who != "champion" or champion]
     began = time.monotonic()
-    if len(devices := gpus(job)) > 1:
+    if len(everything) * config.max_new_tokens >= WORTH and len(devices := gpus(job)) > 1:
         divide(everything, job if champion else job.model_copy(update={"champion": None}), devices)
     divided = (time.monotonic() - began) / len(models)
     for who in models:

@@ -185,6 +185,7 @@ def test_rows_that_the_champion_was_trained_on_are_left_out_and_counted(made: Ma
 
 def test_rows_divided_among_processes_are_answered_as_by_one(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     config, champion = CONFIG.model_copy(update={"max_new_tokens": 5}), ref(made.first["publish"])
+    monkeypatch.setattr(worker, "WORTH", 0)
     monkeypatch.setattr(worker, "gpus", lambda job: ["", ""])  # two processes without a GPU
     divided = made.evaluate(champion, config)
     several = pq.read_table(divided.path / "predictions.parquet").to_pylist()

@@ -17,6 +17,7 @@ from tasks.store.model import weight_files
 _COLUMNS = ("input_ids", "labels", "prompt_ids")
 _IN_4_BITS = 0.35  # of the size that weights of 16 bits have, with the layers that stay as they are
 _SHARE = 0.6  # of a GPU's memory that the base may take
+WORTH = 200_000  # new tokens of one model; with fewer, starting the processes costs more than they save (NOTES.md)
 
 
 def gpus(job: EvaluationJob) -> list[str]:
