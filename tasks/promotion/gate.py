@@ -63,7 +63,7 @@ def compare(differences: Sequence[float], groups: Sequence[str | None], bound: f
     for row, (group, difference) in enumerate(zip(groups, differences, strict=True)):
         members[row if group is None else group].append(difference)
     if len(members) < 2:
-        raise Incomparable(f"{rows} test rows in {len(members)} group allow no test, which needs two groups")
+        raise Incomparable(f"the test needs two groups of test rows or more, and there is {len(members) or 'no'} group")
     gain = math.fsum(differences) / rows
     squares = math.fsum(math.fsum(d - gain for d in group) ** 2 for group in members.values())
     error = math.sqrt(squares * len(members) / (len(members) - 1)) / rows
