@@ -69,9 +69,15 @@ def test_the_short_form_keeps_what_the_file_says(monkeypatch: pytest.MonkeyPatch
         ({"configuration": "my.yaml"}, "configuration my.yaml is not in the folder"),
         ({"configuration": EXAMPLE, "data": {"path": "x.csv"}}, "data.path x.csv is not in the folder"),
         ({"folder": "configurations"}, "folder configurations is not in the folder"),
+        ({"evaluation": {"watch": [{"name": "w", "path": "w.csv"}]}}, "evaluation.watch: w w.csv is not in the folder"),
+        (
+            {"formatting": {"prompt": "Say: {{ question }}"}},
+            "Prefect takes {{ question }} in formatting for",
+        ),
+        ({"evaluation": {"watch": [{"name": "w", "formatting": {"prompt": "{{ q }}"}}]}}, "Prefect takes {{ q }} in"),
     ],
 )
-def test_a_relative_path_that_no_worker_could_find_is_refused(
+def test_a_relative_path_that_no_worker_could_find_or_a_template_is_refused(
     group: dict[str, Any],
     said: str,
     tmp_path: Path,

@@ -34,7 +34,7 @@ def check_file(file: Path) -> dict[str, Any]:
     """The deployments of a file, whose data can be found from where the worker will run.
 
     Raises:
-        UserError: it is no such file, or a deployment has a relative path to nothing.
+        UserError: it is no such file, or a deployment has a relative path to nothing or a template.
     """
     try:
         content: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
@@ -43,6 +43,7 @@ def check_file(file: Path) -> dict[str, Any]:
             for one in content["deployments"]
         ]
         for name, _, parameters in given:
+            _check_templates(name, parameters)
             for configuration in _configurations(name, parameters):
                 _check_paths(name, configuration)
     except UserError:
@@ -73,6 +74,19 @@ def _configurations(name: str, parameters: dict[str, Any]) -> list[dict[str, Any
     return [{group: fields.model_dump() for group, fields in load(file, own).items()} for file in files]
 
 
+def _check_templates(name: str, parameters: dict[str, Any]) -> None:
+    """Prefect would fill in what it takes for a variable of its own, with nothing."""
+    from prefect.utilities.templating import PlaceholderType, find_placeholders
+
+    for group, fields in parameters.items():
+        for found in find_placeholders(fields):
+            if found.type is PlaceholderType.STANDARD:
+                raise UserError(
+                    f"{name}: Prefect takes {found.full_match} in {group} for a variable of its own and would leave it "
+                    "empty. Write templates into a configuration file, and deploy retrain-file with it, as quick does."
+                )
+
+
 def _check_paths(name: str, groups: dict[str, Any]) -> None:
     from tasks.config import ModelConfig
     from tasks.download.models import looks_local
@@ -80,6 +94,9 @@ def _check_paths(name: str, groups: dict[str, Any]) -> None:
     data, base = {**groups.get("data", {})}, groups.get("model", {}).get("base", "")
     paths = {f"data.{field}": data.get(field) for field in ("path", "test_path")}
     paths |= {f"data.mix: {source.get('name')}": source.get("path") for source in data.get("mix", [])}
+    paths |= {
+        f"evaluation.watch: {s.get('name')}": s.get("path") for s in groups.get("evaluation", {}).get("watch", [])
+    }
     start = groups.get("training", {}).get("start_from", "")
     if start.startswith(".") or start.count("/") > 1:  # neither the champion nor an adapter of the Hub
         paths["training.start_from"] = start

@@ -260,7 +260,7 @@ def test_an_adapter_that_is_damaged_after_training_is_made_anew_in_the_same_run(
     summary = run(config)
     assert summary["published"]["version"] == "v0001"
     shown = "".join(capsys.readouterr()) + caplog.text
-    assert "adapter_model.safetensors has changed since it was written. Once more" in shown
+    assert "adapter_model.safetensors has changed since it was written. The stages run again" in shown
     assert "Traceback" not in shown
     published = Path(summary["published"]["path"]) / "adapter_model.safetensors"
     assert published.read_bytes() == damaged[0].read_bytes()

@@ -234,7 +234,7 @@ def test_checkpoints_by_steps_keep_the_last_two_that_are_valid(build):
 def test_nothing_to_train_on(tmp_path):
     rows = make_token_rows(3)
     held_out = [{**row, "split": "test"} for row in rows]
-    with pytest.raises(UserError, match="no training row: every row"):
+    with pytest.raises(UserError, match="there is no training row: all rows are in the test split"):
         read_rows(write_tokens(tmp_path / "held_out.parquet", held_out))
     masked = [{**row, "labels": [-100] * len(row["input_ids"])} for row in rows]
     with pytest.raises(UserError, match="all labels are masked"):
