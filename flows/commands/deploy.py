@@ -1,7 +1,9 @@
 """Bring work pool, deployments and automations onto the Prefect server that PREFECT_API_URL names."""
 
 import argparse
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ from tasks.errors import UserError
 from tasks.store.root import store_root
 
 FILE = Path("deployments/prefect.yaml")
+FILLED_IN = re.compile(r"\{\{\s*(?!\$|prefect\.)[\w.\-\[\]$]+\s*\}\}")
+"""What Prefect fills in, with nothing if it does not know the name; environment and Prefect's variables are known."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -75,16 +79,12 @@ def _configurations(name: str, parameters: dict[str, Any]) -> list[dict[str, Any
 
 
 def _check_templates(name: str, parameters: dict[str, Any]) -> None:
-    """Prefect would fill in what it takes for a variable of its own, with nothing."""
-    from prefect.utilities.templating import PlaceholderType, find_placeholders
-
     for group, fields in parameters.items():
-        for found in find_placeholders(fields):
-            if found.type is PlaceholderType.STANDARD:
-                raise UserError(
-                    f"{name}: Prefect takes {found.full_match} in {group} for a variable of its own and would leave it "
-                    "empty. Write templates into a configuration file, and deploy retrain-file with it, as quick does."
-                )
+        if found := FILLED_IN.search(json.dumps(fields, ensure_ascii=False)):
+            raise UserError(
+                f"{name}: Prefect takes {found[0]} in {group} for a variable of its own and would empty it. Write "
+                "templates into a configuration file, and deploy retrain-file with it, as quick does."
+            )
 
 
 def _check_paths(name: str, groups: dict[str, Any]) -> None:

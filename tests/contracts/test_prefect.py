@@ -185,3 +185,21 @@ def test_names_that_nobody_typed_are_known() -> None:
     assert not [name for name in re.findall("`(\\w+)`", adjectives[1]) if typed(f"{name}-Mangrove Snake")]
     for name in ("my-run", "first-try", "nightly", "alphabet", "run 2", "Ergonomic"):
         assert typed(name)
+
+
+def test_placeholders_of_deployments_are_as_the_command_deploy_reads_them() -> None:
+    from prefect.utilities.templating import PlaceholderType, find_placeholders
+
+    from flows.commands.deploy import FILLED_IN
+
+    for text in (
+        "{{ a }}",
+        "{{row.a}}",
+        "{{ a|trim }}",
+        "{{- a }}",
+        "{{ $HOME }}",
+        "{{ prefect.variables.a }}",
+        "{ a }",
+    ):
+        emptied = any(found.type is PlaceholderType.STANDARD for found in find_placeholders(text))
+        assert bool(FILLED_IN.search(text)) == emptied, text
