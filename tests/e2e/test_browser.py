@@ -96,7 +96,6 @@ def test_a_person_changes_three_fields_and_watches_the_run(
 
     # three fields changed, and the run watched to its end
     form_of(page, "quick")
-    page.reload()  # without the notice of what was refused
     changed = {"LoRA r": "8", "Learning rate": "0.01", "Batch size": "4"}
     for title, value in changed.items():
         field(page, f"{title} (Optional)").fill(value)
