@@ -70,9 +70,9 @@ def test_differences_without_variance_get_a_sign_test(differences: Any, groups: 
 @pytest.mark.parametrize(
     ("differences", "groups", "why"),
     [
-        ([], [], "0 test rows"),
-        ([0.3], [None], "1 test rows in 1 group"),
-        ([0.3, 0.2, 0.4], ["a", "a", "a"], "3 test rows in 1 group"),
+        ([], [], "there is no group"),
+        ([0.3], [None], "there is 1 group"),
+        ([0.3, 0.2, 0.4], ["a", "a", "a"], "there is 1 group"),
         ([0.3, math.nan], [None, None], "not a finite number"),
         ([0.3, math.inf], [None, None], "not a finite number"),
     ],
