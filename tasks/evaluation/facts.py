@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import Field
+
 from tasks.store.facts import Facts
 
 WATCH = "watch"
@@ -32,7 +34,7 @@ class EvaluationFacts(Facts):
     champion: str = ""
     champion_left_out: str = ""
     scores: list[dict[str, Any]]
-    watch: list[dict[str, Any]] = []  # noqa: RUF012 (pydantic copies it)
+    watch: list[dict[str, Any]] = Field([])
     health: dict[str, dict[str, float]]
     generation_seconds: dict[str, float]
     confidence: float

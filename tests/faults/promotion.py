@@ -312,7 +312,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", DO_NOT_TRACK="1")
     forked.preload()
-    import tests.promotion.registry  # noqa: F401
+    import tests.promotion.registry  # noqa: F401 (before the forks, which then need no import of it)
 
     root, began = Path(tempfile.mkdtemp(prefix="qlora-flow-faults-")), time.monotonic()
     results = campaign(options.runs, options.seed, root)
