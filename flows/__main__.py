@@ -3,14 +3,16 @@
 import argparse
 import importlib.metadata
 import os
+import signal
 import sys
 from pathlib import Path
 
 from flows.commands import adapters, clean, deploy, doctor, init, plan, preview, retrain_all, run, serve, try_
 from flows.commands.environment import check_store
+from flows.config_file import no_such_field, no_such_flag
 from tasks.config import SECTIONS
 from tasks.errors import UserError
-from tasks.process.failures import full_disk, is_transient
+from tasks.process.failures import disk_trouble, is_transient
 from tasks.store.manifest import DamagedArtifact
 from tasks.text import visible
 
@@ -35,9 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, DamagedArtifact) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished stages are kept: the same command goes on from there.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
-        if full := full_disk(error):
-            print(full, file=sys.stderr)
+        if said := disk_trouble(error):
+            print(said, file=sys.stderr)
             return 1
         if not (is_transient(error) or isinstance(error, ConnectionError)):
             raise
@@ -47,8 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check_fields(unknown: list[str]) -> None:
     """Refuse a flag for a field that does not exist, with the sentence that a file gets."""
-    from flows.config_file import no_such_field, no_such_flag
-
     for flag in (given.partition("=")[0] for given in unknown if given.startswith("--")):
         group, _, field = flag.removeprefix("--").partition(".")
         if group in SECTIONS and field in SECTIONS[group].model_fields:
@@ -58,7 +61,7 @@ def _check_fields(unknown: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qlora-flow", description="Retrain QLoRA adapters as a cached Prefect flow.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {importlib.metadata.version('qlora-flow')}")
     commands = parser.add_subparsers(dest="command", required=True)
     for module in COMMANDS:
         name, about = module.__name__.rpartition(".")[2].replace("_", "-").rstrip("-"), module.__doc__
@@ -69,13 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(main=module.main)
     return parser
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("qlora-flow")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 if __name__ == "__main__":

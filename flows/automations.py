@@ -18,7 +18,7 @@ def apply(file: Path, webhook: str) -> list[str]:
         webhook: URL that takes {"text": …} by POST, as Slack and Mattermost do. Empty: what sends notifications is left
             out.
     """
-    block = None
+    block = ""
     if webhook:
         sender = CustomWebhookNotificationBlock(
             name=WEBHOOK,
@@ -29,12 +29,11 @@ def apply(file: Path, webhook: str) -> list[str]:
         block = str(sender.save(WEBHOOK, overwrite=True))
     lines = []
     for given in yaml.safe_load(file.read_text("utf-8"))["automations"]:
-        sends = [action for action in given["actions"] if action["type"] == "send-notification"]
+        for action in (sends := [each for each in given["actions"] if each["type"] == "send-notification"]):
+            action["block_document_id"] = block
         if sends and not block:
             lines.append(f"automation {given['name']}: left out, QLORA_FLOW_WEBHOOK names no webhook")
             continue
-        for action in sends:
-            action["block_document_id"] = block
         automation = Automation.model_validate(given)
         with get_client(sync_client=True) as client:
             there = client.read_automations_by_name(automation.name)

@@ -1,6 +1,7 @@
 """Checks before anything runs, for `run` and `plan`. All mistakes are reported at once."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tasks.formatting.columns import check_columns, columns_read
 from tasks.model.targets import check_targets
 from tasks.promotion.gate import Guard
 from tasks.publishing.identity import registry_folder
+from tasks.store.root import existing
 from tasks.training.start import NotFetched, adapter_folder
 
 
@@ -28,7 +30,7 @@ def check(groups: dict[str, Any]) -> None:
         UserError: a line for every mistake.
     """
     mistakes = []
-    for one in (_rows, _model, _metrics, _watch, _promotion, _publishing):
+    for one in (_rows, _model, _metrics, _watch, _promotion, _publishing, _elsewhere):
         try:
             one(groups)
         except UserError as error:
@@ -64,7 +66,7 @@ def _metrics(groups: dict[str, Any]) -> None:
 def _promotion(groups: dict[str, Any]) -> None:
     promotion, evaluation = groups["promotion"], groups["evaluation"]
     guards = [Guard.parse(guard) for guard in promotion.guards]
-    for field, name in [("metric", promotion.metric), *(("guards", guard.metric) for guard in guards)]:
+    for field, name in (("metric", promotion.metric), *(("guards", guard.metric) for guard in guards)):
         if name not in evaluation.metrics:
             raise UserError(
                 f"promotion.{field}: {name} is not among evaluation.metrics ({', '.join(evaluation.metrics)}); add it "
@@ -79,23 +81,26 @@ def _promotion(groups: dict[str, Any]) -> None:
 
 def _watch(groups: dict[str, Any]) -> None:
     for each in groups["evaluation"].watch:
-        formatting = each.formatting or groups["formatting"]
         try:
-            found = columns(DataConfig(path=each.path), columns_read(formatting))
-            if found is not None:
-                check_columns(formatting, found)
+            _rows({"data": DataConfig(path=each.path), "formatting": each.formatting or groups["formatting"]})
         except UserError as error:
             raise UserError(f"evaluation.watch, {each.name}: {str(error).removeprefix('data.path: ')}") from error
 
 
 def _publishing(groups: dict[str, Any]) -> None:
     publishing: PublishingConfig = groups["publishing"]
-    folder = registry_folder(publishing)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
+    if not (there := existing(registry_folder(publishing))).is_dir():
         raise UserError(f"publishing.registry: {there} is a file, and a registry is a folder.")
     if publishing.hub_repo:
         from huggingface_hub import get_token
 
         if not get_token():
             raise UserError(f"publishing.hub_repo: to upload to {publishing.hub_repo}, set HF_TOKEN to a write token.")
+
+
+def _elsewhere(groups: dict[str, Any]) -> None:
+    if groups["execution"].gpu_deployment:
+        if not os.environ.get("QLORA_FLOW_REMOTE"):
+            raise UserError("execution.gpu_deployment: set QLORA_FLOW_REMOTE, through which machines share results.")
+        if groups["training"].start_from:
+            raise UserError("execution.gpu_deployment: training.start_from is of this machine; leave one of them out.")

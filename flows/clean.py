@@ -5,7 +5,7 @@ import fcntl
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.errors import UserError
@@ -39,13 +39,14 @@ def clean(keep_last: int, keep_days: int = 30, dry_run: bool = False) -> tuple[l
     with exclusively():
         before = time.time() - 86_400 * keep_days
         published = dict(_published())
-        unused = set(_never_in_use(published, keep_last, before))
-        kept = {folder: manifest for folder, manifest in published.items() if folder not in unused}
-        gone = _unneeded_results(kept.values(), keep_last) | unused
+        gone = set(_never_in_use(published, keep_last, before))
+        kept = {folder: manifest for folder, manifest in published.items() if folder not in gone}
+        reports = tuple(f"{version.parent.name}-{version.name}-" for version in kept)  # and 12 hex digits .html
+        gone |= _unneeded_results([*kept.values()], keep_last)
         gone |= {folder for folder in store_root().glob("work/*") if _changed(folder) < before}
-        gone |= {file for file in store_root().glob("reports/*.html") if not _reported(file, kept)}
+        gone |= {file for file in store_root().glob("reports/*.html") if not file.name.startswith(reports)}
         everything = [*gone, *_useless_files(gone)]
-        freed = sum(map(_size, everything))
+        freed = sum(file.stat().st_size for path in everything for file in (path, *path.rglob("*")) if file.is_file())
         if not dry_run:
             for path in everything:
                 _remove(path)
@@ -107,32 +108,45 @@ def _wanted(entry: Entry) -> tuple[str, ...]:
     return (entry.version,) if entry.better else ()
 
 
-def _unneeded_results(published: Iterable[Manifest], keep_last: int) -> set[Path]:
+def _unneeded_results(published: list[Manifest], keep_last: int) -> set[Path]:
     """Results that are neither among the latest of their stage nor an origin of a version."""
-    manifests, published = results(), list(published)
-    keep = _latest(manifests, keep_last) | _origins(published, manifests)
+    manifests, stages = results(), dict[str, list[Path]]()
+    for folder, manifest in sorted(manifests.items(), key=lambda item: item[1].created, reverse=True):
+        stages.setdefault(manifest.identity.stage, []).append(folder)
+    keep = {folder for folders in stages.values() for folder in folders[:keep_last]} | origins(published, manifests)
     adapters = {"", *(version.identity.inputs.get("adapter", "") for version in published)}  # "": answers of a base
     bases = {version.identity.inputs.get("model", "") for version in published}
-    answers = {folder: m.identity.inputs for folder, m in manifests.items() if m.identity.stage == "answers"}
-    keep |= {folder for folder, of in answers.items() if of["adapter"] in adapters and of["model"] in bases}
+    for folder in stages.get("answers", []):
+        of = manifests[folder].identity.inputs
+        if of["adapter"] in adapters and of["model"] in bases:
+            keep.add(folder)
     there = {folder for folder in (store_root() / "artifacts").glob("*") if folder.is_dir()}
     return {folder for folder in there - keep if not folder.name.startswith("model-")}  # base models of adapters
 
 
-def _reported(report: Path, kept: Iterable[Path]) -> bool:
-    """Whether the version that a report is about stays; it is called <name>-<version>-<12 hex digits>.html."""
-    return any(report.name.startswith(f"{version.parent.name}-{version.name}-") for version in kept)
+def origins(made: list[Manifest], manifests: dict[Path, Manifest]) -> set[Path]:
+    """Everything that results were made from, directly or indirectly; all folders that have the same files."""
+    holding, kept, wanted = by_digest(manifests), set[Path](), list(made)
+    while wanted:
+        for digest in wanted.pop().identity.inputs.values():
+            new = set(holding.get(digest, ())) - kept
+            kept |= new
+            wanted += [manifests[folder] for folder in new]
+    return kept
 
 
 def _useless_files(gone: set[Path]) -> Iterator[Path]:
     """Locks of results that are gone, and Prefect's records of them."""
-    for lock in (store_root() / "locks").glob("*.lock"):
-        result = store_root() / "artifacts" / lock.stem
-        if lock.stem != "store" and (result in gone or not result.exists()):
+
+    def lost(name: str) -> bool:
+        return (result := store_root() / name) in gone or not result.exists()
+
+    for lock in store_root().glob("locks/*.lock"):
+        if lock.stem != "store" and lost(f"artifacts/{lock.stem}"):
             yield lock
-    for record in (store_root() / "results").glob("*"):
+    for record in store_root().glob("results/*"):
         named = re.findall(r'\\"name\\":\\"([^"\\]+)', record.read_text("utf-8", "replace")) if record.is_file() else []
-        if any((result := store_root() / name) in gone or not result.exists() for name in named):
+        if any(map(lost, named)):
             yield record
 
 
@@ -153,10 +167,6 @@ def _changed(folder: Path) -> float:
     return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-
-
 def _remove(path: Path) -> None:
     """In one step: what is half removed has a name that nobody looks for."""
     if not path.is_dir():
@@ -168,23 +178,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
     shutil.rmtree(aside)
-
-
-def _latest(manifests: dict[Path, Manifest], keep_last: int) -> set[Path]:
-    stages: dict[str, list[Path]] = {}
-    for folder, manifest in sorted(manifests.items(), key=lambda item: item[1].created, reverse=True):
-        stages.setdefault(manifest.identity.stage, []).append(folder)
-    return {folder for folders in stages.values() for folder in folders[:keep_last]}
-
-
-def _origins(made: Iterable[Manifest], manifests: dict[Path, Manifest]) -> set[Path]:
-    """Everything that results were made from, directly or indirectly; all folders that have the same files."""
-    holding = by_digest(manifests)
-    kept: set[Path] = set()
-    wanted = list(made)
-    while wanted:
-        for digest in wanted.pop().identity.inputs.values():
-            new = set(holding.get(digest, ())) - kept
-            kept |= new
-            wanted += [manifests[folder] for folder in new]
-    return kept

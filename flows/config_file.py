@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tasks.config import SECTIONS, TRUSTED, Section
 from tasks.errors import UserError
 
+GROUPS = ", ".join(SECTIONS)
 FIELDS = [f"{group}.{field}" for group, model in SECTIONS.items() for field in model.model_fields]
 
 
@@ -28,10 +29,8 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Section]
     values = _read(path)
     groups: dict[str, Section] = {}
     mistakes = [
-        f"{path}: there is no group {name!r}{_did_you_mean(name, [*SECTIONS, *FIELDS])}; "
-        f"the groups are {', '.join(SECTIONS)}."
-        for name in values
-        if name not in SECTIONS
+        f"{path}: there is no group {name!r}{_did_you_mean(name, [*SECTIONS, *FIELDS])}; the groups are {GROUPS}."
+        for name in values.keys() - SECTIONS
     ]
     for name, model in SECTIONS.items():
         given = values.get(name) or {}
@@ -47,9 +46,9 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Section]
     return groups
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The configurations in a folder, by name."""
-    return sorted(file for ending in ("yaml", "yml") for file in folder.expanduser().glob(f"*.{ending}"))
+def files_of(path: Path) -> list[Path]:
+    """The configurations in a folder, by name; a file is its own."""
+    return [path] if path.is_file() else sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
 
 
 class _Loader(yaml.SafeLoader):
@@ -94,23 +93,21 @@ def _read(path: Path) -> dict[str, Any]:
         why = " ".join(str(error).split())
         raise UserError(f"The configuration {path} is not YAML: {why}.{_quoting(text, error)}") from error
     if not isinstance(values, dict):
-        raise UserError(f"The configuration {path} takes the groups {', '.join(SECTIONS)} at its top level.")
+        raise UserError(f"The configuration {path} takes the groups {GROUPS} at its top level.")
     return values
 
 
 def _quoting(text: str, error: Exception) -> str:
     """Advice if YAML read the braces of a template as its own; empty for any other mistake."""
     marks = [mark for name in ("context_mark", "problem_mark") if (mark := getattr(error, name, None))]
-    if not marks:
-        return ""
-    lines = text.splitlines()[marks[0].line : marks[-1].line + 1]
-    number = next((n for n, line in enumerate(lines, marks[0].line + 1) if re.search(r"\{[{%]", line)), 0)
-    if not number:
-        return ""
-    return (
-        f" Line {number} holds a template: put text with {{{{ }}}} or {{% %}} in quotes (single ones where it has "
-        "double ones itself), or on the lines below a |."
-    )
+    first, last = (marks[0].line, marks[-1].line + 1) if marks else (0, 0)
+    for number, line in enumerate(text.splitlines()[first:last], first + 1):
+        if re.search(r"\{[{%]", line):
+            return (
+                f" Line {number} holds a template: put text with {{{{ }}}} or {{% %}} in quotes (single ones where it "
+                "has double ones itself), or on the lines below a |."
+            )
+    return ""
 
 
 def _typed(model: type[Section], flags: dict[str, Any]) -> dict[str, Any]:

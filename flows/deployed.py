@@ -12,7 +12,7 @@ from pydantic import Field, WithJsonSchema
 
 from flows.checks import check
 from flows.config_file import files_of, load
-from flows.flow_run import describe, sentence_for_mistakes
+from flows.flow_run import describe, unattended
 from flows.promote import base_named, find
 from flows.retrain import retrain
 from flows.run.data import check_losses
@@ -26,13 +26,14 @@ from tasks.evaluation import tables
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.task import check_scorable, evaluate
 from tasks.formatting.task import format_prompts
-from tasks.process.failures import full_disk
+from tasks.process.failures import disk_trouble
 from tasks.promotion import champion
+from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import versions
 from tasks.store.artifact import in_use
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.origins import by_digest, made_from, results
-from tasks.store.root import store_root
+from tasks.store.root import at_home, store_root
 from tasks.text import code, visible
 from tasks.tokenization.task import tokenize
 
@@ -47,7 +48,7 @@ def _few(group: str, *fields: str) -> WithJsonSchema:
 
 
 @flow(name="retrain-file", persist_result=False, result_serializer=VerifiedJSONSerializer())
-@sentence_for_mistakes
+@unattended
 def retrain_file(
     configuration: str,
     data: Annotated[dict[str, Any], _few("data", "path", "max_train_rows")] = AS_IN_THE_FILE,
@@ -72,12 +73,12 @@ def retrain_file(
         what the flow `retrain` returns.
     """
     changed = dict(data=data, model=model, tokenization=tokenization, training=training, publishing=publishing)
-    groups: dict[str, Any] = dict(load(Path(configuration).expanduser(), changed))
+    groups: dict[str, Any] = dict(load(at_home(configuration), changed))
     return retrain.fn(**groups)
 
 
 @flow(name="evaluate-only", persist_result=False, result_serializer=VerifiedJSONSerializer())
-@sentence_for_mistakes
+@unattended
 def evaluate_only(
     name: str,
     data: DataConfig,
@@ -144,6 +145,7 @@ def evaluate_only(
 
 
 @flow(name="retrain-all", persist_result=False)
+@unattended
 def retrain_all(folder: str) -> Any:
     """Retrain every configuration of a folder, one after another. Results that several share are computed once.
 
@@ -154,32 +156,35 @@ def retrain_all(folder: str) -> Any:
     """
     describe(folder, [])
     log = get_run_logger()
-    files = files_of(Path(folder))
-    if not files:
-        return Failed(message=f"folder: {Path(folder).absolute()} holds no .yaml file.")
+    if not (files := files_of(at_home(folder))):
+        return Failed(message=f"folder: {at_home(folder).absolute()} holds no .yaml file.")
     said: dict[str, str] = {}
     failed: dict[str, str] = {}
+    adapters: dict[Path, str] = {}
     for file in files:
         try:
             groups: dict[str, Any] = dict(load(file, {}))
             check(groups)
+            other = adapters.setdefault(registry_folder(groups["publishing"]), file.name)
+            if other != file.name:  # each would replace the other's version, every night
+                raise UserError(
+                    f"publishing.name: {other} has {groups['publishing'].name} too; give each its own name."
+                )
             said[file.name] = retrain(**groups)["said"]
+            log.info(f"{file.name}: {said[file.name]}")
         except Exception as error:  # the others run all the same
-            failed[file.name] = visible(full_disk(error) or error)
+            failed[file.name] = visible(disk_trouble(error) or error)
             log.error(f"{file.name} failed: {failed[file.name]}")
     lines = [f"| {code(name)} | {code(what)} |" for name, what in sorted({**said, **failed}.items())]
     create_markdown_artifact("\n".join(["| configuration | outcome |", "|---|---|", *lines]), key="retrain-all")
-    for name, what in said.items():
-        log.info(f"{name}: {what}")
     if failed:
-        return Failed(
-            message=f"{len(failed)} of {len(files)} failed: " + "; ".join(f"{n}: {w}" for n, w in failed.items())
-        )
+        sentences = "; ".join(f"{name}: {what}" for name, what in failed.items())
+        return Failed(message=f"{len(failed)} of {len(files)} failed: {sentences}")
     return Completed(message=f"{len(files)} configurations: {'; '.join(dict.fromkeys(said.values()))}", data=said)
 
 
 @flow(name="clean", persist_result=False)
-@sentence_for_mistakes
+@unattended
 def clean(keep_last: Annotated[int, Field(ge=1)] = 3, keep_days: Annotated[int, Field(ge=0)] = 30) -> Any:
     """Remove what neither the latest runs nor versions that are or were in use need.
 

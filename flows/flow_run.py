@@ -18,9 +18,10 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
 from tasks.errors import UserError
+from tasks.process.failures import disk_trouble
 from tasks.store.root import LITTLE_DISK, store_root
 
 P = ParamSpec("P")
@@ -35,21 +36,30 @@ NAMED_BY_THE_FORM = re.compile(
 PROGRESS = re.compile(
     r"(?:(step) |(download|format|tokenize|base|champion|tuned|clean-room): )([\d,]+)(?:/([\d,]+))? ?"
 )
-"""The lines of stages that say how far they are."""
-
-
+"""Log lines of stages that tell their progress."""
 MOST_CRASHES = 2
 
 
-def sentence_for_mistakes(function: Callable[P, Any]) -> Callable[P, Any]:
-    """A flow whose failed state, after a mistake of the user, has its sentence as message, without a stack."""
+def unattended(function: Callable[P, Any]) -> Callable[P, Any]:
+    """A flow that needs nobody to watch it.
+
+    A run that is due again is skipped, and one that has crashed twice fails. After a mistake of the user or trouble
+    with a disk, the failed state has a sentence as message, without a stack.
+    """
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> Any:
+        if _due_again():
+            why = "Skipped: this run is due again, and of runs that were missed only the last one catches up."
+            return Completed(message=why, data={"outcome": "skipped", "said": why})
+        if why := _crashed_too_often():
+            return Failed(message=why)
         try:
             return function(*arguments, **named)
-        except UserError as error:
-            return Failed(message=str(error), data=error)
+        except Exception as error:
+            if not (said := str(error) if isinstance(error, UserError) else disk_trouble(error)):
+                raise
+            return Failed(message=said, data=error)
 
     return run
 
@@ -64,7 +74,7 @@ def _run() -> FlowRun | None:
     return context.flow_run if context else None
 
 
-def crashed_too_often() -> str:
+def _crashed_too_often() -> str:
     """Why this run is not restarted after crashes by deployments/automations.yaml any more; empty if it is."""
     if not (by_a_worker() and (run := _run())):
         return ""
@@ -112,7 +122,7 @@ def typed(name: str) -> bool:
     return not (words.issuperset(name.split("-")) or NAMED_BY_THE_FORM.fullmatch(name))
 
 
-def due_again() -> bool:
+def _due_again() -> bool:
     """Whether an equal run of the deployment is due: of several that no worker started in time, only the last runs."""
     run = _run()
     if not (run and run.deployment_id):

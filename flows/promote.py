@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from flows.flow_run import describe, sentence_for_mistakes
+from flows.flow_run import describe, unattended
 from flows.run.logs import readable_logs
 from tasks.config import ExecutionConfig, ModelConfig, PublishingConfig
 from tasks.download.models import BUNDLED, BUNDLED_SOURCE, present_model
@@ -19,13 +19,14 @@ from tasks.promotion.task import acting, this_run
 from tasks.publishing.registry import registries, versions
 from tasks.store.manifest import Manifest
 from tasks.store.model import BaseModelRef
+from tasks.store.root import at_home
 from tasks.text import visible
 
 readable_logs()
 
 
 @flow(name="promote", persist_result=False)
-@sentence_for_mistakes
+@unattended
 def promote(name: str, version: str, reason: str, registry: str = "") -> Any:
     """Put a version of an adapter in use, whatever the gate said: also the approval of one that waits.
 
@@ -41,7 +42,7 @@ def promote(name: str, version: str, reason: str, registry: str = "") -> Any:
 
 
 @flow(name="rollback", persist_result=False)
-@sentence_for_mistakes
+@unattended
 def rollback(name: str, reason: str, version: str = "", registry: str = "") -> Any:
     """Go back to the version that was in use before.
 
@@ -121,7 +122,7 @@ def find(name: str, registry: str = "") -> Path:
     Raises:
         UserError: there is none of this name, or several registries have one.
     """
-    places = [Path(registry).expanduser().absolute()] if registry else registries()
+    places = [at_home(registry).absolute()] if registry else registries()
     try:
         PublishingConfig(name=name)
         found = [place / name for place in places if versions(place / name)]

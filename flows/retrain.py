@@ -7,17 +7,10 @@ from typing import Any
 
 from prefect import flow
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
-from flows.flow_run import (
-    by_a_worker,
-    crashed_too_often,
-    describe,
-    due_again,
-    sentence_for_mistakes,
-    tell,
-    tell_little_disk,
-)
+from flows.elsewhere import compute_elsewhere
+from flows.flow_run import by_a_worker, describe, tell, tell_little_disk, unattended
 from flows.run.changes import earlier_rows, sentence, too_little_new
 from flows.run.continued import to_begin_from, to_replay, unless_trained
 from flows.run.data import check_losses, check_removed, check_sides, show_data
@@ -57,7 +50,7 @@ readable_logs()
 
 
 @flow(name="retrain", persist_result=False, result_serializer=VerifiedJSONSerializer())
-@sentence_for_mistakes
+@unattended
 def retrain(
     data: DataConfig,
     model: ModelConfig = ModelConfig(),
@@ -89,11 +82,6 @@ def retrain(
     """
     groups: dict[str, Any] = dict(locals())
     began = time.monotonic()
-    if due_again():
-        why = "Skipped: this run is due again, and of runs that were missed only the last one catches up."
-        return Completed(message=why, data=skipped(why, began))
-    if why := crashed_too_often():
-        return Failed(message=why)
     log = get_run_logger().info
     limits = functools.partial(task_options, execution=execution)
     registry = registry_folder(publishing)
@@ -124,8 +112,10 @@ def retrain(
         check_scorable(tokens, prompts, source.model, evaluation)
         show_data(stages, training, artifact_key("data", publishing.name))
         start = unless_trained(start, registry, tokens, base, training)
+        compute_elsewhere("train", stages, base, groups | {"model": now[1]})
         stages["train"] = adapter = train.with_options(**limits("train"))(tokens, base, training, execution, start)
         compared = opponent(registry, adapter.part("adapter"))
+        compute_elsewhere("evaluate", stages, base, groups | {"model": now[1]}, compared)
         stages["evaluate"] = scores = evaluate.with_options(**limits("evaluate"))(
             adapter, tokens, prompts, base, evaluation, execution, compared
         )

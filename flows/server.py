@@ -43,7 +43,8 @@ def ensure_server() -> None:
     secret = secrets.token_urlsafe(32)
     server = _Server(secret)
     atexit.register(server.end)
-    server.wait_until_up()
+    wait_until_up(server.url, server.process, "Set PREFECT_API_URL to use another one.")
+    server.start()
     os.environ.update(
         PREFECT_API_URL=f"{server.url}/api",
         PREFECT_API_AUTH_STRING=secret,
@@ -60,11 +61,38 @@ def reach_this_machine_directly() -> None:
     os.environ.update(dict.fromkeys(names, "*" if "*" in given else all_names))
 
 
+def wait_until_up(url: str, process: "subprocess.Popen[bytes]", advice: str) -> None:
+    """Raises UserError when a server ends before it answers, or does not answer for `START_SECONDS`."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError):
+            direct.open(f"{url}/api/health", timeout=5).close()
+            return
+        time.sleep(0.1)
+    how = f"no answer in {START_SECONDS} s" if process.returncode is None else ended_by(process.returncode)
+    raise UserError(f"The Prefect server does not start ({how}). {advice}")
+
+
+def ended_by(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+def end(process: "subprocess.Popen[bytes]", grace_seconds: float) -> None:
+    """Ask a process to end, and end it after a time of grace."""
+    process.terminate()
+    try:
+        process.wait(grace_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class _Server(threading.Thread):
     """The server's process; one that ends before the run does is started again.
 
-    Clients notice little of that: what the server knows is in its database, and they queue at its socket, which this
-    process keeps open, until the next one answers.
+    Clients notice little: the server keeps its data in a database, and requests wait at the socket, which this process
+    keeps open, until the next server answers.
     """
 
     def __init__(self, secret: str) -> None:
@@ -81,7 +109,7 @@ class _Server(threading.Thread):
         self.url = f"http://{HOST}:{self._listening.getsockname()[1]}"
         self._ending = threading.Event()
         self._changing = threading.Lock()
-        self._process = self._spawn()
+        self.process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         descriptor = self._listening.fileno()
@@ -93,43 +121,20 @@ class _Server(threading.Thread):
             start_new_session=True,  # Ctrl-C is the run's; the server hears of the end of the run
         )
 
-    def wait_until_up(self) -> None:
-        """Raises UserError when the server ends before it answers, or does not answer for `START_SECONDS`."""
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self._process.poll() is None:
-            with contextlib.suppress(OSError):
-                direct.open(f"{self.url}/api/health", timeout=5).close()
-                self.start()
-                return
-        how = _said(self._process.returncode) if self._process.poll() is not None else f"no answer in {START_SECONDS} s"
-        raise UserError(
-            f"The Prefect server for this run does not come up ({how}). Set PREFECT_API_URL to use another one."
-        )
-
     def run(self) -> None:
         """Start the server again as often as it ends."""
         while not self._ending.wait(1):
-            status = self._process.wait()
+            status = self.process.wait()
             with self._changing:
                 if self._ending.is_set():
                     return
-                print(f"The Prefect server of this run ended ({_said(status)}); starting it again.", file=sys.stderr)
-                self._process = self._spawn()
+                print(f"The run's Prefect server has ended ({ended_by(status)}) and is started again.", file=sys.stderr)
+                self.process = self._spawn()
 
     def end(self) -> None:
         self._ending.set()
         with self._changing:
-            self._process.terminate()
-        try:
-            self._process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-def _said(status: int) -> str:
-    return f"by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            end(self.process, GRACE_SECONDS)
 
 
 def main(descriptor: int, parent: int) -> None:

@@ -33,7 +33,6 @@ class Stage:
         inputs: name of an input in its identity → the stage whose result it is. The first one leads back to the rows.
         group: of the configuration.
         limit: `execution.<limit>_timeout_minutes` is its time limit.
-        refreshable: `--refresh` may name it.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Stage:
     inputs: Mapping[str, str]
     group: str
     limit: str
-    refreshable: bool = True
 
     def identity(
         self,
@@ -59,29 +57,18 @@ class Stage:
         return self.decided_by(*read, *([model] if read else []), groups[self.group], *([earlier] if earlier else []))
 
 
+ANSWERED = {"adapter": "train", "tokens": "tokenize", "prompts": "format"}
+PUBLISHED = {"adapter": "train", "scores": "evaluate", "prompts": "format"}
 STAGES = (
     Stage("download", rows_identity, {}, "data", "prepare"),
     Stage("format", format_identity, {"rows": "download"}, "formatting", "prepare"),
     Stage("tokenize", tokenize_identity, {"prompts": "format"}, "tokenization", "prepare"),
     Stage("train", train_identity, {"tokens": "tokenize"}, "training", "train"),
-    Stage(
-        "evaluate",
-        evaluate_identity,
-        {"adapter": "train", "tokens": "tokenize", "prompts": "format"},
-        "evaluation",
-        "evaluate",
-    ),
-    Stage(
-        "publish",
-        publish_identity,
-        {"adapter": "train", "scores": "evaluate", "prompts": "format"},
-        "publishing",
-        "publish",
-        refreshable=False,  # a published version is never changed
-    ),
+    Stage("evaluate", evaluate_identity, ANSWERED, "evaluation", "evaluate"),
+    Stage("publish", publish_identity, PUBLISHED, "publishing", "publish"),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
-REFRESHABLE = [stage.name for stage in STAGES if stage.refreshable]
+REFRESHABLE = [*BY_NAME][:-1]  # a published version is never changed
 
 
 def task_options(stage: str, execution: ExecutionConfig) -> dict[str, Any]:

@@ -17,10 +17,12 @@ import pytest
 import yaml
 from docker.types import DeviceRequest
 from prefect.events.schemas.automations import AutomationCore
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.templating import apply_values
 
-from flows import deployed
+from flows import deployed, flow_run
 from flows.__main__ import main
+from flows.commands.serve import SECRET, _secret
 from flows.config_file import load
 from tasks.config import SECTIONS
 from tests.documented import ROOT
@@ -31,13 +33,17 @@ DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((FOLDER / "prefect.yaml").rea
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["entrypoint"])
-def test_a_deployment_names_a_flow_that_takes_its_parameters(deployment: dict[str, Any]) -> None:
+def test_a_deployment_names_a_flow_that_takes_its_parameters_and_ends_after_two_crashes(
+    deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, name = deployment["entrypoint"].split(":")
     flow = getattr(importlib.import_module(module), name)
     if given := deployment.get("parameters"):
         flow.validate_parameters(given)
     if "retrain" in deployment["entrypoint"]:
         assert deployment["concurrency_limit"]["collision_strategy"]
+    monkeypatch.setattr(flow_run, "_crashed_too_often", lambda: "It has crashed twice.")
+    assert flow.fn().message == "It has crashed twice."
 
 
 def test_the_short_form_keeps_what_the_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +100,9 @@ def test_a_relative_path_that_no_worker_could_find_or_a_template_is_refused(
         assert f"nightly: {said}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "deployments: [1]", "deployments: [{name: a}]", "deployments: {a: 1}"])
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "deployments: []", "deployments: [1]", "deployments: [{name: a}]", "deployments: {a: 1}"]
+)
 def test_a_file_that_holds_no_deployments_is_one_sentence(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,14 +111,33 @@ def test_a_file_that_holds_no_deployments_is_one_sentence(
     assert f"--file: {file} is no file of deployments" in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_one_sentence(
+def test_a_server_that_cannot_be_reached_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert main(["deploy"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("The Prefect server that PREFECT_API_URL names cannot be used: ") and said.count("\n") == 1
+
+
+def test_a_port_that_cannot_be_used_is_one_sentence(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
-    assert "another server runs there" in capsys.readouterr().err
+        for port in (taken.getsockname()[1], 0, 70_000):
+            assert main(["serve", "--port", str(port)]) == 2
+            assert f"--port: {port} cannot be used" in capsys.readouterr().err
     assert not store.exists()
+
+
+def test_an_empty_secret_is_replaced(store: Path) -> None:
+    store.mkdir()
+    (store / SECRET).touch()
+    file, secret = _secret()
+    assert len(secret) == 64 and file.read_text() == secret and file.stat().st_mode & 0o77 == 0
+    assert _secret()[1] == secret
 
 
 def test_every_automation_is_one_that_prefect_takes() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.publishing.facts import VersionFacts
+from tasks.store.root import at_home
 from tasks.text import visible
 
 
@@ -36,7 +37,7 @@ def main(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     from tasks.publishing.registry import registries, versions
 
-    places = [Path(options.registry).expanduser().absolute()] if options.registry else registries()
+    places = [at_home(options.registry).absolute()] if options.registry else registries()
     folders = sorted(folder for place in places for folder in place.glob("*") if versions(folder))
     rows = [row for folder in folders for row in _versions(folder)]
     if not rows and not options.json:

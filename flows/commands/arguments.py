@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from flows.config_file import load
 from tasks.config import SECTIONS
 
 
@@ -31,11 +32,9 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: a line for every mistake.
     """
-    from flows.config_file import load
+    from flows.checks import check  # imports pyarrow
 
     groups: dict[str, Any] = dict(load(options.config, overrides(options)))
-    from flows.checks import check
-
     check(groups)
     return groups
 

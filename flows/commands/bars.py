@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import re
+import signal
+import sys
 from collections.abc import Iterator
 
 from prefect.logging.handlers import PrefectConsoleHandler
@@ -13,17 +15,21 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.theme import Theme
 
 from flows.flow_run import PROGRESS
+from flows.server import ensure_server
 
 TIME_LEFT = re.compile(r" · [^·]+ left$")  # of a line; the bar has its own
 
 
 @contextlib.contextmanager
-def shown(quiet: bool = False) -> Iterator[None]:
-    """Show the progress of runs in the body; whatever ends it leaves the terminal as it was.
+def at_work(quiet: bool = False) -> Iterator[None]:
+    """What a command runs a flow in: a server, an end by SIGTERM, and the run's progress on the terminal.
 
     Args:
         quiet: only warnings and errors are shown.
     """
+    # Prefect hands SIGTERM on to this handler; leaving by it ends what the run started, and says so by its status
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    ensure_server()
     handler = next((h for h in logging.getLogger().handlers if isinstance(h, PrefectConsoleHandler)), None)
     if handler is None:  # the user has another configuration of logging
         yield

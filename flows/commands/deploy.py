@@ -6,13 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flows.config_file import files_of, load
 from tasks.errors import UserError
-from tasks.store.root import store_root
+from tasks.store.root import at_home, store_root
 
 FILE = Path("deployments/prefect.yaml")
 FILLED_IN = re.compile(r"\{\{\s*(?!\$|prefect\.)[\w.\-\[\]$]+\s*\}\}")
@@ -29,8 +31,7 @@ def main(options: argparse.Namespace) -> int:
 
     if not get_current_settings().api.url:
         raise UserError("deploy: PREFECT_API_URL names no server; qlora-flow serve starts one and deploys to it.")
-    for line in deploy(options.file):
-        print(line, flush=True)
+    print(*deploy(options.file), sep="\n")
     return 0
 
 
@@ -42,17 +43,12 @@ def check_file(file: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
-        given = [
-            (str(one["name"]), one["work_pool"]["name"], {**(one.get("parameters") or {})})
-            for one in content["deployments"]
-        ]
-        for name, _, parameters in given:
-            _check_templates(name, parameters)
-            for configuration in _configurations(name, parameters):
-                _check_paths(name, configuration)
+        _ = content["deployments"][0]
+        for one in content["deployments"]:
+            _check(str(one["name"]), one["work_pool"]["name"] and {**(one.get("parameters") or {})})
     except UserError:
         raise
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, TypeError, LookupError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(
             f"--file: {file} is no file of deployments with name, work_pool and parameters ({why}); run this in the "
@@ -61,59 +57,48 @@ def check_file(file: Path) -> dict[str, Any]:
     return content
 
 
-def _configurations(name: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    """Groups and fields that a deployment's runs will have: its own, or those of the files that it names."""
-    from flows.config_file import files_of, load
-
-    files = []
-    if folder := parameters.get("folder"):
-        _must_be_there(name, "folder", folder)
-        files = files_of(Path(folder))
-    elif file := parameters.get("configuration"):
-        _must_be_there(name, "configuration", file)
-        files = [Path(file).expanduser()]
-    if not files:
-        return [parameters]
-    own = {group: fields for group, fields in parameters.items() if isinstance(fields, dict)}
-    return [{group: fields.model_dump() for group, fields in load(file, own).items()} for file in files]
-
-
-def _check_templates(name: str, parameters: dict[str, Any]) -> None:
+def _check(name: str, parameters: dict[str, Any]) -> None:
     for group, fields in parameters.items():
         if found := FILLED_IN.search(json.dumps(fields, ensure_ascii=False)):
             raise UserError(
                 f"{name}: Prefect takes {found[0]} in {group} for a variable of its own and would empty it. Write "
                 "templates into a configuration file, and deploy retrain-file with it, as quick does."
             )
+    named = [(field, parameters[field]) for field in ("folder", "configuration") if parameters.get(field)]
+    files = [file for field, where in named for file in files_of(_there(name, field, where))]
+    own = {group: fields for group, fields in parameters.items() if isinstance(fields, dict)}
+    loaded = [{group: fields.model_dump() for group, fields in load(file, own).items()} for file in files]
+    for groups in loaded or [parameters]:
+        for field, where in _paths(groups):
+            if where and "://" not in str(where):
+                _there(name, field, where)
 
 
-def _check_paths(name: str, groups: dict[str, Any]) -> None:
+def _paths(groups: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Fields that may name a path, and their values."""
     from tasks.config import ModelConfig
     from tasks.download.models import looks_local
 
     data, base = {**groups.get("data", {})}, groups.get("model", {}).get("base", "")
-    paths = {f"data.{field}": data.get(field) for field in ("path", "test_path")}
-    paths |= {f"data.mix: {source.get('name')}": source.get("path") for source in data.get("mix", [])}
-    paths |= {
-        f"evaluation.watch: {s.get('name')}": s.get("path") for s in groups.get("evaluation", {}).get("watch", [])
-    }
+    yield from ((f"data.{field}", data.get(field)) for field in ("path", "test_path"))
+    for field, sets in (("data.mix", data.get("mix")), ("evaluation.watch", groups.get("evaluation", {}).get("watch"))):
+        yield from ((f"{field}: {each.get('name')}", each.get("path")) for each in sets or ())
     start = groups.get("training", {}).get("start_from", "")
     if start.startswith(".") or start.count("/") > 1:  # neither the champion nor an adapter of the Hub
-        paths["training.start_from"] = start
+        yield "training.start_from", start
     if "/" in base and looks_local(ModelConfig.model_construct(base=base)):
-        paths["model.base"] = base
-    for field, where in paths.items():
-        if where and "://" not in str(where):
-            _must_be_there(name, field, where)
+        yield "model.base", base
 
 
-def _must_be_there(name: str, field: str, where: str) -> None:
-    path = Path(str(where)).expanduser()
+def _there(name: str, field: str, where: Any) -> Path:
+    """A path; raises UserError where it is relative and not in the folder that is deployed."""
+    path = at_home(str(where))
     if not path.is_absolute() and not any(Path().glob(str(path))):
         raise UserError(
             f"{name}: {field} {where} is not in the folder that is deployed, {Path.cwd()}, where relative paths begin; "
             "write an absolute path that the worker has."
         )
+    return path
 
 
 def deploy(file: Path) -> list[str]:
@@ -122,8 +107,15 @@ def deploy(file: Path) -> list[str]:
     Raises:
         UserError: Prefect refuses something.
     """
+    from prefect.client.orchestration import get_client
+
     from flows.automations import apply
 
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+    except Exception as error:  # of whichever client Prefect uses
+        raise UserError(f"The Prefect server that PREFECT_API_URL names cannot be used: {error}") from error
     content, done = check_file(file), []
     for pool in {deployment["work_pool"]["name"] for deployment in content["deployments"]}:
         if _prefect("work-pool", "inspect", pool).returncode:
@@ -131,13 +123,9 @@ def deploy(file: Path) -> list[str]:
             _must("work-pool", "set-concurrency-limit", pool, "1")  # one training at a time on this machine
             done.append(f"work pool {pool}: one run at a time")
     _must("--no-prompt", "deploy", "--all", "--prefect-file", str(file))
-    done += [f"deployment {_flow(one['entrypoint'])}/{one['name']}" for one in content["deployments"]]
+    for one in content["deployments"]:  # flows are called as their functions are
+        done.append(f"deployment {one['entrypoint'].rpartition(':')[2].replace('_', '-')}/{one['name']}")
     return done + apply(file.with_name("automations.yaml"), os.environ.get("QLORA_FLOW_WEBHOOK", ""))
-
-
-def _flow(entrypoint: str) -> str:
-    """Flows are called as their functions are."""
-    return entrypoint.rpartition(":")[2].replace("_", "-")
 
 
 def prefect(*arguments: str) -> list[str]:
@@ -156,4 +144,4 @@ def _prefect(*arguments: str) -> subprocess.CompletedProcess[str]:
 def _must(*arguments: str) -> None:
     done = _prefect(*arguments)
     if done.returncode:
-        raise UserError(f"prefect {' '.join(arguments)} fails: {' '.join((done.stdout + done.stderr).split())[-1000:]}")
+        raise UserError(f"prefect {' '.join(arguments)} fails: {' '.join((done.stdout + done.stderr).split()[-100:])}")

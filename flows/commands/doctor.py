@@ -15,9 +15,10 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+from flows.commands.environment import local_settings
 from tasks.process.child import main as child
 from tasks.process.child import run_child
-from tasks.store.root import LITTLE_DISK, store_root
+from tasks.store.root import LITTLE_DISK, existing, store_root
 from tasks.text import visible
 
 Finding = tuple[str, str, str]
@@ -37,7 +38,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Returns 1 if a run would fail, else 0, also with warnings."""
-    from flows.commands.environment import local_settings
     from flows.server import reach_this_machine_directly
 
     local_settings()
@@ -48,11 +48,11 @@ def main(options: argparse.Namespace) -> int:
             findings = [*check()]
         except Exception as error:
             findings = [("fail", f"{type(error).__name__}: {error}", "")]
-        for status, found, mend in findings:
+        for status, found, repair in findings:
             failed |= status == "fail"
             print(f"{status:<8} {title:<8} {visible(found)}", flush=True)
-            if mend and status != "ok":
-                print(f"{'→':>17} {visible(mend)}", flush=True)
+            if repair and status != "ok":
+                print(f"{'→':>17} {visible(repair)}", flush=True)
     return int(failed)
 
 
@@ -67,11 +67,10 @@ def _packages() -> Iterator[Finding]:
 
     needs = [Requirement(line) for line in importlib.metadata.requires("qlora-flow") or []]
     needs = [need for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
-    versions = {need: _installed(need.name) for need in needs}
     wrong = [
         f"{need.name} {version or 'is missing'} (needs {need.specifier})"
-        for need, version in versions.items()
-        if not version or not need.specifier.contains(version, prereleases=True)
+        for need in needs
+        if not (version := _installed(need.name)) or not need.specifier.contains(version, prereleases=True)
     ]
     yield "fail" if wrong else "ok", ", ".join(wrong) or f"all {len(needs)} requirements are met", INSTALL
     pins = dict(line.split("==") for line in PINS.read_text().split() if "==" in line) if PINS.is_file() else {}
@@ -94,23 +93,21 @@ def _installed(name: str) -> str:
 def _gpu() -> Iterator[Finding]:
     said: list[str] = []
     try:
-        run_child("flows.commands.doctor", {}, said.append, hang_minutes=5)  # whatever CUDA does, it does to the child
+        run_child("flows.commands.doctor", {}, said.append, hang_minutes=5)  # CUDA may hang or crash
     except Exception as error:
         yield "fail", f"4-bit forward and backward: {error}", "Install torch and bitsandbytes for this GPU and driver."
         return
-    found = json.loads(said[-1])
-    driver = _driver()
-    if not found["gpu"]:
-        why = f"torch {found['torch']} sees no GPU" + (f", though driver {driver} is there" if driver else "")
-        cpu = "Small bases train on the CPU in minutes to hours; others need an NVIDIA GPU."
-        yield "warning", why, f"Install torch for a CUDA version of driver {driver}." if driver else cpu
-    else:
+    found, driver = json.loads(said[-1]), _driver()
+    if found["gpu"]:
         about = f"{found['gpu']}, {found['memory'] / 2**30:.0f} GiB, driver {driver or 'unknown'}, CUDA {found['cuda']}"
         old = "It has no bfloat16 (compute capability below 8.0): set training.compute_dtype to float16."
         yield "ok" if found["capability"] >= 8 else "warning", about, old
-    right = found["error"] < 0.05
+    else:
+        why = f"torch {found['torch']} sees no GPU" + (f", though driver {driver} is there" if driver else "")
+        cpu = "Small bases train on the CPU in minutes to hours; others need an NVIDIA GPU."
+        yield "warning", why, f"Install torch for a CUDA version of driver {driver}." if driver else cpu
     works = f"4-bit forward and backward: the gradient is within {found['error']:.1%} of the dequantized layer's"
-    yield "ok" if right else "fail", works, f"bitsandbytes computes wrongly here. {INSTALL}"
+    yield "ok" if found["error"] < 0.05 else "fail", works, f"bitsandbytes computes wrongly here. {INSTALL}"
 
 
 def _driver() -> str:
@@ -144,21 +141,17 @@ def _disk() -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for what, folder in (("the store", store_root()), ("models of the Hub", Path(HF_HUB_CACHE))):
-        free = shutil.disk_usage(_existing(folder)).free
+        free = shutil.disk_usage(existing(folder)).free
         status = "ok" if free > LITTLE_DISK else "fail" if free < NO_DISK else "warning"
-        mend = "A base of 8B takes 16 GB. qlora-flow clean --dry-run lists results that can go."
-        yield status, f"{free / 2**30:,.0f} GiB free for {what} in {folder}", mend
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        repair = "A base of 8B takes 16 GB. qlora-flow clean --dry-run lists results that can go."
+        yield status, f"{free / 2**30:,.0f} GiB free for {what} in {folder}", repair
 
 
 def _store() -> Iterator[Finding]:
     from tasks.store.remote import Remote
 
     try:
-        with tempfile.NamedTemporaryFile(dir=_existing(store_root())) as file, Path(file.name).open("rb") as other:
+        with tempfile.NamedTemporaryFile(dir=existing(store_root())) as file, Path(file.name).open("rb") as other:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,13 +159,13 @@ def _store() -> Iterator[Finding]:
             except BlockingIOError:
                 yield "ok", f"{store_root()} can be written, and its locks hold", ""
     except OSError as error:
-        mend = "Let this user write there, or name another folder by QLORA_FLOW_STORE or --store."
-        yield "fail", f"{store_root()} cannot be used: {error.strerror}", mend
+        repair = "Let this user write there, or name another folder by QLORA_FLOW_STORE or --store."
+        yield "fail", f"{store_root()} cannot be used: {error.strerror}", repair
     try:
         if remote := Remote.configured():
             remote.manifest("doctor")
             yield "ok", f"{remote.url} can be read", ""
-    except Exception as error:  # of whichever file system it is
+    except Exception as error:  # each file system raises its own
         yield "fail", str(error), "Check QLORA_FLOW_REMOTE, its credentials and the network."
 
 
@@ -187,18 +180,16 @@ def _hub() -> Iterator[Finding]:
     try:
         DATES[constants.ENDPOINT] = get_session().head(constants.ENDPOINT, timeout=10).headers.get("date", "")
     except Exception as error:  # of whichever client the Hub's library uses
-        mend = "Files and models on this machine work without it. Check HTTPS_PROXY, or set HF_HUB_OFFLINE=1."
-        yield "warning", f"{constants.ENDPOINT} does not answer: {error}", mend
+        repair = "Files and models on this machine work without it. Check HTTPS_PROXY, or set HF_HUB_OFFLINE=1."
+        yield "warning", f"{constants.ENDPOINT} does not answer: {error}", repair
         return
     try:
-        name = HfApi().whoami(token)["name"] if token else ""
-        yield (
-            "ok" if token else "warning",
-            f"{constants.ENDPOINT} answers; {who} {name}",
-            ("Closed models, private data and uploads need HF_TOKEN; nothing else does."),
-        )
+        who += f" {HfApi().whoami(token)['name']}" if token else ""
     except Exception as error:
         yield "fail", f"{constants.ENDPOINT} refuses the {who}: {error}", "Put a valid token into HF_TOKEN, or none."
+        return
+    repair = "Gated models, private data and uploads need HF_TOKEN; nothing else does."
+    yield "ok" if token else "warning", f"{constants.ENDPOINT} answers; {who}", repair
 
 
 def _prefect() -> Iterator[Finding]:
@@ -214,24 +205,24 @@ def _prefect() -> Iterator[Finding]:
         with get_client(sync_client=True) as client:
             DATES[url], version = client.hello().headers.get("date", ""), client.api_version()
     except Exception as error:  # of whichever client Prefect uses
-        mend = "Start it (qlora-flow serve), or unset PREFECT_API_URL. If it says 401, set PREFECT_API_AUTH_STRING."
-        yield "fail", f"{url} does not answer: {error}", mend
+        repair = "Start it (qlora-flow serve), or unset PREFECT_API_URL. If it says 401, set PREFECT_API_AUTH_STRING."
+        yield "fail", f"{url} does not answer: {error}", repair
         return
     theirs, ours = ([int(part) for part in text.split(".")[:2]] for text in (version, own))
-    mend = "Update the server: it should not be older than its clients."
-    yield "warning" if theirs < ours else "ok", f"{url} is Prefect {version}; this is {own}", mend
+    repair = "Update the server: it should not be older than its clients."
+    yield "warning" if theirs < ours else "ok", f"{url} is Prefect {version}; this is {own}", repair
 
 
 def _clock() -> Iterator[Finding]:
-    mend = "Set the clock by NTP (timedatectl set-ntp true): schedules and signed requests depend on it."
+    repair = "Set the clock by NTP (timedatectl set-ntp true): schedules and signed requests depend on it."
     now = time.time()
     for whose, date in DATES.items():
         skew = now - parsedate_to_datetime(date).timestamp() if date else 0
         status = "ok" if abs(skew) < LARGEST_SKEW_SECONDS else "fail"
-        yield status, f"{abs(skew):,.0f} s {'ahead of' if skew > 0 else 'behind'} {whose}", mend
+        yield status, f"{abs(skew):,.0f} s {'ahead of' if skew > 0 else 'behind'} {whose}", repair
     if not DATES:
         status = "ok" if now > Path(__file__).stat().st_mtime else "fail"
-        yield status, f"{time.ctime(now)}; no server answers to compare it with", mend
+        yield status, f"{time.ctime(now)}; no server answers to compare it with", repair
 
 
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {

@@ -4,14 +4,16 @@ import os
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.store.root import store_root
+from tasks.store.root import existing, store_root
 
 
 def check_store() -> None:
-    """Raises UserError if the store's path or a parent of it is a file."""
-    there = next(path for path in (store_root(), *store_root().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"The store {store_root()} cannot be used: {there} is a file, and a store is a folder.")
+    """Raises UserError if the store's path or a parent of it is a file, or may not be read."""
+    try:
+        if not (there := existing(store_root())).is_dir():
+            raise UserError(f"The store {store_root()} cannot be used: {there} is a file, and a store is a folder.")
+    except OSError as error:
+        raise UserError(f"The store {store_root()} cannot be used: {error.strerror}.") from error
 
 
 def homes_in_store() -> None:

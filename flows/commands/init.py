@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from flows.config_file import load
 from tasks.errors import UserError
 from tasks.text import visible
 
@@ -56,7 +57,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Returns 2 if the new file still needs a change, and prints which."""
     from flows.checks import check
-    from flows.config_file import load
 
     stem = Path(options.data.rstrip("/*")).name.partition(".")[0].lower()
     name = re.sub(r"[^a-z0-9._-]+", "-", stem)[:64].strip("-._") or "adapter"
@@ -85,14 +85,13 @@ def configuration(where: str, rows: list[dict[str, Any]], name: str) -> str:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     chat = next((column for column in columns if any(_messages(row.get(column)) for row in rows)), None)
     if chat is not None:
-        said = f"conversations in the column {chat}"
+        said, talks = f"conversations in the column {chat}", [_messages(row.get(chat)) for row in rows]
         lines = ["style: chat   # the model's own chat template; every answer of the assistant is learnt"]
         lines += [f"messages_column: {_quoted(chat)}"] if chat != "messages" else []
-        if "chosen" in columns and not all(_learnable(row.get(chat)) for row in rows):
-            lines.append("answer_column: chosen   # the conversation ends with what is asked")
-        turns = [message for row in rows for message in _messages(row.get(chat))]
-        answers = [len(str(text)) for who, text in turns if who in ANSWERING]
-        whole = [sum(len(str(text)) for _, text in _messages(row.get(chat))) for row in rows]
+        if "chosen" in columns and not all(talk and talk[-1][0] in ANSWERING for talk in talks):
+            lines.append("answer_column: chosen   # the conversation ends with a question")
+        answers = [len(str(text)) for talk in talks for who, text in talk if who in ANSWERING]
+        whole = [sum(len(str(text)) for _, text in talk) for talk in talks]
     else:
         said, asked, answer, lines = _templates(columns, rows)
         answers = [len(str(row.get(answer) or "")) for row in rows]
@@ -117,35 +116,34 @@ def _templates(columns: list[str], rows: list[dict[str, Any]]) -> tuple[str, lis
     answer = next((texts[known] for known in ANSWERS if known in texts), None)
     others = [c for c in columns if c in texts.values() and c != answer and not re.search(r"(^|_)(uu)?id$", c.lower())]
     if answer is None and len(others) == 1:
-        lines = ["style: text   # every token is learnt; there is no prompt"]
-        return "plain text", [], others[0], [*lines, f"text_column: {_quoted(others[0])}"]
+        style = "style: text   # every token is learnt; there is no prompt"
+        return "plain text", [], others[0], [style, f"text_column: {_quoted(others[0])}"]
     if answer is None or not others:
         raise UserError(
             f"FILE: no column is called like an answer ({', '.join(ANSWERS[:6])}) with one to ask beside it; there are "
             f"{', '.join(columns)}. Start from examples/formats, and name your columns in the templates."
         )
-    instruction = texts.get("instruction")
-    if instruction:
+    if instruction := texts.get("instruction"):
         given = next((c for c in others if c.lower() in ("input", "context")), None)
-        said, asked = "instructions as Alpaca has them", [instruction, *([given] if given else [])]
+        said, asked = "instructions in Alpaca's format", [instruction, *([given] if given else [])]
         template = f"### Instruction:\n{_braces(instruction)}\n\n"
         if given:
             template += f"{{% if {_variable(given)} %}}### Input:\n{_braces(given)}\n\n{{% endif %}}"
-        template += "### Response:\n"
     else:
         longest = max(others, key=lambda column: sum(len(str(row.get(column) or "")) for row in rows))
         asked = [next((texts[known] for known in QUESTIONS if texts.get(known) in others), longest)]
-        said, template = f"{asked[0]} is the prompt, {answer} the answer", f"{_braces(asked[0])}\n\n### Response:\n"
-    lines = ["prompt: |", *(f"  {line}" for line in template.splitlines())]
-    lines += [
-        f"completion: {_quoted(_braces(answer))}   # what is learnt",
-        'ending: ""   # the end token is learnt anyway',
-    ]
+        said, template = f"{asked[0]} is the prompt, {answer} the answer", f"{_braces(asked[0])}\n\n"
     return (
         said,
         asked,
         answer,
-        [*lines, f"input_column: {_quoted(asked[-1])}   # may be shortened if a row is too long"],
+        [
+            "prompt: |",
+            *(f"  {line}" for line in f"{template}### Response:".splitlines()),
+            f"completion: {_quoted(_braces(answer))}   # what is learnt",
+            'ending: ""   # the end token is learnt anyway',
+            f"input_column: {_quoted(asked[-1])}   # may be shortened if a row is too long",
+        ],
     )
 
 
@@ -170,11 +168,6 @@ def _messages(value: Any) -> list[tuple[Any, Any]]:
     messages = [message for message in value if isinstance(message, dict)] if isinstance(value, list) else []
     names = (("role", "content"), ("from", "value"))
     return [(m[who], m[text]) for m in messages for who, text in names if {who, text} <= m.keys()]
-
-
-def _learnable(value: Any) -> bool:
-    """Whether a conversation ends with an answer."""
-    return bool(messages := _messages(value)) and messages[-1][0] in ANSWERING
 
 
 def _quoted(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -80,11 +79,10 @@ def _ledgers(folders: list[Path]) -> Iterator[str]:
 
     from tasks.store.ledger import LEDGER
 
-    lines = [line for folder in folders for line in pq.read_table(folder / LEDGER).to_pylist()]
-    reasons = Counter((line["stage"], line["verdict"], line["reason"]) for line in lines)
-    yield "── Rows that do not pass unchanged" if lines else "── All rows pass unchanged"
-    for reason, rows in reasons.most_common():
-        stage, verdict, why = reason
-        one = next(line for line in lines if (line["stage"], line["verdict"], line["reason"]) == reason)
-        example = f"row {visible(one['id'] or '?')}: {visible(one['detail'], 300)}"
-        yield f"{rows:>6,} {verdict} in {stage}: {why}, such as {example}"
+    reasons: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for line in (line for folder in folders for line in pq.read_table(folder / LEDGER).to_pylist()):
+        reasons.setdefault((line["verdict"], line["stage"], line["reason"]), []).append(line)
+    yield "── Rows that do not pass unchanged" if reasons else "── All rows pass unchanged"
+    for (verdict, stage, why), lines in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        example = f"row {visible(lines[0]['id'] or '?')}: {visible(lines[0]['detail'], 300)}"
+        yield f"{len(lines):>6,} {verdict} in {stage}: {why}, such as {example}"

@@ -1,7 +1,6 @@
 """Run every configuration of a folder on this machine; one that fails does not stop the others."""
 
 import argparse
-import signal
 import sys
 from typing import Any
 
@@ -15,13 +14,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     homes_in_store()
     local_settings()
-    from flows.commands.bars import shown
+    from flows.commands.bars import at_work
     from flows.deployed import retrain_all
-    from flows.server import ensure_server
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    ensure_server()
-    with shown():
+    with at_work():
         state: Any = retrain_all(options.folder, return_state=True)
     print(state.message, file=sys.stderr if state.is_failed() else sys.stdout)
     return int(state.is_failed())

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from flows.commands.arguments import add_configuration, configuration
 from flows.commands.environment import homes_in_store, local_settings
 from flows.stages import REFRESHABLE
 from tasks.errors import UserError
-from tasks.process.failures import full_disk
+from tasks.process.failures import disk_trouble
 from tasks.text import visible_lines
 
 
@@ -33,36 +32,31 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     if options.summary and options.summary.is_dir():
         raise UserError(f"--summary: {options.summary} is a folder; it takes the name of a file.")
-    if options.summary and not options.summary.absolute().parent.is_dir():
-        raise UserError(f"--summary: the folder {options.summary.absolute().parent} does not exist.")
+    if options.summary and not (parent := options.summary.absolute().parent).is_dir():
+        raise UserError(f"--summary: the folder {parent} does not exist.")
+    if options.summary and not os.access(options.summary if options.summary.exists() else parent, os.W_OK):
+        raise UserError(f"--summary: {options.summary} cannot be written by this user.")
     homes_in_store()
     groups = configuration(options)
     local_settings()
     if options.verify:
         os.environ["QLORA_FLOW_VERIFY"] = options.verify
-    from flows.commands.bars import shown
+    from flows.commands.bars import at_work
     from flows.commands.table import show
     from flows.retrain import retrain
     from flows.run.logs import Readable
-    from flows.server import ensure_server
 
     if options.refresh:
         _refresh(groups, options.refresh)
-    # Prefect hands SIGTERM on to this handler; leaving by it ends what the run started, and says so by its status
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     Readable.command_tells = True
     try:
-        ensure_server()
-        with shown(options.quiet):
+        with at_work(options.quiet):
             summary = retrain(**groups)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. Finished stages are kept: the same command goes on from there.", file=sys.stderr)
-        return 128 + signal.SIGINT
     except Exception as error:  # Prefect has logged the stack; here is what to read first
-        said = full_disk(error) or f"{error}\nFinished stages are kept: the same command goes on from there."
+        said = disk_trouble(error) or f"{error}\nFinished stages are kept: the same command goes on from there."
         print(f"\nThe run failed: {visible_lines(said)}", file=sys.stderr)
         return 1
     if options.summary:

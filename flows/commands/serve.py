@@ -8,19 +8,17 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from flows.commands.deploy import FILE, check_file, deploy, prefect
 from flows.commands.environment import homes_in_store, local_settings
+from flows.server import HOST, end, ended_by, reach_this_machine_directly, wait_until_up
 from tasks.errors import UserError
 from tasks.process.child import IMPORT_NOTHING_HERE, follow_parent
 from tasks.store.root import store_root
 
-HOST = "127.0.0.1"
 SECRET = "prefect.secret"
-START_SECONDS = 180
 GRACE_SECONDS = 60
 """For the worker's run to save a checkpoint."""
 
@@ -47,22 +45,21 @@ def main(options: argparse.Namespace) -> int:
         PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="prefect.server.concurrency.lease_storage.filesystem",
     )
     os.environ.setdefault("PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED", "events,flow_runs")  # old ones are removed
-    from flows.server import reach_this_machine_directly
-
     reach_this_machine_directly()
     pool = content["deployments"][0]["work_pool"]["name"]
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell that starts this with & has SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     try:
         with _started("server", "server", "start") as server:
-            _wait_until_up(url, server)
+            wait_until_up(url, server, f"Its output is in {_log('server')}.")
             print(*deploy(options.file), sep="\n", flush=True)
             with _started("worker", "worker", "start", "--pool", pool) as worker:
                 print(f"\nPrefect UI: {url}\nIts password is in {file}. Ctrl-C ends server and worker.", flush=True)
                 while True:
                     for name, process in (("server", server), ("worker", worker)):
                         if process.poll() is not None:
-                            raise UserError(f"The {name} ended ({process.returncode}); its output is in {_log(name)}.")
+                            how = ended_by(process.returncode)
+                            raise UserError(f"The {name} has ended ({how}); its output is in {_log(name)}.")
                     time.sleep(0.5)
     except KeyboardInterrupt:
         return 0
@@ -70,18 +67,17 @@ def main(options: argparse.Namespace) -> int:
 
 def _check_port(port: int) -> None:
     try:
-        socket.create_server((HOST, port)).close()
+        socket.create_server((HOST, port or -1)).close()  # 0 would be any port
     except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--port: {port} cannot be used ({error}); another server runs there, or take another port."
-        ) from error
+        raise UserError(f"--port: {port} cannot be used ({error}). Does another server run there?") from error
 
 
 def _secret() -> tuple[Path, str]:
     """The server's password, the same at each start; only this user can read it."""
     file = store_root() / SECRET
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
+    if not file.exists() or not file.read_text().strip():  # a killed process may leave an empty one
+        file.unlink(missing_ok=True)
         file.touch(0o600)
         file.write_text(secrets.token_hex(32))
     return file, file.read_text().strip()
@@ -113,18 +109,4 @@ def _started(name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _wait_until_up(url: str, server: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and server.poll() is None:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{url}/api/health", timeout=5).close()
-            return
-        time.sleep(0.2)
-    raise UserError(f"The Prefect server does not come up; its output is in {_log('server')}.")
+        end(process, GRACE_SECONDS)

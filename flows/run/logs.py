@@ -4,12 +4,13 @@ import logging
 
 from flows.flow_run import Progress
 from tasks.errors import UserError
+from tasks.process.failures import disk_trouble
 from tasks.store.manifest import DamagedArtifact
 from tasks.text import visible, visible_lines
 
 
 class Readable(logging.Filter):
-    """Logs a user's mistake or a damaged file as one sentence without a stack trace, and escapes what messages quote.
+    """Logs mistakes, damaged files and disk trouble as a sentence without a stack trace; escapes what messages quote.
 
     `command_tells`: the command prints the mistake as its last line, so the log leaves it out.
     """
@@ -18,8 +19,8 @@ class Readable(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, UserError | DamagedArtifact):
-            record.msg, record.args = str(error), ()
+        if error and (isinstance(error, UserError | DamagedArtifact) or disk_trouble(error)):
+            record.msg, record.args = disk_trouble(error) or str(error), ()
             record.exc_info = record.exc_text = None
         elif record.exc_info:
             record.exc_text = visible_lines(logging.Formatter().formatException(record.exc_info))

@@ -1,6 +1,6 @@
 """What a run would do, and why: compares the identity of each stage with the store. Nothing runs or is fetched.
 
-A stage whose input does not exist yet has no key: it runs because its input is made first.
+A stage whose input does not exist yet has no key: it runs because its input runs first.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def plan(groups: dict[str, Any], begun: Source | None = None) -> Iterator[Planne
     remote, fetched = Remote.configured(), False
     for stage in STAGES[bool(begun) :]:
         name, missing = stage.name, [each for each in BY_NAME if each in stage.inputs.values() and each not in found]
-        folders = _folders(name, registry)
+        folders = versions(registry) if name == "publish" else [*store_root().glob(f"artifacts/{name}-*")]
         last = before.get(name) or latest(folders)
         if missing:
             yield Planned(name, False, f"{missing[-1]} is fetched first" if fetched else f"{missing[-1]} runs", last)
@@ -95,25 +95,16 @@ def _start(training: TrainingConfig, registry: Path, tokens: ArtifactRef, base: 
 
 
 def _lineage(registry: Path) -> dict[str, Manifest]:
-    """Stage → manifest of the result that this adapter's newest version was made from.
-
-    A stage is missing if its result was removed or nothing was published yet.
-    """
+    """Stage → manifest of the result that this adapter's newest version was made from, where the result is kept."""
     newest = list(readable(versions(registry)).values())[-1:]
     manifests = results() if newest else {}
-    holding = by_digest(manifests)
-    stages: dict[str, Manifest] = {}
+    holding, stages = by_digest(manifests), dict[str, Manifest]()
     while newest:
         manifest = newest.pop(0)
         stages.setdefault(manifest.identity.stage, manifest)
         origins = (holding.get(digest, []) for digest in manifest.identity.inputs.values())
         newest += [manifests[folders[0]] for folders in origins if folders]
     return stages
-
-
-def _folders(stage: str, registry: Path) -> list[Path]:
-    """Folders of a stage's results, in no order."""
-    return versions(registry) if stage == "publish" else list((store_root() / "artifacts").glob(f"{stage}-*"))
 
 
 def _found(identity: Identity, folders: list[Path], last: Manifest | None) -> tuple[Path | None, str]:

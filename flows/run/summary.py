@@ -95,27 +95,37 @@ def skipped(why: str, began: float, changes: dict[str, Any] | None = None) -> di
     return {"outcome": "skipped", "said": why, "stages": {}, "seconds": seconds, "changes": changes or {}}
 
 
+def parts(summary: dict[str, Any]) -> list[str | list[list[str]]]:
+    """What UI and terminal show below the outcome: sentences, and tables as lines of cells under a line of titles."""
+    scores = [{"metric": name, **score} for name, score in summary["scores"].items()]
+    watch, versions, level = summary["watch"], summary["versions"], f"{100 * summary['confidence']:g}"
+    stages = [["stage", "outcome", "seconds", "rows"]]
+    for name, stage in summary["stages"].items():
+        stages.append([name, stage["outcome"], f"{stage['seconds']:.1f}", f"{stage['rows']:,}"])
+    found = (
+        tables.score_table(scores, level),
+        summary["held_out"]["said"],
+        *(["Rows of other tasks:", tables.score_table(watch, level)] if watch else []),
+        tables.health_table(summary["health"]),
+        "Shares of the answers; length is relative to the reference.",
+        *(["This version and earlier ones:", tables.version_table(versions)] if versions[1:] else []),
+        stages,
+        _trained(summary["training"]),
+        sentence(summary["changes"]) if summary["changes"] else "",
+    )
+    return [part for part in found if part]
+
+
 def markdown(summary: dict[str, Any]) -> str:
     """The summary as the Prefect UI shows it."""
-    published, stages = summary["published"], ["| stage | outcome | seconds | rows |", "|---|---|---:|---:|"]
-    for name, stage in summary["stages"].items():
-        stages.append(f"| {name} | {stage['outcome']} | {stage['seconds']:.1f} | {stage['rows']:,} |")
-    watch, versions, score_table = summary["watch"], summary["versions"], tables.score_table
+    published = summary["published"]
     blocks = [
         f"## {published['name']} {published['version']}",
         f"**{summary['said']}.** {summary['verdict']}",
-        tables.markdown(score_table(*scored(summary))),
-        summary["held_out"]["said"],
-        "Rows of other tasks:\n\n" + tables.markdown(score_table(watch, scored(summary)[1])) if watch else "",
-        tables.markdown(tables.health_table(summary["health"])),
-        "Shares of the answers; length is relative to the reference.",
-        "This version and earlier ones:\n\n" + tables.markdown(tables.version_table(versions)) if versions[1:] else "",
-        "\n".join(stages),
-        trained(summary["training"]),
-        sentence(summary["changes"]) if summary["changes"] else "",
+        *(part if isinstance(part, str) else tables.markdown(part) for part in parts(summary)),
         f"Adapter: {code(published['path'])}  \nReport: {code(summary['report'])}",
     ]
-    return "\n\n".join(filter(None, blocks))
+    return "\n\n".join(blocks)
 
 
 def leave_artifacts(summary: dict[str, Any], adapter: ArtifactRef) -> None:
@@ -135,12 +145,7 @@ def leave_artifacts(summary: dict[str, Any], adapter: ArtifactRef) -> None:
     create_link_artifact(report.as_uri(), report.name, artifact_key("report", name), "On the machine of the worker")
 
 
-def scored(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    """What `tables.score_table` takes."""
-    return [{"metric": name, **score} for name, score in summary["scores"].items()], f"{100 * summary['confidence']:g}"
-
-
-def trained(training: dict[str, Any]) -> str:
+def _trained(training: dict[str, Any]) -> str:
     """One or two sentences about training."""
     said = f"Training loss {training['loss_first']:.3f} → {training['loss_last']:.3f} in {training['steps']:,} steps"
     if "validation_rows" not in training:

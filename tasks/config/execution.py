@@ -32,6 +32,11 @@ class ExecutionConfig(Section):
         "case. The last two are kept.",
         ge=0,
     )
+    gpu_deployment: str = Field(
+        "",
+        description="Prefect deployment whose worker trains and evaluates in place of this machine, such as "
+        "`gpu-stage/gpu`. Both machines share results through QLORA_FLOW_REMOTE. Empty: this machine does.",
+    )
     prepare_timeout_minutes: float = Field(
         240, description="Longest time for each of download, format and tokenize in minutes.", gt=0
     )

@@ -1,7 +1,6 @@
 """The identities of rows and base model, and the lookups over the network that they need."""
 
 import re
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks.config import DataConfig, MixedSource, ModelConfig
@@ -13,6 +12,7 @@ from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
 from tasks.store.checked import content_digest
 from tasks.store.identity import Identity, installed
+from tasks.store.root import at_home
 
 VERSION, DIFFERENCE_VERSION = 5, 2
 """Raised when the same source can give other rows, or a comparison other counts (docs/caching.md)."""
@@ -27,7 +27,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def moving(data: DataConfig, model: ModelConfig) -> tuple[bool, bool]:
     """Whether rows and base model come from a Hub branch, a tag or a URL, whose content may change."""
-    local = model.base == BUNDLED or Path(model.base).expanduser().is_dir()
+    local = model.base == BUNDLED or at_home(model.base).is_dir()
     return (
         is_remote(data) or any(each.hub_id and not COMMIT.fullmatch(each.hub_revision) for _, each in sources_of(data)),
         not local and model.base.count("/") == 1 and not COMMIT.fullmatch(model.revision),
@@ -104,7 +104,7 @@ def identity(data: DataConfig, model: ModelConfig, replay: ArtifactRef | None = 
     """The identity of rows and model together. Each also has its own: a new model does not read the rows again."""
     if model.base == BUNDLED:
         base = content_digest(bundled_file())
-    elif (local := Path(model.base).expanduser()).is_dir():
+    elif (local := at_home(model.base)).is_dir():
         base = str(local.absolute())  # a relative name is another folder in another working directory
     else:
         base = f"{model.base}@{model.revision}"

@@ -16,7 +16,7 @@ from tasks.store.checked import content_digest
 from tasks.store.identity import Identity, installed
 from tasks.store.manifest import MANIFEST
 from tasks.store.model import BaseModelRef
-from tasks.store.root import store_root
+from tasks.store.root import at_home, store_root
 
 MODEL_VERSION = 1
 """Raised when the bundled file can give another folder, or a base other digests (docs/caching.md)."""
@@ -61,19 +61,19 @@ def present_model(model: ModelConfig) -> BaseModelRef | None:
 def looks_local(model: ModelConfig) -> bool:
     """Whether a base is a folder, or cannot be a name on the Hub, which is owner/name."""
     here = model.base.startswith((".", "/", "~")) or model.base.count("/") != 1
-    return here or Path(model.base).expanduser().is_dir()
+    return here or at_home(model.base).is_dir()
 
 
 def _folder_or_snapshot(model: ModelConfig, log: Callable[[str], None] | None = None) -> BaseModelRef:
     """Without a log, nothing is fetched."""
-    if (local := Path(model.base).expanduser()).is_dir():
+    if (local := at_home(model.base)).is_dir():
         return BaseModelRef.of(local.absolute(), model.base, "")
     return BaseModelRef.of(_snapshot(model, log), model.base, model.revision)
 
 
 def _snapshot(model: ModelConfig, log: Callable[[str], None] | None) -> Path:
     if looks_local(model):
-        raise UserError(f"model.base: the folder {Path(model.base).expanduser().absolute()} does not exist.")
+        raise UserError(f"model.base: the folder {at_home(model.base).absolute()} does not exist.")
     from huggingface_hub import snapshot_download
 
     with refusals("model.base", model.base):

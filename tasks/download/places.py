@@ -14,6 +14,7 @@ from tasks.config import DataConfig, MixedSource
 from tasks.errors import UserError
 from tasks.process.failures import TRANSIENT_STATUS, causes, http_status, is_network_error
 from tasks.store.checked import content_digest
+from tasks.store.root import at_home
 from tasks.text import hide_secrets, public_url, visible
 
 TEXT = (".jsonl", ".json", ".csv")
@@ -148,11 +149,11 @@ def find_files(pattern: str, field: str) -> list[Place]:
         with trouble(pattern, field):
             alone, found = _find_remote(pattern)
     else:
-        alone, found = _find_local(Path(pattern).expanduser())
+        alone, found = _find_local(at_home(pattern))
     files = found if alone else [where for where in found if _is_data(public_url(where), pattern)]
     if not files:
         what = "holds no" if found else "does not exist or is empty; it takes a"
-        where = public_url(pattern) if "://" in pattern else Path(pattern).expanduser().absolute()
+        where = public_url(pattern) if "://" in pattern else at_home(pattern).absolute()
         hidden = "; hidden and temporary ones are not taken" if any(w.lower().endswith(ENDINGS) for w in found) else ""
         raise UserError(f"{field}: {where} {what} {', '.join(ENDINGS)} file{hidden}.")
     if not alone and any(Path(public_url(where)).name == "dataset_info.json" for where in files):
@@ -165,7 +166,7 @@ def _is_data(where: str, pattern: str) -> bool:
     """Whether a file below a folder is data, and not a file that editors, notebooks or interrupted writers left."""
     name = where.lower()
     ending = max((e for e in ENDINGS if name.endswith(e)), key=len, default="")
-    asked = Path(public_url(pattern)).expanduser().parts
+    asked = at_home(public_url(pattern)).parts
     open_parts = [part for part in asked if re.search(r"[*?\[]", part)]
     below = [part for part in Path(where).parts if part not in asked]
     return (

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from tasks.errors import UserError
-from tasks.process.failures import ChildFailed, full_disk, is_transient
+from tasks.process.failures import ChildFailed, disk_trouble, is_transient
 from tasks.text import visible
 
 GRACE_SECONDS = 12.0
@@ -175,8 +175,8 @@ def main(work: Callable[[Any], None], kind: type[BaseModel] | None = None) -> No
         sentence.write_text(str(error))
         sys.exit(USER_ERROR_EXIT)
     except Exception as error:
-        if full := full_disk(error):
-            sentence.write_text(full)
+        if said := disk_trouble(error):
+            sentence.write_text(said)
             sys.exit(USER_ERROR_EXIT)
         if not (isinstance(error, OSError) and is_transient(error)):
             raise

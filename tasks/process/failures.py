@@ -67,9 +67,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def full_disk(error: BaseException) -> str:
-    """One sentence when a disk is full, whether Python, Arrow, safetensors or torch reports it; else empty."""
+def disk_trouble(error: BaseException) -> str:
+    """One sentence when a disk is full, whoever reports it, or a file is not this user's; else empty."""
     for e in causes(error):
+        if isinstance(e, OSError) and e.filename and e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"{e.filename} cannot be used ({e.strerror}): give this user access, or name another place."
         known = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
         if known or any(words in str(e) for words in _FULL_DISK):
             detail = " ".join(str(e).split())[:200]

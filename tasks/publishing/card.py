@@ -9,6 +9,7 @@ import jinja2.nodes
 from tasks.config import FormattingConfig
 from tasks.evaluation.tables import health_table, markdown, score_table
 from tasks.store.model import BaseModelRef
+from tasks.store.root import at_home
 from tasks.text import code, fenced
 
 CARD = """---
@@ -220,7 +221,7 @@ def model_card(base: BaseModelRef, formatting: FormattingConfig, **parts: Any) -
     parts |= {
         "base": base,
         # the Hub takes no folder for a base's name
-        "on_hub": Path(base.source).expanduser().absolute() != Path(base.folder),
+        "on_hub": at_home(base.source).absolute() != Path(base.folder),
         "formatting": formatting,
         "chat": chat,
         "row": {} if chat else dict.fromkeys(_columns(formatting.prompt), "..."),

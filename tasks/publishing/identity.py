@@ -6,7 +6,7 @@ from tasks.config import FormattingConfig, PublishingConfig
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
-from tasks.store.root import store_root
+from tasks.store.root import at_home, store_root
 
 VERSION = 5
 """Raised when the same inputs can give another result (docs/caching.md)."""
@@ -33,4 +33,4 @@ def registry_folder(config: PublishingConfig) -> Path:
 
 
 def _registry(config: PublishingConfig) -> Path:
-    return Path(config.registry).expanduser().absolute() if config.registry else store_root() / "registry"
+    return at_home(config.registry).absolute() if config.registry else store_root() / "registry"

@@ -17,6 +17,7 @@ from tasks.store.artifact import check_folder
 from tasks.store.checked import content_digest
 from tasks.store.manifest import MANIFEST, DamagedArtifact
 from tasks.store.model import BaseModelRef
+from tasks.store.root import at_home
 
 CHAMPION = "champion"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -64,7 +65,7 @@ def adapter_folder(start_from: str, local_files_only: bool = False) -> Path | No
     """
     if start_from in ("", CHAMPION):
         return None
-    folder = Path(start_from).expanduser()
+    folder = at_home(start_from)
     if folder.is_dir():
         return folder.resolve()
     if start_from.startswith((".", "/", "~")) or start_from.count("/") != 1:
@@ -144,7 +145,7 @@ def _other_base(settings: dict[str, Any], trained_on: str, model: BaseModelRef) 
         return "" if trained_on == model.digest else "its weights, configuration or tokenizer have another content"
     theirs, revision = str(settings.get("base_model_name_or_path") or ""), settings.get("revision") or ""
     same = theirs.lower() == model.source.lower() or (
-        theirs and Path(theirs).expanduser().absolute() == Path(model.source).expanduser().absolute()
+        theirs and at_home(theirs).absolute() == at_home(model.source).absolute()
     )
     if not same:
         return f"{theirs or 'it names none'}, not {model.source} (base_model_name_or_path in {SETTINGS})"

@@ -6,8 +6,9 @@ import logging
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
 
-from flows.commands.bars import shown
+from flows.commands.bars import at_work
 
+pytestmark = pytest.mark.usefixtures("prefect_server")
 LINES = [
     ("tokenize", "tokenize: 1,024/4,096 rows · 512.0 a second · 6 s left"),
     ("tokenize", "tokenize: 4,096/4,096 rows · 512.0 a second · 0 s left"),
@@ -31,7 +32,7 @@ def shows(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch, quiet: bool = Fa
     monkeypatch.setattr(logging.getLogger(), "handlers", [PrefectConsoleHandler(screen)])
     log = logging.getLogger("prefect.task_runs.of_this_test")
     log.setLevel(logging.INFO)
-    with pytest.raises(KeyboardInterrupt), shown(quiet):
+    with pytest.raises(KeyboardInterrupt), at_work(quiet):
         for stage, line in LINES:
             log.info(line, extra={"task_run_id": f"id of {stage}", "task_name": stage})
         log.warning("the disk is slow")

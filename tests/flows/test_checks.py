@@ -57,6 +57,7 @@ def written(tmp_path: Path, groups: dict[str, Any]) -> str:
         ("evaluation", {"metrics": ["loss", "difflib:f"]}, "difflib has no function f"),
         ("publishing", {"hub_repo": "owner/name"}, "publishing.hub_repo: to upload to owner/name, set HF_TOKEN"),
         ("publishing", {"registry": "/dev/null/registry"}, "publishing.registry: /dev/null is a file"),
+        ("execution", {"gpu_deployment": "a/b"}, "execution.gpu_deployment: set QLORA_FLOW_REMOTE"),
     ],
 )
 def test_a_mistake_is_said_once_before_anything_runs(

@@ -1,6 +1,7 @@
 """The command line: what is wrong is said before anything runs."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -214,3 +215,14 @@ def test_a_hub_out_of_reach_is_one_sentence(
     assert main(["plan", str(file)]) == 1
     sentence = "The network does not answer, nothing ran: model.base: owner/name cannot be asked for at https://"
     assert capsys.readouterr().err.startswith(sentence)
+
+
+@pytest.mark.parametrize("command", ["init {}/rows.jsonl", "adapters list --registry {}/registry", "clean --store {}"])
+def test_a_folder_of_another_user_is_one_sentence(command: str, tmp_path: Path) -> None:
+    (shut := tmp_path / "shut").mkdir(mode=0)
+    may_read = "-dac_override,-dac_read_search"  # what lets root read everything
+    as_user = ["setpriv", "--bounding-set", may_read, "--inh-caps", may_read] if os.getuid() == 0 else []
+    arguments = command.format(shut).split()
+    done = subprocess.run([*as_user, sys.executable, "-m", "flows", *arguments], capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert "Permission denied" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -25,12 +25,14 @@ def test_configurations_share_stages_and_fail_alone(
             f"{common}{name}}}\ndata: {{path: {path}}}\ntraining: {{max_steps: 2, lora_r: 4, learning_rate: {lr}}}\n"
         )
     (folder / "d.yml").write_text("traning: {}")
+    (folder / "e.yaml").write_text((folder / "a.yaml").read_text())
     assert main(["retrain-all", str(folder)]) == 1
     said = capsys.readouterr().err
-    assert "2 of 4 failed: b.yaml: data.path: " in said and "d.yml: " in said and "did you mean training?" in said
+    assert "3 of 5 failed: b.yaml: data.path: " in said and "d.yml: " in said and "did you mean training?" in said
+    assert "e.yaml: publishing.name: a.yaml has a too; give each its own name." in said
     assert {path.parent.name for path in store.glob("registry/*/v0001")} == {"a", "c"}
     assert [len([*store.glob(f"artifacts/{stage}-*")]) for stage in ("tokenize", "train")] == [1, 2]
-    for broken in ("b.yaml", "d.yml"):
+    for broken in ("b.yaml", "d.yml", "e.yaml"):
         (folder / broken).unlink()
     assert main(["retrain-all", str(folder)]) == 0
     assert "2 configurations: Nothing changed" in capsys.readouterr().out

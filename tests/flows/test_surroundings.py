@@ -99,7 +99,7 @@ def ask(port: int, path: str, body: dict[str, Any] | None = None, **headers: str
 @pytest.mark.timeout(900)
 def test_it_publishes_though_its_server_was_killed(run: SimpleNamespace) -> None:
     assert run.status == 0, run.said
-    assert "The Prefect server of this run ended (by SIGKILL); starting it again." in run.said
+    assert "The run's Prefect server has ended (SIGKILL) and is started again." in run.said
     published = json.loads((run.folder / "summary.json").read_text())["published"]
     assert Path(published["path"], "adapter_model.safetensors").exists()
 

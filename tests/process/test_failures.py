@@ -20,7 +20,7 @@ from fsspec.exceptions import FSTimeoutError
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from tasks.errors import UserError
-from tasks.process.failures import ChildFailed, full_disk, is_transient
+from tasks.process.failures import ChildFailed, disk_trouble, is_transient
 from tests.faults.bench import may_mount, mount, unmount
 
 
@@ -109,10 +109,15 @@ def test_a_full_disk_is_named_whoever_writes(tmp_path, writer):
             WRITERS[writer](tmp_path / "file")
     finally:
         unmount(tmp_path)
-    assert full_disk(failure.value).startswith("A disk is full (")
+    assert disk_trouble(failure.value).startswith("A disk is full (")
     assert not is_transient(failure.value)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_file_of_another_user_is_named(number):
+    assert disk_trouble(OSError(number, "No", "/there")).startswith("/there cannot be used (No): ")
+
+
 def test_other_errors_of_a_disk_are_not_called_a_full_one():
-    assert full_disk(OSError(errno.EIO, "Input/output error")) == ""
-    assert full_disk(RuntimeError("PytorchStreamReader failed reading zip archive")) == ""
+    assert disk_trouble(OSError(errno.EIO, "Input/output error")) == ""
+    assert disk_trouble(RuntimeError("PytorchStreamReader failed reading zip archive")) == ""

@@ -61,6 +61,20 @@ def test_another_machine_fetches_what_one_computed(remote: str, machine: Callabl
     assert said == [f"{WHO.key} is in {remote} now", f"{WHO.key} was fetched from {remote}"]
 
 
+def test_a_result_that_cannot_be_copied_is_kept_and_copied_by_the_next_run(
+    remote: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("a")
+    with monkeypatch.context() as away:
+        away.setattr(Remote, "push", lambda *_: (_ for _ in ()).throw(ConnectionError("away")))
+        with pytest.raises(ConnectionError) as failure:
+            produce(WHO, write)
+    assert is_transient(failure.value)
+    ref = produce(WHO, never)
+    machine("b")
+    assert produce(WHO, never) == ref
+
+
 def test_a_damaged_blob_is_computed_and_replaced(remote: str, machine: Callable[[str], None]) -> None:
     said: list[str] = []
     machine("a")
