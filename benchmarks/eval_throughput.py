@@ -260,7 +260,7 @@ def run_loss(arguments: argparse.Namespace) -> None:
     import torch
 
     from tasks.evaluation.answers import generate
-    from tasks.evaluation.answers.loss import losses
+    from tasks.evaluation.answers.generate import losses
     from tasks.training.packing import Row
 
     arguments.every_token = False

@@ -1,4 +1,4 @@
-"""Which version of an adapter is in use, decided by a person: promote, roll back, begin a new life of the test rows."""
+"""A person's actions on an adapter's champion: promote, roll back, begin a new life of the test rows."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ readable_logs()
 @flow(name="promote", persist_result=False)
 @unattended
 def promote(name: str, version: str, reason: str, registry: str = "") -> Any:
-    """Put a version of an adapter in use, whatever the gate said: also the approval of one that waits.
+    """Put a version of an adapter in use, whatever the gate decided. This is also how a waiting version is approved.
 
     Args:
         name: Name of the adapter.
@@ -58,7 +58,7 @@ def rollback(name: str, reason: str, version: str = "", registry: str = "") -> A
 
 
 def promote_version(name: str, version: str, reason: str, registry: str = "") -> str:
-    """Verify a version, try it in a process of its own, and put it in use. Returns what was done, in a sentence.
+    """Verify a version, load it in a separate process, and put it in use. Returns what was done, in a sentence.
 
     Raises:
         UserError: there is no such version, it does not verify, or its base is not on this machine.
@@ -70,16 +70,17 @@ def promote_version(name: str, version: str, reason: str, registry: str = "") ->
         if _is_in_use(history, version, adapter):
             return f"{version} of {name} is in use already."
         try_out(ref.path, base_of(ref.manifest), lambda line: None, ExecutionConfig().hang_minutes)
-        said = f"Promoted {version} by hand: {reason}. The gate: {opinion(history.entries, adapter)}"
+        decided = [e.said for e in champion.about(history.entries, version, adapter) if e.what == "decision"]
+        said = f"Promoted {version} by hand: {reason}. The gate: {decided[-1] if decided else 'it was not compared.'}"
         history.move(version, said)
     return said
 
 
 def roll_back(name: str, reason: str, version: str = "", registry: str = "") -> str:
-    """Put the version in use that was before, or an earlier one: it was tried when it was new.
+    """Put an earlier version in use again, without loading it: it was loaded when it was put in use.
 
     Raises:
-        UserError: there was none before, or it does not verify.
+        UserError: no version was in use before, or it does not verify.
     """
     folder, reason = find(name, registry), _reason(reason)
     with acting(folder, moved_by_hand=True) as history:
@@ -140,7 +141,7 @@ def find(name: str, registry: str = "") -> Path:
 
 
 def earlier(entries: list[Entry]) -> str:
-    """The version that was in use before the present one; going back twice goes back two versions."""
+    """The version in use before the present one; going back twice goes back two versions."""
     stack: list[str] = []
     for entry in entries:
         if entry.what == "move" and entry.version in stack:
@@ -150,12 +151,6 @@ def earlier(entries: list[Entry]) -> str:
     return stack[-2] if len(stack) > 1 else ""
 
 
-def opinion(entries: list[Entry], adapter: str) -> str:
-    """What the gate said last about a version with these weights."""
-    decided = [entry.said for entry in entries if entry.what == "decision" and entry.adapter == adapter]
-    return decided[-1] if decided else "it was not compared."
-
-
 def _reason(reason: str) -> str:
     if not reason.strip():
         raise UserError("--reason takes a sentence for the history: why is this version put in use?")
@@ -163,16 +158,16 @@ def _reason(reason: str) -> str:
 
 
 def base_of(version: Manifest) -> BaseModelRef:
-    """The base of a version, on this machine; raises UserError where it is not."""
+    """The base of a version on this machine; raises UserError if it is not there."""
     if (base := present_model(base_named(version))) is None:
         raise UserError(
-            f"The base {version.identity.config['source']} is not on this machine, and a version is tried on it "
+            f"The base {version.identity.config['source']} is not on this machine, and a version is loaded on it "
             "before it is put in use."
         )
     return base
 
 
 def base_named(version: Manifest) -> ModelConfig:
-    """The base of a version, as a run names it."""
+    """The base of a version as a configuration names it."""
     source, revision = (str(version.identity.config.get(name, "")) for name in ("source", "revision"))
     return ModelConfig(base=BUNDLED if source == BUNDLED_SOURCE else source, revision=revision)

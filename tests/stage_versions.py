@@ -4,7 +4,8 @@
 fails while the code and the recorded digests differ.
 
 The code of a stage is what can be reached from its task: top-level definitions of flows/ and tasks/, followed name by
-name through all imports, into child processes too. The table of stages names the tasks; no list of modules is kept.
+name through all imports, into child processes too, and the templates that it names. The table of stages names the
+tasks; no list of modules is kept.
 Left out of a digest: docstrings, comments, annotations of functions, log and print statements, text of raised errors,
 descriptions of fields, and where a definition stands.
 """
@@ -25,7 +26,7 @@ from tasks.report.report import VERSION as REPORT_VERSION
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).with_suffix(".txt")
 BESIDE = {
-    "answers": (ANSWERS_VERSION, ["tasks.evaluation.answers.generate", "tasks.evaluation.answers.loss"]),
+    "answers": (ANSWERS_VERSION, ["tasks.evaluation.answers.generate"]),
     "difference": (DIFFERENCE_VERSION, ["tasks.download.difference"]),
     "model": (MODEL_VERSION, ["tasks.download.models"]),
     "report": (REPORT_VERSION, ["tasks.report.report"]),
@@ -56,7 +57,9 @@ class Module:
 
 def digest(entries: list[str]) -> str:
     """16 hex digits over everything that can be reached from some modules, or module:function."""
-    texts = {_text(module, statement) for module, statement in reachable(entries)}
+    found = reachable(entries)
+    texts = {_text(module, statement) for module, statement in found}
+    texts |= {template.read_text() for module, statement in found for template in _templates(module, statement)}
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
 
 
@@ -126,6 +129,13 @@ def _used(module: Module, statement: ast.stmt) -> Iterator[tuple[str, str]]:
             yield module.name, node.id
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("tasks."):
             yield from _split(node.value)  # a module that is started as a child process
+
+
+def _templates(module: Module, statement: ast.stmt) -> Iterator[Path]:
+    """The template files that a statement names."""
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(".j2"):
+            yield (ROOT / module.name.replace(".", "/")).with_name(node.value)
 
 
 def _split(qualified: str) -> Iterator[tuple[str, str]]:

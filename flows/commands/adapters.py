@@ -40,31 +40,30 @@ def _list(options: argparse.Namespace) -> int:
     places = [at_home(options.registry).absolute()] if options.registry else registries()
     folders = sorted(folder for place in places for folder in place.glob("*") if versions(folder))
     rows = [row for folder in folders for row in _versions(folder)]
-    if not rows and not options.json:
+    if rows or options.json:
+        _show(rows, options.json)
+    else:
         print(f"No adapter is published in {', '.join(map(str, places))}.")
-        return 0
-    return _show(rows, options.json)
+    return 0
 
 
 def _show_one(options: argparse.Namespace) -> int:
-    from tasks.promotion import champion
+    from tasks.promotion.champion import looks, read
 
     folder, version = named(options)
-    entries = champion.read(folder)
+    entries = read(folder)
     decisions = [
         {"at": entry.at, "by": entry.by, "what": entry.what, "version": entry.version, "reason": entry.said}
         for entry in entries
         if entry.what != "look" and version in ("", entry.version)
     ]
-    rows = [row for row in _versions(folder) if version in ("", row["version"])]
+    rows, spent = [row for row in _versions(folder) if version in ("", row["version"])], len(looks(entries))
     if options.json:
-        print(json.dumps({"versions": rows, "history": decisions, "looks": _looks(entries)}, indent=2))
+        print(json.dumps({"versions": rows, "history": decisions, "looks": spent}, indent=2))
         return 0
     _show(rows, False)
     _show(decisions, False)
-    print(
-        f"{_looks(entries)} comparisons of this life of the test rows are spent; the champion is {folder / 'champion'}"
-    )
+    print(f"{spent} comparisons of this life of the test rows are spent; the champion is {folder / 'champion'}")
     return 0
 
 
@@ -75,73 +74,66 @@ def _compare(options: argparse.Namespace) -> int:
     other = options.other or champion_of(read(folder))
     if not version or not other:
         raise UserError(f"Compare two versions: qlora-flow adapters compare {folder.name}@v0002 v0001.")
-    sides = {
-        name: {s["metric"]: s for s in intact(folder, name).facts(VersionFacts).scores} for name in (version, other)
-    }
+    ours, theirs = (
+        {s["metric"]: s for s in intact(folder, name).facts(VersionFacts).scores} for name in (version, other)
+    )
     rows = [
-        {"metric": name, "rows": f"{sides[version][name]['rows']}, {sides[other][name]['rows']}"}
-        | {side: sides[side][name]["tuned"] for side in (version, other)}
-        | {"difference": sides[version][name]["tuned"] - sides[other][name]["tuned"]}
-        for name in sides[version]
-        if name in sides[other]
+        {
+            "metric": name,
+            "rows": f"{ours[name]['rows']}, {theirs[name]['rows']}",
+            version: ours[name]["tuned"],
+            other: theirs[name]["tuned"],
+            "difference": ours[name]["tuned"] - theirs[name]["tuned"],
+        }
+        for name in ours
+        if name in theirs
     ]
     _show(rows, options.json)
     if not options.json:
-        print(
-            "Scores as they were published, each on the test rows of its time; the history has the paired comparisons."
-        )
+        print("Each version's scores when it was published, on the test rows of that time. The history has the")
+        print("comparisons on the same rows.")
     return 0
 
 
-def _promote(options: argparse.Namespace) -> int:
-    from flows.promote import promote_version
+def _act(options: argparse.Namespace) -> int:
+    """Promote, roll back or renew."""
+    from flows.promote import promote_version, renew, roll_back
 
     folder, version = named(options)
-    if not version:
-        raise UserError(f"Name a version: qlora-flow adapters promote {folder.name}@v0007 --reason TEXT.")
-    print(promote_version(folder.name, version, options.reason, str(folder.parent)))
-    return 0
-
-
-def _rollback(options: argparse.Namespace) -> int:
-    from flows.promote import roll_back
-
-    folder, version = named(options)
-    print(roll_back(folder.name, options.reason, version, str(folder.parent)))
-    return 0
-
-
-def _renew(options: argparse.Namespace) -> int:
-    from flows.promote import renew
-
-    folder, _ = named(options)
-    print(renew(folder.name, options.reason, str(folder.parent)))
+    name, registry = folder.name, str(folder.parent)
+    if options.action == "rollback":
+        print(roll_back(name, options.reason, version, registry))
+    elif options.action == "renew":
+        print(renew(name, options.reason, registry))
+    elif version:
+        print(promote_version(name, version, options.reason, registry))
+    else:
+        raise UserError(f"Name a version: qlora-flow adapters promote {name}@v0007 --reason TEXT.")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """Checksums of versions, history and pointer; returns 1 when one is wrong."""
+    """Check versions, history and pointer; returns 1 if one is wrong."""
     from tasks.promotion.champion import champion_of, current, intact, pointer, read
     from tasks.publishing.registry import versions
 
     folder, version = named(options)
-    rows, entries = [], []
+    said = ""
     try:
-        entries = read(folder)
-        said = champion_of(entries)
-        there = pointer(folder)
-        right = "" if there == said else f"points to {there or 'nothing'}, and the history says {said or 'nothing'}"
+        said, there = champion_of(read(folder)), pointer(folder)
+        wrong = "" if there == said else f"points to {there or 'nothing'}, and the history says {said or 'nothing'}"
     except UserError as error:
-        right = str(error)
-    rows.append({"what": "history and pointer", "found": right or "intact"})
-    said = champion_of(entries)
-    names = [path.name for path in versions(folder)]
-    for name in [version] if version else [*names, *([said] if said and said not in names else [])]:
+        wrong = str(error)
+    rows = [{"what": "history and pointer", "found": wrong or "intact"}]
+    for name in (
+        [version] if version else dict.fromkeys([*(path.name for path in versions(folder)), *filter(None, [said])])
+    ):
         try:
             current(folder) if name == said else intact(folder, name)
-            rows.append({"what": name, "found": "intact"})
+            wrong = ""
         except UserError as error:
-            rows.append({"what": name, "found": str(error)})
+            wrong = str(error)
+        rows.append({"what": name, "found": wrong or "intact"})
     _show(rows, options.json)
     return int(any(row["found"] != "intact" for row in rows))
 
@@ -153,7 +145,7 @@ def named(options: argparse.Namespace) -> tuple[Path, str]:
 
     name, at, version = options.adapter.partition("@")
     folder = find(name, options.registry)
-    for one in (version if at else "v0001", getattr(options, "other", "") or "v0001"):
+    for one in ([version] if at else []) + ([other] if (other := getattr(options, "other", "")) else []):
         if not VERSION.fullmatch(one):
             raise UserError(f"{visible(one)!r} names no version of {folder.name}; a version is called v0001.")
     return folder, version
@@ -161,45 +153,47 @@ def named(options: argparse.Namespace) -> tuple[Path, str]:
 
 def _versions(folder: Path) -> list[dict[str, Any]]:
     """A row for each version, oldest first."""
-    from tasks.promotion.champion import champion_of, decision_about, read, weights
+    from tasks.promotion.champion import about, champion_of, read, weights
     from tasks.publishing.registry import versions
     from tasks.store.manifest import DamagedArtifact, read_manifest
 
+    entries, damaged = [], ""
     try:
-        entries, damaged = read(folder), ""
+        entries = read(folder)
     except UserError:
-        entries, damaged = [], "the history is damaged"
+        damaged = "the history is damaged"
     rows = []
     for path in versions(folder):
         row: dict[str, Any] = {
             "adapter": folder.name,
             "version": path.name,
             "champion": path.name == champion_of(entries),
+            "published": "damaged",
+            "rows": 0,
+            "scores": {},
+            "decision": damaged,
         }
         try:
             manifest = read_manifest(path)
-            row |= {"published": manifest.created, "rows": 0, "scores": {}}
             scores = manifest.facts(VersionFacts).scores
-            row["rows"] = max((score["rows"] for score in scores), default=0)
-            row["scores"] = {score["metric"]: score["tuned"] for score in scores}
-            decided = decision_about(entries, path.name, weights(folder, path.name))
+            decisions = about(entries, path.name, weights(folder, path.name))
+            row |= {
+                "published": manifest.created,
+                "rows": max((score["rows"] for score in scores), default=0),
+                "scores": {score["metric"]: score["tuned"] for score in scores},
+                "decision": damaged or (decisions[-1].said if decisions else ""),
+            }
         except (DamagedArtifact, OSError, KeyError):
-            row |= {"published": "damaged", "rows": 0, "scores": {}}
-            decided = ""
-        rows.append(row | {"decision": damaged or decided})
+            pass
+        rows.append(row)
     return rows
 
 
-def _looks(entries: list[Any]) -> int:
-    opened = max((entry.number for entry in entries if entry.what == "opened"), default=0)
-    return sum(entry.what == "look" for entry in entries[opened:])
-
-
-def _show(rows: list[dict[str, Any]], as_json: bool) -> int:
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     """Print rows as a table, or as JSON."""
     if as_json:
         print(json.dumps(rows, indent=2))
-        return 0
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -208,7 +202,6 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> int:
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     Console().print(table)
-    return 0
 
 
 def _cell(value: Any) -> str:
@@ -225,8 +218,8 @@ ACTIONS = {
     "list": ("versions with scores and decision; * marks the champion", _list),
     "show": ("an adapter's versions and the history of its decisions", _show_one),
     "compare": ("published scores of two versions", _compare),
-    "promote": ("put a version in use, whatever the gate said; also the approval of one that waits", _promote),
-    "rollback": ("go back to the version that was in use before, or to the one named", _rollback),
-    "renew": ("begin a new life of the test rows, in which comparisons are counted anew", _renew),
+    "promote": ("put a version in use, whatever the gate decided; also how a waiting version is approved", _act),
+    "rollback": ("go back to the version that was in use before, or to the one named", _act),
+    "renew": ("begin a new life of the test rows, in which comparisons are counted anew", _act),
     "verify": ("checksums of versions, history and pointer", _verify),
 }

@@ -1,4 +1,4 @@
-"""The version in use, as a third model: whether it can be compared, and what it was trained on."""
+"""The champion as a third model: whether it can be compared, and the rows that it was trained on."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ _NOT_IN_A_PROMPT = {"formatting.references", "formatting.input_column"}
 
 
 def why_not(champion: ArtifactRef, training: dict[str, Any], prompts: ArtifactRef, model: BaseModelRef) -> str:
-    """A sentence that says why this version cannot answer the rows of this run; empty where it can.
+    """Why this version cannot answer the rows of this run, as a sentence; empty if it can.
 
     Args:
         training: fields of the candidate's training.
@@ -41,20 +41,20 @@ def why_not(champion: ArtifactRef, training: dict[str, Any], prompts: ArtifactRe
 
 
 def origin(version: ArtifactRef) -> Manifest | None:
-    """The manifest of the training that made a version; None where its result is not in this store."""
+    """The manifest of a version's training; None if its result is not in this store."""
     manifests = results()
     found = by_digest(manifests).get(version.manifest.identity.inputs["adapter"], [])
     return manifests[found[0]] if found else None
 
 
 def trained_before(adapter: ArtifactRef, champion: ArtifactRef | None) -> tuple[list[Path], str]:
-    """What held-out rows may have been trained on beside the candidate's own rows, from which formatting left them out.
+    """Earlier training data that may contain held-out rows. The candidate's own contains none: formatting removed them.
 
     Args:
-        adapter: the candidate as its training left it.
+        adapter: the candidate's training.
     Returns:
-        folders with the prompts that the champion, and the adapters that both continued, were trained on; and whose are
-        not in this store, in a sentence.
+        folders with the prompts of the champion's training, and of the adapters that champion and candidate continued;
+        and a sentence if such a folder is not in this store.
     """
     if not champion and "start" not in adapter.manifest.identity.inputs:
         return [], ""
@@ -63,7 +63,7 @@ def trained_before(adapter: ArtifactRef, champion: ArtifactRef | None) -> tuple[
     weights = {m.files[_WEIGHTS].sha256: m for m in manifests.values() if _WEIGHTS in m.files}
 
     def prompts(training: Manifest | None) -> list[Path]:
-        """Of a training and of those it continued, the newest first; raises LookupError where one is gone."""
+        """Of a training and of those it continued, newest first; raises LookupError if one is not in the store."""
         found: list[Path] = []
         while training:
             tokens = manifests[holding[training.identity.inputs["tokens"]][0]]

@@ -1,4 +1,4 @@
-"""Is one model better than another? Mean differences with a paired bootstrap interval over groups of rows."""
+"""Mean differences between two models, with paired bootstrap intervals over groups of rows."""
 
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -7,22 +7,22 @@ import numpy as np
 
 RESAMPLES = 10_000
 POWER = 0.8
-_AT_ONCE = 500  # resamples, so that memory stays small with many rows
+_AT_ONCE = 500  # resamples at a time, to limit memory
 
 
 def paired_intervals(
     differences: np.ndarray, groups: Sequence[str | None], confidence: float, seed: int
 ) -> list[tuple[float, float | None, float | None]]:
-    """Of each column the mean over rows, and its percentile bootstrap interval.
+    """Mean over rows and percentile bootstrap interval of each column (Efron & Tibshirani 1993, chapters 8 and 13).
 
-    Rows are paired, because both models answered the same ones, and drawn in whole groups, because rows of one group
-    resemble each other (Efron & Tibshirani 1993, chapters 8 and 13).
+    Rows are paired, because both models answered the same ones. Whole groups are drawn, because rows of one group are
+    correlated.
 
     Args:
         differences: `[rows, columns]`, one model's score minus the other's.
-        groups: a name for each row; rows with one name belong together, and a row without one is alone.
+        groups: name of each row's group; a row without one is a group of its own.
     Returns:
-        mean, low and high of each column; no interval (None) where there is one group, which says nothing of others.
+        mean, low and high of each column; low and high are None if there is one group alone.
     """
     sums, counts = in_groups(differences, groups)
     found = differences.mean(axis=0).tolist()
@@ -39,9 +39,9 @@ def paired_intervals(
 
 
 def smallest_gains(differences: np.ndarray, groups: Sequence[str | None], confidence: float) -> list[float | None]:
-    """Of each column the gain that an interval at this level would show in four of five test sets of this size.
+    """The true gain in each column that an interval at this level shows with probability POWER.
 
-    From the cluster-robust standard error of the mean (Miller 2024, arXiv 2411.00640); None where there is one group.
+    From the cluster-robust standard error of the mean (Miller 2024, arXiv 2411.00640); None if there is one group.
     """
     sums, counts = in_groups(differences, groups)
     if len(counts) == 1:
@@ -53,7 +53,7 @@ def smallest_gains(differences: np.ndarray, groups: Sequence[str | None], confid
 
 
 def in_groups(differences: np.ndarray, groups: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the rows of each group, `[groups, columns]`, and how many rows each has."""
+    """Sum of each group's rows, `[groups, columns]`, and the number of its rows."""
     names = {name: number for number, name in enumerate(dict.fromkeys(filter(None, groups)))}
     alone = iter(range(len(names), len(names) + len(groups)))
     numbers = np.array([names[name] if name else next(alone) for name in groups])

@@ -1,4 +1,4 @@
-"""What evaluation notes of its results."""
+"""Facts of an evaluation, of kept answers and of a watch set."""
 
 from typing import Any
 
@@ -7,21 +7,21 @@ from pydantic import Field
 from tasks.store.facts import Facts
 
 WATCH = "watch"
-"""Column of guards and slices that names a watch set instead of a column of the data."""
+"""In guards and slices, the name that stands for a watch set instead of a column of the data."""
 
 
 class EvaluationFacts(Facts):
-    """What the manifest notes.
+    """Facts of the stage's manifest.
 
     Args:
         rows: held-out rows scored.
         champion: name of the version that was compared; empty: none.
         left_out: held-out rows that are not compared, because champion or candidate was trained on them, on near
             copies, or on their prompts; `ledger.parquet` has each.
-        unknown: why such rows could not be found; empty where they could.
-        champion_left_out: why a champion was not compared; empty where it was, or where there is none.
-        scores: rows of `scores.parquet` that are about all held-out rows.
-        watch: those that are about the watch sets, the name of each in `value`.
+        unknown: why such rows could not be found; empty if they could.
+        champion_left_out: why a champion was not compared; empty if it was, or if there is none.
+        scores: rows of `scores.parquet` for all held-out rows.
+        watch: rows for the watch sets; `value` is the name of the set.
         health: figure of HEALTH → model → mean over rows.
         generation_seconds: of each model, for losses and answers.
         confidence: level of the intervals.
@@ -42,7 +42,7 @@ class EvaluationFacts(Facts):
 
 
 class AnswerFacts(Facts):
-    """Rows of a model's kept losses and answers."""
+    """How many rows have a kept loss or answer."""
 
     rows: int
 

@@ -1,4 +1,4 @@
-"""What decides predictions and scores."""
+"""Identities of evaluations, kept answers and watch sets."""
 
 import functools
 import json
@@ -18,9 +18,9 @@ from tasks.store.manifest import read_manifest
 from tasks.store.model import BaseModelRef
 from tasks.tokenization.facts import TokenFacts
 
-VERSION, ANSWERS_VERSION, WATCH_VERSION = 6, 2, 1
-"""Raised when the same inputs can give another result (docs/caching.md): of the stage, of a model's kept answers,
-of the rows of a watch set."""
+VERSION, ANSWERS_VERSION, WATCH_VERSION = 7, 2, 1
+"""Of the stage, of a model's kept answers, of a watch set; raised when the same inputs can give another result
+(docs/caching.md)."""
 
 
 def identity(
@@ -31,7 +31,7 @@ def identity(
     config: EvaluationConfig,
     champion: ArtifactRef | None = None,
 ) -> Identity:
-    before, _ = trained_before(adapter, champion)  # of which no row is compared
+    before, _ = trained_before(adapter, champion)  # their rows are not compared
     return Identity(
         stage="evaluate",
         inputs={
@@ -59,7 +59,7 @@ def identity(
 
 
 def watch_identity(watch: WatchSet, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef) -> Identity:
-    """What decides the tokens of a watch set: its rows, and how this run formats and tokenizes."""
+    """Identity of a watch set: its rows, and the formatting and tokenization of this run."""
     formatting = watch.formatting or prompts.manifest.fields(FormattingConfig)
     return Identity(
         stage="watch",
@@ -75,12 +75,12 @@ def watch_identity(watch: WatchSet, tokens: ArtifactRef, prompts: ArtifactRef, m
 def answers_identity(
     model: str, adapter: str, device: str, training: dict[str, Any], decoding: dict[str, Any]
 ) -> Identity:
-    """What decides a model's losses and answers beside the tokens that it is given.
+    """Identity of a model's kept losses and answers, in which a row is known by its tokens.
 
     Args:
         model, adapter: digests; without an adapter the base alone.
-        device: name of the processor, on which rounding depends.
-        training: how the base is held in memory (tasks.model.quantization.FIELDS).
+        device: name of the processor, since rounding depends on it.
+        training: the fields for loading the base (tasks.model.quantization.FIELDS).
         decoding: how an answer ends.
     """
     return Identity(
@@ -104,12 +104,12 @@ print(json.dumps([*getattr(top, "__path__", [top.__file__])]))
 
 @functools.cache
 def own_metric(name: str) -> str:
-    """Digest of the package, or the single module, that has the function `package.module:function`.
+    """Digest of the package or single module of the function `package.module:function`.
 
     Raises:
         UserError: no installed package has it.
     """
-    # in a process of its own, which looks for modules where the one that scores does: not in the working directory
+    # in a separate process, which searches the same paths as the one that scores: without the working directory
     found = subprocess.run(
         [sys.executable, "-P", "-c", _FIND, name], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )

@@ -1,4 +1,4 @@
-"""The held-out rows, and which of them were trained on: those say nothing of rows that are new to it."""
+"""The held-out rows, without those that a compared adapter was trained on."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -19,17 +19,17 @@ from tasks.tokenization.schema import IGNORE_INDEX, TOKENS
 
 Row = dict[str, Any]
 SAMPLE = 1000
-"""Held-out rows that show what all rows share, as in formatting."""
+"""Held-out rows from which the common part of all rows is found, as in formatting."""
 BATCH = 10_000
 
 
 def rows_to_answer(job: EvaluationJob) -> tuple[list[Row], list[Row], int, str]:
-    """The held-out rows and those of the watch sets, without those that champion or adapter was trained on.
+    """The rows of the held-out split and of the watch sets, without those that champion or adapter was trained on.
 
     Returns:
-        both, each row with its set's name (None: held out) under WATCH, and under `ending` the text where its answer is
-        cut; how many held-out rows are left out; and why the champion is not compared: one of the two was trained on
-        all of them, and then none is left out.
+        held-out rows and watched rows; WATCH has the name of a row's set (None: held out), `ending` the text where its
+        answer is cut. Then how many held-out rows are left out, and why the champion is not compared: if all held-out
+        rows would be left out, they are compared without it.
     Raises:
         UserError: no held-out row is left.
     """
@@ -61,16 +61,15 @@ def rows_to_answer(job: EvaluationJob) -> tuple[list[Row], list[Row], int, str]:
 
 
 def seen_rows(tokens: Path, prompts: Path, trained: Sequence[Path]) -> tuple[set[str], int]:
-    """Held-out rows that other trainings read, or near copies of them, or their prompts with other answers.
+    """Held-out rows that were in other training data: as they are, as near copies, or their prompts alone.
 
-    Prompts that the candidate was trained on as well give neither an advantage and stay. Its training rows have no
-    held-out row and no near copy of one, since formatting left those out.
+    A prompt that the candidate was trained on too gives no side an advantage, so its row stays.
 
     Args:
         tokens, prompts: files of the candidate.
         trained: files of prompts of the other trainings.
     Returns:
-        their ids, and how many held-out rows there are in all.
+        ids of these rows, and the number of all held-out rows.
     """
     there = {row["id"] for row in _read(tokens, ["id"])}
     if not trained:
@@ -83,7 +82,7 @@ def seen_rows(tokens: Path, prompts: Path, trained: Sequence[Path]) -> tuple[set
 
 
 def _seen(held_out: list[Row], trained: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """As `trained_on`, of rows with prompt and completion, and the training rows of files."""
+    """`trained_on` for held-out rows and the training rows of files."""
     texts = [(row["prompt"], row["completion"]) for row in held_out]
     common = common_part(texts[:SAMPLE])
 
@@ -102,10 +101,10 @@ def _read(file: Path, columns: list[str] | None = None) -> list[Row]:
 
 
 def held_out(tokens: Path, prompts: Path, max_rows: int, but: Collection[str] = ()) -> list[Row]:
-    """The held-out rows with tokens, prompt as token ids, and references; with max_rows the same ones in every run.
+    """The held-out rows with tokens, prompt ids and references; `max_rows` takes the same ones in every run.
 
     Args:
-        but: ids of rows that are left out.
+        but: ids of rows to leave out.
     Raises:
         UserError: no held-out row is left.
     """

@@ -1,4 +1,4 @@
-"""What evaluation takes and what it hands on."""
+"""Files and job of the evaluation stage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from tasks.config import EvaluationConfig
 
 MODELS = ("base", "champion", "tuned")
-"""Who may answer: the base alone, with the version in use, with the new adapter. A run may have no champion."""
+"""The base alone, with the adapter in use, and with the new adapter. A run may have no champion."""
 PREDICTIONS = "predictions.parquet"
 WATCHED = "watched.parquet"
-"""As PREDICTIONS, of the rows of the watch sets; the column WATCH has the set's name."""
+"""The same for the rows of the watch sets; the column WATCH has the name of the set."""
 SCORES = "scores.parquet"
 FACTS = "evaluation.json"
 HEALTH = {
@@ -23,22 +23,18 @@ HEALTH = {
     "copied": "copied from the prompt",
     "length": "length ÷ reference",
 }
-"""Figures of the answers beside their scores, with their titles: shares of the answers, and the mean of a ratio."""
+"""Figures of the answers with their titles: shares of the answers, and the mean ratio of lengths."""
 
 
 def prediction_schema(metrics: Sequence[str], models: Sequence[str] = MODELS, slices: Sequence[str] = ()) -> pa.Schema:
-    """Columns of `predictions.parquet` where these metrics score the answers of these models.
-
-    Args:
-        slices: columns by which the rows are scored apart, as text.
-    """
+    """Columns of `predictions.parquet`; `slices` are further columns, as text."""
     return pa.schema(
         [
             ("id", pa.string()),
-            ("group", pa.string()),  # rows with one value belong together; null: it belongs to none
+            ("group", pa.string()),  # rows of one group are correlated; null: the row is a group of its own
             ("prompt", pa.string()),  # as the model read it, decoded
             ("references", pa.list_(pa.string())),
-            ("target_tokens", pa.int32()),  # that the held-out loss is the mean over
+            ("target_tokens", pa.int32()),  # the held-out loss is the mean over them
             *((name, pa.string()) for name in (*models, *slices)),
             *((f"{who}_{name}", pa.float64()) for who in models for name in (*metrics, *HEALTH)),
         ]
@@ -48,41 +44,39 @@ def prediction_schema(metrics: Sequence[str], models: Sequence[str] = MODELS, sl
 SCORE_SCHEMA = pa.schema(
     [
         ("metric", pa.string()),
-        # a column, and the value that the rows have in it; null: all held-out rows. WATCH: the rows of a watch set
+        # column and value of a slice; null: all held-out rows; WATCH and a name: a watch set
         ("slice", pa.string()),
         ("value", pa.string()),
         ("rows", pa.int64()),
         ("groups", pa.int64()),  # a row without a group counts as one
         *((who, pa.float64()) for who in MODELS),  # means over rows; without a champion its columns are null
-        ("difference", pa.float64()),  # tuned minus base, mean over rows
-        ("low", pa.float64()),  # paired bootstrap interval of the difference over groups; null: one group
-        ("high", pa.float64()),
-        ("smallest_gain", pa.float64()),  # that four test sets of five would show at this level, were it real
-        ("champion_difference", pa.float64()),  # tuned minus champion, and its interval
-        ("champion_low", pa.float64()),
-        ("champion_high", pa.float64()),
-        ("champion_smallest_gain", pa.float64()),
+        # tuned minus base and tuned minus champion, mean over rows; their paired bootstrap intervals over groups (null:
+        # there is one group); and the true gain that such test sets show with probability 0.8 at this level
+        *(
+            (prefix + name, pa.float64())
+            for prefix in ("", "champion_")
+            for name in ("difference", "low", "high", "smallest_gain")
+        ),
     ]
 )
 
 
 class EvaluationJob(BaseModel):
-    """What the child process does. Validate with the context `TRUSTED`, which permits metrics of the user's own.
+    """Job of the child process. Validate it with the context `TRUSTED`, which permits metrics of the user's own.
 
     Args:
         tokens, prompts: Parquet files of the earlier stages.
-        rows: folder of the download stage, where slices are asked for.
+        rows: folder of the download stage, for the columns of slices.
         watch: name → folder of a watch set, and the text where its answers are cut.
         ending: text where an answer is cut.
         eos: the tokenizer's end-of-sequence token.
         model, adapter, champion: folders.
-        trained_before: files of prompts that champion and adapter, or those that they continue, were trained on, beside
-            `prompts`.
+        trained_before: files of prompts, beside `prompts`, that these adapters or those they continue were trained on.
         digests: content of `model`, and of the adapters `tuned` and `champion`.
-        training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
+        training: the fields for loading the base (tasks.model.quantization.FIELDS).
         output: folder to write to.
-        share: Parquet file with rows that a process is to answer and keep, and no more: one of several, each on a GPU.
-        device: the GPU of such a process, as CUDA_VISIBLE_DEVICES has it.
+        share: Parquet file with rows; if it is set, the process answers and keeps these and does nothing else.
+        device: GPU of such a process, as in CUDA_VISIBLE_DEVICES.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

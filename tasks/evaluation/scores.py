@@ -1,4 +1,4 @@
-"""Rows with answers → scores of each model, and the differences between models with their intervals."""
+"""Rows with answers → scores of each model, and differences between models with intervals."""
 
 import tempfile
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ def score(
     folder: Path,
     watched: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Score the answers of every row (written into the rows) and compare them: rows of `scores.parquet`.
+    """Write the scores of all answers into the rows, and return the rows of `scores.parquet`.
 
     Args:
-        rows: as `tasks.evaluation.metrics.scores` takes them, with their group and slices.
+        rows: see `tasks.evaluation.metrics.scores`, with group and slices.
         models: those of MODELS that answered.
-        watched: the rows of watch sets, whose names they have under WATCH.
-        folder: for temporary files; one that is removed when this process is killed.
+        watched: rows of watch sets; WATCH has the name of the set.
+        folder: for temporary files; it is removed if this process is killed.
     """
     from tasks.evaluation.metrics import scores as scores_of
 
@@ -48,7 +48,7 @@ def score(
 def _compared(
     rows: list[dict[str, Any]], models: Sequence[str], config: EvaluationConfig, column: str | None, value: str | None
 ) -> list[dict[str, Any]]:
-    """A line for each metric, of all rows or of those of a slice."""
+    """A row of `scores.parquet` for each metric, about all rows or a slice."""
     table = {who: np.array([[row[f"{who}_{name}"] for name in config.metrics] for row in rows]) for who in models}
     groups = [row["group"] for row in rows]
     same = {"slice": column, "value": value, "rows": len(rows), "groups": len(in_groups(table["base"], groups)[1])}
@@ -67,5 +67,5 @@ def _compared(
 
 
 def health(rows: list[dict[str, Any]], models: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Figure → model → mean over rows, of rows that `score` has seen."""
+    """Figure → model → mean over rows; `score` has written the figures into the rows."""
     return {name: {who: sum(row[f"{who}_{name}"] for row in rows) / len(rows) for who in models} for name in HEALTH}

@@ -1,4 +1,4 @@
-"""Slices of the held-out rows: by columns of the data, by the length of the prompt, by shortened or not."""
+"""Slices of the held-out rows: by columns of the data, by length of the prompt, by whether it was shortened."""
 
 import json
 from collections import Counter
@@ -17,17 +17,13 @@ from tasks.store.ledger import LEDGER
 
 LENGTH, SHORTENED = "prompt_tokens", "shortened"
 PARTS = 4
-"""Slices by length, of about as many rows each."""
+"""Number of slices by length, with about the same number of rows each."""
 MOST = 20
-"""Values of a column that are slices; rows with rarer ones are in none."""
+"""Most values of a column that get a slice; the most frequent ones do."""
 
 
 def check_slices(rows: Path | None, columns: Sequence[str], metrics: Sequence[str]) -> None:
-    """Raises UserError when the data has no such column, or its name is one of predictions.parquet.
-
-    Args:
-        rows: folder of the download stage.
-    """
+    """Raises UserError if the data (the folder of the download stage) has no such column, or its name is taken."""
     own = {*prediction_schema(metrics).names, LENGTH, SHORTENED, WATCH}
     there = columns_of(pq.ParquetFile(rows / ROWS)) if rows and columns else set()
     for column in columns:
@@ -38,10 +34,10 @@ def check_slices(rows: Path | None, columns: Sequence[str], metrics: Sequence[st
 
 
 def add_slices(rows: list[dict[str, Any]], tokens: Path, source: Path | None, columns: Sequence[str]) -> None:
-    """Put into every row the text of each column and of LENGTH and SHORTENED.
+    """Write the slice values of each column, of LENGTH and of SHORTENED into every row.
 
     Args:
-        rows: id and prompt_ids.
+        rows: with id and prompt_ids.
         tokens, source: folders of the stages tokenize and download.
     """
     values: dict[str, dict[str, Any]] = {}
@@ -64,7 +60,7 @@ def add_slices(rows: list[dict[str, Any]], tokens: Path, source: Path | None, co
 
 
 def slices_of(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[tuple[str, str, list[int]]]:
-    """Column, value and numbers of the rows of each slice; a column with one value alone makes none."""
+    """Column, value and row numbers of each slice; a column with a single value has no slices."""
     found = []
     for column in (*columns, LENGTH, SHORTENED):
         counts = Counter(row[column] for row in rows)

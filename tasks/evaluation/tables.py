@@ -1,23 +1,18 @@
-"""Scores in words and as tables, the same on the terminal, in the Prefect artifact and on the model card."""
+"""Scores as sentences and tables, for terminal, Prefect artifact, report and model card."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.config import metric
 from tasks.evaluation.facts import WATCH, EvaluationFacts
-from tasks.text import code
+from tasks.text import code, visible
 
 FEW = 30
-"""Rows, or groups of them, below which an interval is rough."""
+"""With fewer groups of rows than this, an interval is rough."""
 
 
 def score_table(scores: Sequence[Mapping[str, Any]], percent: str) -> list[list[str]]:
-    """A line for each metric, under a line of titles.
-
-    Args:
-        scores: rows of `scores.parquet`, about all held-out rows or about watch sets.
-        percent: level of the intervals.
-    """
+    """A line of titles, and one for each row of `scores.parquet`; `percent` is the level of the intervals."""
     third = ["champion"] if scores and scores[0].get("champion") is not None else []
     titles = ["metric", "base", *third, "tuned", "tuned − base", f"{percent} % interval"]
     return [
@@ -34,11 +29,12 @@ def score_table(scores: Sequence[Mapping[str, Any]], percent: str) -> list[list[
 
 
 def _of(score: Mapping[str, Any]) -> str:
-    """What a line is about: a watch set, or a slice of the held-out rows; empty for all of these."""
+    """The watch set or slice of a line; empty for all held-out rows."""
     if not score.get("slice"):
         return ""
     column = "" if score["slice"] == WATCH else f"{score['slice']} = "
-    return f"{column}{score['value']} ({score['rows']:,}{'' if (score['groups'] or 0) >= FEW else ', rough'}): "
+    rough = "" if (score["groups"] or 0) >= FEW else ", rough"
+    return f"{column}{visible(score['value'], 80)} ({score['rows']:,}{rough}): "
 
 
 def _difference(score: Mapping[str, Any], prefix: str) -> tuple[str, str]:
@@ -48,7 +44,7 @@ def _difference(score: Mapping[str, Any], prefix: str) -> tuple[str, str]:
 
 
 def health_table(health: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """A line for each figure of the answers, under a line of titles."""
+    """A line of titles, and one for each figure of the answers."""
     models = list(next(iter(health.values()), {}))
     return [
         ["answers", *models],
@@ -57,7 +53,7 @@ def health_table(health: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
-    """The table in Markdown, numbers on the right; the name of a metric of the user's own as code."""
+    """The table in Markdown; the name of a metric of the user's own is code."""
     titles, *lines = table
     own = [[code(line[0]) if ":" in line[0] else line[0], *line[1:]] for line in lines]
     bars = ["---", *["---:"] * (len(titles) - 1)]
@@ -65,7 +61,7 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def finding(score: Mapping[str, Any]) -> str:
-    """`better`, `worse`, `undecided`, or `single` where one group of rows allows no interval."""
+    """`better`, `worse`, `undecided`, or `single` if there is no interval because there is one group of rows."""
     if score["low"] is None:
         return "single"
     if score["low"] <= 0 <= score["high"]:
@@ -74,7 +70,7 @@ def finding(score: Mapping[str, Any]) -> str:
 
 
 def verdict(scores: Sequence[Mapping[str, Any]]) -> str:
-    """What the interval of the first metric says, in a sentence; empty without scores."""
+    """The finding for the first metric as a sentence; empty without scores."""
     if not scores:
         return ""
     score = scores[0]
@@ -91,12 +87,12 @@ def verdict(scores: Sequence[Mapping[str, Any]]) -> str:
 
 
 def held_out(rows: int) -> str:
-    """So many held-out rows, in words."""
+    """`1 held-out row`, `60 held-out rows`"""
     return f"{rows:,} held-out row{'' if rows == 1 else 's'}"
 
 
 def left_out(facts: EvaluationFacts) -> str:
-    """Which held-out rows are not compared because they were trained on, in a sentence or two; empty for none."""
+    """How many held-out rows are not compared because they were trained on, as sentences; empty for none."""
     said = ""
     if facts.left_out:
         said = f"Left out, because a compared adapter was trained on them: {held_out(facts.left_out)}."
@@ -105,7 +101,7 @@ def left_out(facts: EvaluationFacts) -> str:
 
 
 def version_table(told: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """An adapter's versions, the newest last, under a line of titles: `tasks.report.versions.beside`."""
+    """A line of titles, and one for each version that `tasks.report.versions.beside` returns, newest last."""
     scored = told[-1]["scores"] if told else {}
     metrics = [*list(scored)[:1], *(name for name in ("rougeL", "chrf") if name in list(scored)[1:])]
     titles = ["version", "decision", "rows", "held out", *(metric(name).label for name in metrics)]

@@ -1,4 +1,4 @@
-"""Stage 5: base, champion and tuned answer the held-out rows, side by side."""
+"""Stage 5: base, champion and tuned model answer the held-out rows, and are compared."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def evaluate(
     """Held-out rows → predictions.parquet and scores.parquet.
 
     Args:
-        champion: a version in a registry that answers the same rows. One that cannot is left out, and the run says so.
+        champion: a published version that answers the same rows. If it cannot, it is left out, and the log says why.
     """
     from tasks.evaluation.champion import trained_before, why_not
     from tasks.evaluation.schema import FACTS, EvaluationJob
@@ -70,7 +70,7 @@ def evaluate(
         )
         run_child("tasks.evaluation.worker", job.model_dump(mode="json"), log, execution.hang_minutes)
         if compared:
-            compared.verify()  # what answered is what was to be compared
+            compared.verify()  # it did not change while it answered
         facts = EvaluationFacts.model_validate_json((folder / FACTS).read_bytes())
         return facts.model_copy(update={"champion_left_out": left_out or facts.champion_left_out, "unknown": unknown})
 
@@ -79,15 +79,15 @@ def evaluate(
 
 
 def _source(prompts: ArtifactRef) -> Path:
-    """The folder with the rows that prompts were made from."""
+    """The folder of the download stage's rows from which the prompts were made."""
     return by_digest(results())[prompts.manifest.identity.inputs["rows"]][0]
 
 
 def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: EvaluationConfig) -> None:
-    """Before hours of training: the metrics are there, and find something to count in the references; so do watch sets.
+    """Before training: check metrics, slices, references and watch sets.
 
     Raises:
-        UserError: one is not or does not, naming metric and row; or a watch set is trained on.
+        UserError: a metric or column is missing, a reference cannot be scored, or a watch set is trained on.
     """
     from tasks.evaluation.metrics import check_references
     from tasks.evaluation.rows import held_out

@@ -1,4 +1,4 @@
-"""Watch sets: rows of other tasks, made into tokens as the data is, all of them held out."""
+"""Watch sets: rows of other tasks, formatted and tokenized like the data, and all held out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +24,12 @@ from tasks.tokenization.schema import TOKENS
 def watch_rows(
     watch: WatchSet, tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, log: Callable[[str], None]
 ) -> ArtifactRef:
-    """The files of a watch set, as the stages download, format and tokenize write them, in a folder each.
+    """The files that download, format and tokenize write for a watch set, in a folder each.
 
     Args:
-        tokens, prompts: of the run; they say how rows are formatted and tokenized.
+        tokens, prompts: of the run, which decide formatting and tokenization.
     Raises:
-        UserError: a row cannot be used. A set is small and chosen by hand, so none is lost in silence.
+        UserError: a row cannot be used: a set is small and chosen by hand, so that no row may be lost.
     """
     formatting = watch.formatting or prompts.manifest.fields(FormattingConfig)
 
@@ -55,11 +55,7 @@ def watch_rows(
 
 
 def check_watch(watch: WatchSet, made: ArtifactRef, prompts: ArtifactRef, metrics: list[str]) -> None:
-    """Before training.
-
-    Raises:
-        UserError: a row of the set is among the training rows, or its reference cannot be scored.
-    """
+    """Before training: raises UserError if a row of the set is a training row, or its reference cannot be scored."""
     tokens, own = made.path / "tokens" / TOKENS, made.path / "prompts" / PROMPTS
     check_references(held_out(tokens, own, 0), metrics)
     both, _ = seen_rows(tokens, own, [prompts.path / PROMPTS])

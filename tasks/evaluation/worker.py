@@ -1,4 +1,4 @@
-"""A child process in which every model predicts and answers the held-out rows, and all are scored."""
+"""A child process: every model answers the held-out rows, and the answers are scored."""
 
 import contextlib
 import functools
@@ -100,7 +100,7 @@ def evaluate(work: dict[str, Any]) -> None:
 
 
 class _Loaded:
-    """The base, loaded when an adapter is first needed, with one adapter after the other on it."""
+    """The base with one adapter at a time; it is loaded when it is first needed."""
 
     def __init__(self, job: EvaluationJob) -> None:
         self.job, self.adapter = job, job.adapter
@@ -108,7 +108,7 @@ class _Loaded:
 
     @contextlib.contextmanager
     def model_of(self, who: str) -> Iterator[Any]:
-        """With `base` the adapter is off inside."""
+        """The model that answers as `who`; for `base` the adapter is off in the context."""
         from tasks.evaluation.answers import generate
 
         adapter = (self.job.champion if who == "champion" else None) or self.job.adapter
@@ -123,11 +123,10 @@ class _Loaded:
 
 
 def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJob, stop: list[int]) -> None:
-    """Put a model's loss and the token ids of its answer into every row."""
+    """Write a model's loss and the token ids of its answer into every row."""
     from torch import cuda, tensor
 
     from tasks.evaluation.answers import generate
-    from tasks.evaluation.answers.loss import losses
     from tasks.training.packing import Row
 
     report, config = functools.partial(print, f"{who}:"), job.config
@@ -135,7 +134,7 @@ def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJ
     decoding = {"max_new_tokens": config.max_new_tokens, "stop": stop}
     identity = answers_identity(job.digests["model"], job.digests.get(who, ""), device, job.training, decoding)
     kept = Kept(identity, report)
-    # what has nothing before it is predicted from the token that ended the row before, where the model has room for it
+    # a first token that is a target is predicted from an end-of-sequence token, if the model has room for one more
     limit = length_limit(json.loads((job.model / "config.json").read_bytes()))
     before = [stop[:1] if row["labels"][0] != IGNORE_INDEX and len(row["input_ids"]) < limit else [] for row in rows]
     whole = [
@@ -144,31 +143,32 @@ def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJ
     ]
     prompts = [row["prompt_ids"] or stop[:1] for row in rows]
 
-    known: dict[int, float] = {}  # losses that came with the answers
+    known: dict[int, float] = {}  # losses from the passes that began the answers
+
+    def row(number: int) -> Row:
+        return Row(*map(tensor, whole[number]))
 
     def answer(numbers: list[int]) -> list[list[int]]:
-        asked, found = [prompts[n] for n in numbers], dict[int, float]()
-        both = [Row(*map(tensor, whole[n])) for n in numbers] if "loss" in config.metrics else None
+        found: dict[int, float] = {}
+        both = (list(map(row, numbers)), found) if "loss" in config.metrics else (None, None)
+        asked = [prompts[n] for n in numbers]
         with loaded.model_of(who) as model:
-            answers = generate.answer(
-                model, asked, stop, config.max_new_tokens, config.batch_tokens, report, both, found if both else None
-            )
+            answers = generate.answer(model, asked, stop, config.max_new_tokens, config.batch_tokens, report, *both)
         known.update({numbers[n]: loss for n, loss in found.items()})
         return answers
 
     def predict(numbers: list[int]) -> list[float]:
         if left := [n for n in numbers if n not in known]:
-            asked = [Row(*map(tensor, whole[n])) for n in left]
             with loaded.model_of(who) as model:
-                found = losses(model, asked, report, Progress(len(asked), "losses", report))
-            known.update(zip(left, found, strict=True))
+                progress = Progress(len(left), "losses", report)
+                known.update(zip(left, generate.losses(model, list(map(row, left)), report, progress), strict=True))
         return [known[n] for n in numbers]
 
-    for row, ids in zip(rows, kept.all("answer", [(ids,) for ids in prompts], answer), strict=True):
-        row[who] = ids
+    for each, ids in zip(rows, kept.all("answer", [(ids,) for ids in prompts], answer), strict=True):
+        each[who] = ids
     if "loss" in config.metrics:
-        for row, loss in zip(rows, kept.all("loss", whole, predict), strict=True):
-            row[f"{who}_loss"] = loss
+        for each, loss in zip(rows, kept.all("loss", whole, predict), strict=True):
+            each[f"{who}_loss"] = loss
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Which version of an adapter is in use, and everything that was decided about it.
+"""The version of an adapter that is in use (its champion), and the history of decisions about it.
 
-REGISTRY/<name>/champion        the version to serve: a relative link, or a small file with its name where the file
-                                system has no links. Replaced in one step
+REGISTRY/<name>/champion        the pointer: a relative link to the version to serve, or a small file with its name
+                                where the file system has no links. Replaced in one step
 REGISTRY/<name>/history.jsonl   every look, decision and move, a checksummed line each; lines are only added
-REGISTRY/<name>/README.md       the same for people (page.py)
+REGISTRY/<name>/README.md       the same for people (`tasks.promotion.task.page`)
 
-The history decides. A move is written there before the pointer follows, so a killed process leaves a move that the next
-one completes. A pointer that says anything else was changed by hand, and nothing is decided until that is recorded.
+The history is authoritative. A move is written there before the pointer is replaced. If the process is killed in
+between, the next one completes the move. A pointer that names any other version was changed by hand; no decision is
+made until a person records that change.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ POINTER, HISTORY = "champion", "history.jsonl"
 
 
 class History:
-    """The history of one adapter, while its lock is held."""
+    """The history of one adapter. Its lock is held."""
 
     def __init__(self, folder: Path, by: str, entries: list[Entry]) -> None:
         self.folder, self.by, self.entries = folder, by, entries
@@ -45,7 +46,7 @@ class History:
         return champion_of(self.entries)
 
     def add(self, what: Kind, **fields: Any) -> Entry:
-        """Write a line: whole, on the disk, or not at all."""
+        """Write a line to the disk, completely or not at all."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         entry = Entry(number=len(self.entries), at=at, by=self.by, what=what, **fields)
         file, aside = self.folder / HISTORY, self.folder / f".{HISTORY}"
@@ -67,11 +68,6 @@ class History:
         """Begin a life of the test rows, with a version in use."""
         self.add("opened", version=version, reason=reason, adapter=weights(self.folder, version))
 
-    def life(self) -> list[Entry]:
-        """The entries since the test rows' present life was opened."""
-        opened = max(entry.number for entry in self.entries if entry.what == "opened")
-        return self.entries[opened:]
-
 
 def in_use(entries: list[Entry]) -> list[Entry]:
     """The entries that put a version in use, oldest first; the last one tells the champion."""
@@ -83,27 +79,47 @@ def champion_of(entries: list[Entry]) -> str:
     return next((entry.version for entry in reversed(in_use(entries))), "")
 
 
-def decision_about(entries: list[Entry], version: str, adapter: str) -> str:
-    """The last sentence about a version with these weights; empty: it was neither compared nor put in use."""
-    for entry in reversed(entries):
-        if entry.version == version and entry.adapter == adapter and entry.what != "look":
-            return entry.said
-    return ""
+def about(entries: list[Entry], version: str, adapter: str) -> list[Entry]:
+    """Decisions about a version and its moves, oldest first.
+
+    Args:
+        adapter: digest of its weights: the number of a version that was deleted is given to another one.
+    """
+    return [e for e in entries if (e.version, e.adapter) == (version, adapter) and e.what != "look"]
+
+
+def standing(entries: list[Entry], version: str, adapter: str) -> str:
+    """What became of a version, in a word or two."""
+    entries, put = about(entries, version, adapter), in_use(entries)
+    if put and put[-1] in entries:
+        return "in use"
+    if in_use(entries):
+        return "was in use"
+    if not entries:
+        return "not compared"
+    return "refused" if entries[-1].what == "refused" else "better" if entries[-1].better else "no better"
+
+
+def looks(entries: list[Entry]) -> list[Entry]:
+    """The looks since the present life of the test rows was opened; `better` where their decision says so."""
+    opened = max((entry.number for entry in entries if entry.what == "opened"), default=0)
+    better = {entry.key for entry in entries[opened:] if entry.what == "decision" and entry.better}
+    return [e.model_copy(update={"better": e.key in better}) for e in entries[opened:] if e.what == "look"]
 
 
 @contextlib.contextmanager
 def held(folder: Path, by: str, moved_by_hand: bool = False) -> Iterator[History]:
-    """The history of an adapter, with nobody else publishing, deciding or moving; a move that was cut off is completed.
+    """Lock an adapter's registry folder and read its history; an interrupted move is completed.
 
     Args:
         folder: REGISTRY/<name>.
-        moved_by_hand: what is to be recorded may be that the pointer was changed by hand.
+        moved_by_hand: accept a pointer that was changed by hand, because the caller records a move.
     Raises:
-        UserError: the history is damaged, the pointer is not what it says, or the registry cannot be written.
+        UserError: the history is damaged, the pointer disagrees with it, or the registry cannot be written.
     """
     with _locked(folder):
         history = History(folder, by, read(folder))
-        if not history.entries:  # versions from before there was a history: the newest intact one is the champion
+        if not history.entries:  # a registry without a history: its newest intact version is the champion
             old = "the newest intact version from before this history; it was not compared"
             history.open(newest := _newest(folder), old if newest else "the first run")
         there, said = pointer(folder), history.champion
@@ -120,24 +136,27 @@ def held(folder: Path, by: str, moved_by_hand: bool = False) -> Iterator[History
 
 
 def _lags(folder: Path, there: str, put: Entry) -> bool:
-    """Whether the pointer still names the version before a move; if it was set after the move, a person set it."""
-    moved = datetime.fromisoformat(put.at).timestamp()  # a whole second
+    """Whether the pointer still names the version before a move. If it was set after the move, a person set it."""
+    moved = datetime.fromisoformat(put.at).timestamp()  # in whole seconds
     return there == put.champion and (folder / POINTER).lstat().st_mtime < moved + 1
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with writable(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(f".{folder.name}", folder=folder.parent):
             yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+            raise
+        raise UserError(f"The registry {folder} cannot be written ({error.strerror}): {error.filename}.") from error
 
 
 def renew(folder: Path, by: str, reason: str) -> str:
-    """Begin a new life of the test rows: looks are counted anew. A damaged history is kept beside the new one.
+    """Begin a new life of the test rows, with no look spent. Returns what was done, in a sentence.
 
-    Returns:
-        what was done, in a sentence.
+    A damaged history is kept beside the new one.
     """
     with _locked(folder):
         try:
@@ -166,7 +185,11 @@ def _newest(folder: Path) -> str:
 
 
 def begin(folder: Path, by: str) -> None:
-    """Before a run: open a history where there is none, and raise UserError for what would keep it from deciding."""
+    """Before a run: open a history where there is none.
+
+    Raises:
+        UserError: the run could not decide at its end: registry, history, pointer or champion is missing or damaged.
+    """
     if not folder.parent.exists() and folder.parent in registries()[1:]:
         raise UserError(
             f"publishing.registry: {folder.parent} is gone, and versions were published to it. Is its disk mounted? If "
@@ -176,48 +199,35 @@ def begin(folder: Path, by: str) -> None:
         current(folder)
 
 
-@contextlib.contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Turn a refusal of the file system into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise UserError(f"The registry {folder} cannot be written ({error.strerror}): {error.filename}.") from error
-
-
 def read(folder: Path) -> list[Entry]:
     """The history of an adapter, oldest first; empty where there is none.
 
     Raises:
-        UserError: a line is damaged or missing, or the whole file beside a pointer.
+        UserError: a line is damaged or missing, or a pointer has no history beside it.
     """
-    entries = []
     if not (folder / HISTORY).exists() and pointer(folder):
         raise UserError(
             f"{folder / HISTORY} is missing beside {POINTER}, so looks may be lost and nothing is decided. Restore it "
             f"from a copy, or begin anew: qlora-flow adapters renew {folder.name} --reason TEXT."
         )
     try:
-        found = list(lines.read(folder / HISTORY, TypeAdapter(Entry)))
+        entries = list(lines.read(folder / HISTORY, TypeAdapter(Entry)))
     except (IsADirectoryError, PermissionError) as error:
         raise UserError(f"{folder / HISTORY} cannot be read ({error.strerror}), and nothing is decided.") from error
-    for number, entry in enumerate(found):
+    for number, entry in enumerate(entries):
         if entry is None or entry.number != number:
             raise UserError(
                 f"{folder / HISTORY} is damaged at entry {number}, so looks may be lost and nothing is decided. "
                 f"Restore it from a copy, or begin anew: qlora-flow adapters renew {folder.name} --reason TEXT."
             )
-        entries.append(entry)
-    return entries
+    return [entry for entry in entries if entry]
 
 
 def pointer(folder: Path) -> str:
-    """The version that the pointer names; empty where there is none, `?` where it names no version.
+    """The version that the pointer names; empty without a pointer, `?` where its content names no version.
 
     Raises:
-        UserError: it is a folder, as when a registry was copied without its links.
+        UserError: it is a folder, because the registry was copied by a tool that follows links.
     """
     path = folder / POINTER
     if path.is_dir() and not path.is_symlink():
@@ -259,9 +269,9 @@ def _replace(aside: Path, file: Path) -> None:
 
 
 def opponent(folder: Path, adapter: str) -> ArtifactRef | None:
-    """What an adapter is to be compared with: the champion, or what it was compared with before. None: the base.
+    """The version that an adapter is compared with: the champion, or the one of its earlier comparison. None: the base.
 
-    A run that is repeated so compares the same two, and reuses its scores and its decision. Nothing is written.
+    So a repeated run compares the same two versions, and reuses scores and decision. Nothing is written.
 
     Args:
         folder: REGISTRY/<name>.
@@ -276,7 +286,7 @@ def opponent(folder: Path, adapter: str) -> ArtifactRef | None:
             with contextlib.suppress(DamagedArtifact):
                 return reference(folder / entry.champion, check_folder(folder / entry.champion))
     version = current(folder)
-    return version if version and weights(folder, version.path.name) != adapter else None  # nothing: with itself
+    return version if version and weights(folder, version.path.name) != adapter else None  # None: it is the champion
 
 
 def current(folder: Path) -> ArtifactRef | None:
@@ -301,7 +311,7 @@ def intact(folder: Path, version: str) -> ArtifactRef:
     """A version, with its checksums verified.
 
     Raises:
-        UserError: it is missing or damaged, or its name is none of a version.
+        UserError: it is missing or damaged, or the name is not that of a version.
     """
     if not VERSION.fullmatch(version):
         raise UserError(f"{version!r} names no version of {folder.name}; a version is called v0001.")
@@ -321,7 +331,9 @@ def weights(folder: Path, version: str) -> str:
 
 
 def person() -> str:
-    """Who types a command."""
-    with contextlib.suppress(OSError, KeyError):
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    return f"user {os.getuid()}@{socket.gethostname()}"
+    """The user who gave the command."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # the user id has no name on this machine
+        user = f"user {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

@@ -1,6 +1,6 @@
-"""Loads a published version in a separate process with plain PEFT, as a server would, and checks stored answers.
+"""Loads a published version in a separate process with plain PEFT, as a server does, and checks stored answers.
 
-The process uses no code of training or evaluation (fused layers, packed rows), so that their mistakes are found.
+The process uses no code of training or evaluation (fused layers, packed rows), so it detects their errors.
 """
 
 import math
@@ -19,24 +19,24 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.model import BaseModelRef
 
 TOLERANCE = 0.05
-"""Nats by which the mean loss of an answer may differ from the one that evaluation measured: rounding in bfloat16, and
-another order of the sums; 0.012 on the example's eight."""
+"""Largest difference in nats between the loss of an answer here and in evaluation. Sums are rounded in bfloat16 in
+another order; the largest difference on the example's eight answers is 0.012."""
 NO_PROBES = Probes(
     training=dict(quantization="none", quant_type="nf4", compute_dtype="bfloat16", double_quant=False), rows=[]
 )
-"""For versions from before there were stored answers: they are loaded only."""
+"""For versions of earlier formats, without stored answers: they are loaded only."""
 
 
 def try_out(version: Path, model: BaseModelRef, log: Callable[[str], None], hang_minutes: float | None = None) -> None:
-    """Verify a published version against its base, and load it in a process of its own.
+    """Verify a published version and its base, and load both in a separate process.
 
     Raises:
-        UserError: it has another base, or does not load or answer as it should.
+        UserError: the version has another base, does not load, or its answers have another loss.
     """
     published = intact(version.parent, version.name)
     check_base(published, model)
     model.verify()
-    log(f"{version.name} is loaded as a server would, in a process of its own")
+    log(f"{version.name} is loaded in a separate process, as a server does")
     job = CleanRoomJob(version=str(version), base=model.folder, probes=probes_of(published))
     run_child("tasks.promotion.clean_room", job.model_dump(), log, hang_minutes)
 
@@ -55,7 +55,7 @@ def check_base(version: ArtifactRef, model: BaseModelRef) -> None:
 
 
 def probes_of(version: ArtifactRef) -> Probes:
-    """The stored answers of a version, and how its base is loaded."""
+    """The stored answers of a version, with the options for loading its base."""
     stored = version.path / PROBES
     return Probes.model_validate_json(stored.read_bytes()) if stored.name in version.manifest.files else NO_PROBES
 
@@ -64,7 +64,7 @@ def check(work: dict[str, Any]) -> None:
     """Do a `CleanRoomJob`.
 
     Raises:
-        UserError: the folder does not load as it should, or does not say what evaluation measured.
+        UserError: the adapter does not fit its base, or an answer has another loss than in evaluation.
     """
     silence()
     import torch
@@ -82,16 +82,16 @@ def check(work: dict[str, Any]) -> None:
         job.base, device_map={"": device}, local_files_only=True, **options
     )
     if device == "cpu" and "quantization_config" in options:
-        base = base.dequantize().to(options["dtype"])  # the same values, without expanding them in every pass
+        base = base.dequantize().to(options["dtype"])  # the same values, expanded once instead of in every pass
     try:
         model = PeftModel.from_pretrained(base, job.version, autocast_adapter_dtype=False).eval()
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{name} does not load on its base: {' '.join(str(error).split())[:300]}") from error
-    # without `save_embedding_layers`, PEFT asks the Hub about the base's vocabulary
+    # with the default of `save_embedding_layers`, PEFT asks the Hub about the base's vocabulary
     parts = get_peft_model_state_dict(model, save_embedding_layers=False)
     loaded = {key: tuple(value.shape) for key, value in parts.items()}
     with safe_open(Path(job.version, "adapter_model.safetensors"), "pt") as file:
-        # a safetensors file has keys and is no mapping
+        # the file has keys(), and is not iterable
         stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     for key in sorted(loaded.keys() | stored.keys()):
         if loaded.get(key) != stored.get(key):

@@ -1,4 +1,4 @@
-"""The statistics of a promotion: pure functions of per-row scores and of the looks that were taken before.
+"""The statistics of a promotion: pure functions of per-row scores and of earlier looks.
 
 p-value: one-sided paired t-test on candidate minus champion. Rows of one group (`data.group_column`) are correlated,
 so the standard error is cluster-robust (Miller, Adding Error Bars to Evals, arXiv 2411.00640) and the t distribution
@@ -14,26 +14,26 @@ the champion, whose scores on these very rows are better than its true ones; `be
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from mpmath import mp
 
 from tasks.config import GUARD
+from tasks.promotion.schema import Entry
 
 
 class Incomparable(ValueError):
-    """Scores that no comparison can be made of; the message says why, as the end of a sentence."""
+    """The scores do not allow a test; the message says why, as the end of a sentence."""
 
 
 class Comparison(NamedTuple):
     """A one-sided paired test that the mean difference is greater than a bound.
 
     Args:
-        gain: mean difference, candidate minus champion; positive is better whatever the metric.
-        error: its standard error.
-        rows: how many differences.
-        groups: how many independent groups they form.
-        p_value: chance of such a gain, or a greater one, where the true one is the bound.
+        gain: mean difference, candidate minus champion; positive is better for every metric.
+        error: standard error of the gain.
+        rows, groups: numbers of differences, and of independent groups of them.
+        p_value: probability of this gain or a greater one if the true gain is the bound.
     """
 
     gain: float
@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
     p_value: float
 
     def smallest(self, level: float, bound: float = 0.0) -> float:
-        """The gain from which the test succeeds at a level, with this standard error."""
+        """The smallest gain with which the test succeeds at a level, given this standard error."""
         return bound + self.error * quantile(level, self.groups - 1)
 
 
@@ -67,10 +67,10 @@ def compare(differences: Sequence[float], groups: Sequence[str | None], bound: f
     gain = math.fsum(differences) / rows
     squares = math.fsum(math.fsum(d - gain for d in group) ** 2 for group in members.values())
     error = math.sqrt(squares * len(members) / (len(members) - 1)) / rows
-    if error <= 1e-9 * abs(gain - bound):  # every group differs by the same: only the sign test has something to say
+    if error <= 1e-9 * abs(gain - bound):  # all groups have one difference, so t is not defined: a sign test
         p_value = 0.5 ** len(members) if gain > bound else 1.0
-        return Comparison(gain, error, rows, len(members), p_value)
-    p_value = tail((gain - bound) / error, len(members) - 1)
+    else:
+        p_value = tail((gain - bound) / error, len(members) - 1)
     return Comparison(gain, error, rows, len(members), p_value)
 
 
@@ -91,21 +91,11 @@ def quantile(level: float, freedom: int) -> float:
     return high
 
 
-class Spent(Protocol):
-    """A look that was taken before."""
-
-    fresh: float
-    """What it took of the error rate."""
-    level: float
-    """What it was tested at: `fresh` and what the look before passed on."""
-    better: bool
-
-
-def next_level(looks: Sequence[Spent], error_rate: float, comparisons: int) -> tuple[float, float]:
-    """What the next look takes of the error rate, and its level; both 0 when the looks are spent.
+def next_level(looks: Sequence[Entry], error_rate: float, comparisons: int) -> tuple[float, float]:
+    """The part of the error rate that the next look uses, and its level; both are 0 when the looks are spent.
 
     Args:
-        looks: those of this life of the test rows, oldest first. They may have had another error rate.
+        looks: of this life of the test rows, oldest first. Their error rate may have been another one.
     """
     left = error_rate - math.fsum(look.fresh for look in looks)
     fresh = min(error_rate / comparisons, left) if len(looks) < comparisons and left > 1e-12 else 0.0
@@ -113,7 +103,7 @@ def next_level(looks: Sequence[Spent], error_rate: float, comparisons: int) -> t
 
 
 class Guard(NamedTuple):
-    """What must not fall by more than `fall`: a metric on all rows, or on those whose column has a value."""
+    """A metric must not fall by more than `fall` on all rows, or on the rows with a value in a column."""
 
     metric: str
     column: str
@@ -122,11 +112,9 @@ class Guard(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Guard":
-        """Raises ValueError when it is not written as a guard is."""
-        if not (found := GUARD.fullmatch(text.strip())):
-            raise ValueError(
-                f"{text!r} is no guard: write METRIC FALL or METRIC[COLUMN=VALUE] FALL, such as rougeL 0.02"
-            )
+        """A guard of the configuration, which has checked how it is written."""
+        found = GUARD.fullmatch(text)
+        assert found
         return cls(found["metric"], found["column"] or "", found["value"] or "", float(found["fall"]))
 
     @property
@@ -135,7 +123,7 @@ class Guard(NamedTuple):
 
 
 def broken(name: str, found: Comparison, fall: float, level: float) -> str:
-    """Why a guard forbids promotion; empty where it is shown that the metric fell by no more than `fall`."""
+    """Why a guard prevents promotion; empty if the test shows that the metric fell by no more than `fall`."""
     if found.p_value <= level:
         return ""
     if found.gain < -fall:

@@ -18,28 +18,28 @@ _SENTENCES = {
 
 
 def sentence(outcome: Outcome | Literal["better"], version: str, champion: str, why: str, name: str = "") -> str:
-    """What was decided, for people: the same on the terminal, in the UI, the report, the summary and the registry.
+    """A decision for people; terminal, UI, report, summary and registry show the same sentence.
 
     Args:
-        outcome: as of a decision; `better`: what the gate found, whatever followed from it.
+        outcome: of the decision, or `better` for what the gate found, whatever followed.
         champion: the version that stays in use; empty: none.
-        why: what follows "because", without a full stop.
-        name: of the adapter, where a person is to do something.
+        why: the reason.
+        name: of the adapter, for the command that approves.
     """
     return _SENTENCES[outcome].format(version=version, champion=champion or "the base", why=why.rstrip("."), name=name)
 
 
 class Decision(BaseModel):
-    """What came of a comparison.
+    """The result of a comparison.
 
     Args:
-        outcome: `promoted`; `kept`: the champion stays, or none; `waiting`: for a person's approval; `refused`: it is
-            better, and does not load in a process of its own.
+        outcome: `promoted`; `kept`: the champion stays in use; `waiting` for a person's approval; `refused`: better,
+            but it did not pass the check in a separate process.
         sentence: for people.
         version: the candidate.
         champion: the version in use afterwards; empty: none.
-        facts: the numbers, where scores were compared: metric, before, after, rows, groups, gain, p_value, level,
-            smallest (the gain that could have been shown), look, comparisons.
+        facts: the numbers, if scores were compared: metric, before, after, rows, groups, gain, p_value, level, smallest
+            (the gain that could have been shown), look, comparisons.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,18 +58,18 @@ class Entry(BaseModel):
     """A line of the history.
 
     Args:
-        number: of the line, from 0: a line that is taken out is noticed.
+        number: of the line, from 0, so that a missing line is detected.
         at: UTC.
         by: the run or the person.
         what: `opened`: a life of the test rows begins, with `version` in use. `look`: scores are about to be read.
-            `decision`: what they said. `refused`: the version did not load. `move`: `version` takes the place of
-            `champion`.
+            `decision`: the result. `refused`: the version did not load. `move`: `version` replaces `champion`.
         version: the candidate; in a move, the new champion.
         champion: the one it is compared with, or that it replaces; empty: the base.
-        adapter: digest of the version's weights; if its folder is deleted, its number is given to another version.
-        reason: a sentence; of a decision, what follows "because".
+        adapter: digest of the version's weights, because the number of a deleted version is given to another one.
+        reason: a sentence; of a decision, the reason alone.
         key: of a look and its decision.
-        fresh, level: of a look, as `gate.next_level` gives them.
+        fresh: the part of the error rate that a look uses.
+        level: level of a look's test: `fresh`, and what the look before passed on.
         better: of a decision.
         facts: numbers of a decision.
     """
@@ -92,20 +92,14 @@ class Entry(BaseModel):
 
     @property
     def said(self) -> str:
-        """As a sentence."""
+        """The entry as a sentence."""
         if self.what != "decision":
             return self.reason
         return sentence("better" if self.better else "kept", self.version, self.champion, self.reason)
 
 
 class CleanRoomJob(BaseModel):
-    """The job of the process that loads a version.
-
-    Args:
-        version: folder of the published version.
-        base: folder of the base model.
-        probes: see there; without rows, answers are not tried.
-    """
+    """Folders of a version and of its base, and stored answers to check; without rows the version is loaded only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Stage 7: put the new version in use if it is better than the present one."""
+"""Stage 7: put the new version in use if it is better than the champion."""
 
 import contextlib
 import logging
@@ -22,16 +22,18 @@ from tasks.evaluation.facts import WATCH, EvaluationFacts
 from tasks.promotion import champion, gate
 from tasks.promotion.champion import History
 from tasks.promotion.clean_room import try_out
-from tasks.promotion.page import PAGE, page
 from tasks.promotion.schema import Decision, Entry, Outcome, sentence
 from tasks.publishing.identity import registry_folder
 from tasks.publishing.registry import group_may
 from tasks.store.artifact import ArtifactRef, intact
 from tasks.store.identity import digest_of
 from tasks.store.model import BaseModelRef
+from tasks.text import visible
 
+PAGE = "README.md"
+"""The history of an adapter for people, beside `history.jsonl`."""
 ANNOUNCED = ".announced"
-"""File beside the history: the id of the last event that Prefect has."""
+"""File beside the history: the id of the last event that the Prefect server has received."""
 
 
 @task(name="promote", persist_result=False)
@@ -44,18 +46,18 @@ def promote(
     promotion: PromotionConfig,
     execution: ExecutionConfig,
 ) -> Decision:
-    """Compare a version with the champion by its scores, try it in a process of its own, and put it in use.
+    """Compare a version's scores with the champion's; a better one is loaded in a separate process and put in use.
 
     Args:
         version: the candidate.
         scores: of candidate, base and champion on the same rows.
-        compared: the champion that was scored; None: there was none, and the candidate must beat its base.
+        compared: the champion that was scored. None: there is none yet, and the candidate must beat its base.
     """
     log, folder = get_run_logger().info, registry_folder(publishing)
     with acting(folder) as history:
         decision = _decide(history, version, scores, compared, model, promotion)
         if decision.outcome in ("promoted", "waiting") and history.champion != decision.version:
-            log(f"{decision.version} is better; it is tried in a process of its own before it is put in use")
+            log(f"{decision.version} is better; it is loaded in a separate process before it is put in use")
             try:
                 try_out(version.path, model, log, execution.hang_minutes)
             except UserError as error:
@@ -68,7 +70,7 @@ def promote(
 
 @contextlib.contextmanager
 def acting(folder: Path, moved_by_hand: bool = False) -> Iterator[History]:
-    """`champion.held` for what moves the champion; page and event follow the history, also for a process that died."""
+    """`champion.held` for code that moves the champion: updates page and event, also those of a process that died."""
     with champion.held(folder, this_run(), moved_by_hand) as history:
         _follow(history)
         yield history
@@ -76,24 +78,42 @@ def acting(folder: Path, moved_by_hand: bool = False) -> Iterator[History]:
 
 
 def _follow(history: History) -> None:
-    """Bring the page up to date, and tell Prefect of the last move unless it knows."""
+    """Write the page again if the history changed, and emit the event of the last move if it was not emitted."""
     file, text = history.folder / PAGE, page(history.folder.name, history.entries)
-    if not file.exists() or file.read_text() != text:
-        file.write_text(text)
+    if not file.exists() or file.read_bytes() != text.encode():
+        file.write_bytes(text.encode())
         group_may(file, 0o040)
     moves = [entry for entry in history.entries if entry.what == "move"]
     if moves and get_current_settings().api.url:
         announce(history.folder, moves[-1])
 
 
+def page(name: str, entries: list[Entry]) -> str:
+    """The history as Markdown, newest first, without the looks, since each has its decision."""
+    there = champion.champion_of(entries) or "no version"
+    lines = [
+        f"# {name}",
+        "",
+        f"In use: **{there}**. Load it from the folder `{champion.POINTER}`, whose path stays.",
+        "",
+        "| when (UTC) | version | what was decided | by |",
+        "|---|---|---|---|",
+    ]
+    for entry in reversed(entries):
+        if entry.what != "look":
+            cells = (entry.at[:16].replace("T", " "), entry.version, entry.said, entry.by)
+            lines.append(f"| {' | '.join(visible(cell).replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def announce(folder: Path, move: Entry) -> None:
     """Emit the event of a move, at least once; its resource is `qlora-flow.adapter.<name>`.
 
-    The event's id is made from the move. The file ANNOUNCED has it once the server has the event. A server that gets
-    an event twice, because a process died in between, stores it once.
+    The event's id is a hash of the move, so a server that receives it twice stores it once. The id is written to the
+    file ANNOUNCED after the server has received the event.
     """
     id, told = uuid5(NAMESPACE_URL, f"{folder}#{move.number}#{move.at}"), folder / ANNOUNCED
-    if told.exists() and told.read_text() == str(id):
+    if told.exists() and told.read_bytes() == str(id).encode():
         return
     run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}
     event = Event(
@@ -120,10 +140,10 @@ def announce(folder: Path, move: Entry) -> None:
 
 
 def _refuse(history: History, decision: Decision, why: str) -> Decision:
-    """Record that a version which is better does not load."""
+    """Record that a better version failed the check in a separate process."""
     said = sentence("refused", decision.version, history.champion, why)
     last, adapter = history.entries[-1], champion.weights(history.folder, decision.version)
-    if (last.what, last.adapter, last.reason) != ("refused", adapter, said):  # by a run that is repeated
+    if (last.what, last.adapter, last.reason) != ("refused", adapter, said):  # a repeated run adds no second line
         history.add("refused", version=decision.version, champion=history.champion, adapter=adapter, reason=said)
     return decision.model_copy(update={"outcome": "refused", "sentence": said, "champion": history.champion})
 
@@ -136,7 +156,7 @@ def _decide(
     model: BaseModelRef,
     promotion: PromotionConfig,
 ) -> Decision:
-    """The decision about a candidate: the recorded one, or a new one for which a look is spent."""
+    """The recorded decision about a candidate, or a new one, which spends a look."""
     name, now, opposite = version.path.name, history.champion, compared.path.name if compared else ""
     adapter = champion.weights(history.folder, name)
 
@@ -147,17 +167,15 @@ def _decide(
     if now and adapter == champion.weights(history.folder, now):
         if name != now:
             return kept(f"{name} has the same weights")
-        if came[-1].by == history.by and flow_run.id:  # this very run has moved it, and is tried again
-            facts = next(
-                (e.facts for e in reversed(history.entries) if e.what == "decision" and e.adapter == adapter), {}
-            )
+        if came[-1].by == history.by and flow_run.id:  # a retry of the run that moved it
+            decisions = [e for e in champion.about(history.entries, name, adapter) if e.what == "decision"]
+            facts = decisions[-1].facts if decisions else {}
             return Decision(outcome="promoted", sentence=came[-1].reason, version=name, champion=now, facts=facts)
         return kept(f"it is the version in use since {came[-1].at[:10]}, and nothing is new")
     if left := [after for entry, after in pairwise(came) if entry.adapter == adapter]:
         return kept(f"{name} was replaced on {left[-1].at[:10]} by {left[-1].by}; only a person puts it in use again")
     rule = promotion.model_dump(exclude={"approval"})
-    with intact((scores,)):
-        rows = _rows(scores.path, ["id", "prompt", "references"])
+    rows = _rows(scores, ["id", "prompt", "references"])
     base = champion.weights(history.folder, opposite) if opposite else model.digest
     key = digest_of([adapter, base, digest_of(rows), rule])
     decided = next((entry for entry in history.entries if entry.what == "decision" and entry.key == key), None)
@@ -169,7 +187,7 @@ def _decide(
         return kept(f"{name} was not compared with it, because {left_out.rstrip('.')}")
     if not decided:
         if not (look := next((e for e in history.entries if e.what == "look" and e.key == key), None)):
-            looks = _looks(history.life())
+            looks = champion.looks(history.entries)
             fresh, level = gate.next_level(looks, promotion.error_rate, promotion.comparisons)
             if not level:
                 return kept(
@@ -189,17 +207,17 @@ def _decide(
 
 
 def _judge(history: History, look: Entry, scores: ArtifactRef, promotion: PromotionConfig) -> Entry:
-    """Read the scores, test, and record what they say."""
-    number = len(_looks(history.life()))
+    """Read the scores, test gain and guards, and record the decision."""
+    number = len(champion.looks(history.entries))
     facts: dict[str, Any] = {"metric": promotion.metric, "look": number, "comparisons": promotion.comparisons}
+    other = "champion" if look.champion else "base"
     try:
-        guards, other = [gate.Guard.parse(text) for text in promotion.guards], "champion" if look.champion else "base"
-        with intact((scores,)):
-            table = _Scores(_rows(scores.path), other)
-            watched = _watched(scores.path) if any(guard.column == WATCH for guard in guards) else {}
-        found = table.compare(promotion.metric, promotion.min_gain)
+        rows = _rows(scores)
+        found = _compare(rows, other, promotion.metric, promotion.min_gain)
         smallest = found.smallest(look.level, promotion.min_gain)
-        facts |= {**found._asdict(), **table.means(promotion.metric), "level": look.level, "smallest": smallest}
+        facts |= {**found._asdict(), "level": look.level, "smallest": smallest}
+        for side, who in (("before", other), ("after", "tuned")):
+            facts[side] = sum(row[f"{who}_{promotion.metric}"] for row in rows) / len(rows)
         title = metric(promotion.metric).title
         measured = (
             f"{title} {facts['before']:.3f} → {facts['after']:.3f} on {found.rows:,} rows (p = {found.p_value:.2g}, "
@@ -212,13 +230,9 @@ def _judge(history: History, look: Entry, scores: ArtifactRef, promotion: Promot
                 f"{look.version} is no better{more} beyond noise: {measured}; a gain of {smallest:.2g} could "
                 "have been shown"
             )
-        for guard in () if why else guards:
-            if guard.column == WATCH:
-                if not (rows := watched.get(guard.value)):
-                    raise gate.Incomparable(f"no row of the watch set {guard.value} was scored")
-                bound = _Scores(rows, other).compare(guard.metric, -guard.fall)
-            else:
-                bound = table.compare(guard.metric, -guard.fall, guard.column, guard.value)
+        for guard in () if why else map(gate.Guard.parse, promotion.guards):
+            table = _rows(scores, watched=True) if guard.column == WATCH else rows
+            bound = _compare(table, other, guard.metric, -guard.fall, guard.column, guard.value)
             why = why or gate.broken(guard.name, bound, guard.fall, promotion.error_rate)
     except gate.Incomparable as error:
         why = f"{look.version} cannot be compared, because {error}"
@@ -234,58 +248,35 @@ def _judge(history: History, look: Entry, scores: ArtifactRef, promotion: Promot
     )
 
 
-class _Scores:
-    """Per-row scores of the candidate and of what it is compared with."""
+def _compare(
+    rows: list[dict[str, Any]], other: str, name: str, bound: float, column: str = "", value: str = ""
+) -> gate.Comparison:
+    """Test the gain of the candidate over `champion` or `base` in a metric, on all rows or on those of a slice.
 
-    def __init__(self, rows: list[dict[str, Any]], other: str) -> None:
-        self.rows, self.other = rows, other
-
-    def means(self, name: str) -> dict[str, float]:
-        sides = {"before": self.other, "after": "tuned"}
-        return {side: sum(row[f"{who}_{name}"] for row in self.rows) / len(self.rows) for side, who in sides.items()}
-
-    def compare(self, name: str, bound: float, column: str = "", value: str = "") -> gate.Comparison:
-        """Raises Incomparable when metric, slice or scores are missing."""
-        rows = self.rows
-        if column:
-            if not rows or column not in rows[0]:
-                raise gate.Incomparable(f"the test rows have no column {column}")
-            rows = [row for row in rows if str(row[column]) == value]
-            if not rows:
-                raise gate.Incomparable(f"no test row has {column}={value}")
-        both = (f"tuned_{name}", f"{self.other}_{name}")
-        if rows and not set(both) <= rows[0].keys():
-            raise gate.Incomparable(f"there are no scores {name}, which evaluation.metrics does not name")
-        if missing := [row["id"] for row in rows if row[both[0]] is None or row[both[1]] is None]:
-            raise gate.Incomparable(f"row {missing[0]!r} has no {name}")
-        gains = [metric(name).gain(row[both[0]] - row[both[1]]) for row in rows]
-        return gate.compare(gains, [row["group"] for row in rows], bound)
+    Raises:
+        Incomparable: metric, slice or scores are missing.
+    """
+    if column:
+        rows = [row for row in rows if column in row and str(row[column]) == value]
+        if not rows:
+            raise gate.Incomparable(f"no test row with {column}={value} was scored")
+    both = (f"tuned_{name}", f"{other}_{name}")
+    if rows and not set(both) <= rows[0].keys():
+        raise gate.Incomparable(f"there are no scores {name}, which evaluation.metrics does not name")
+    if missing := [row["id"] for row in rows if row[both[0]] is None or row[both[1]] is None]:
+        raise gate.Incomparable(f"row {missing[0]!r} has no {name}")
+    gains = [metric(name).gain(row[both[0]] - row[both[1]]) for row in rows]
+    return gate.compare(gains, [row["group"] for row in rows], bound)
 
 
-def _looks(life: list[Entry]) -> list[Any]:
-    """The looks of a life with what came of them; one whose decision was cut off found nothing."""
-    better = {entry.key for entry in life if entry.what == "decision" and entry.better}
-    return [entry.model_copy(update={"better": entry.key in better}) for entry in life if entry.what == "look"]
-
-
-def _rows(folder: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+def _rows(scores: ArtifactRef, columns: list[str] | None = None, watched: bool = False) -> list[dict[str, Any]]:
+    """The test rows with their answers and scores, or the rows of the watch sets."""
     import pyarrow.parquet as pq
 
-    from tasks.evaluation.schema import PREDICTIONS
+    from tasks.evaluation.schema import PREDICTIONS, WATCHED
 
-    return pq.read_table(folder / PREDICTIONS, columns=columns).to_pylist()
-
-
-def _watched(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Name of a watch set → its rows."""
-    import pyarrow.parquet as pq
-
-    from tasks.evaluation.schema import WATCHED
-
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in pq.read_table(folder / WATCHED).to_pylist():
-        found.setdefault(row[WATCH], []).append(row)
-    return found
+    with intact((scores,)):
+        return pq.read_table(scores.path / (WATCHED if watched else PREDICTIONS), columns=columns).to_pylist()
 
 
 def this_run() -> str:

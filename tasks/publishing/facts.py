@@ -8,11 +8,11 @@ from tasks.store.facts import Facts
 
 
 class VersionFacts(Facts):
-    """An adapter's name, version and base, with the scores and figures of its answers as evaluation noted them.
+    """Facts of a published version; scores and health are those of evaluation.
 
     Args:
-        training: key of the training that made it.
-        begun_from: sha256 of the weights that training began from; empty: from nothing.
+        training: key of the training that made the adapter.
+        begun_from: sha256 of the adapter's weights that training began from; empty: from a new adapter.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Uploads a version to the Hub and verifies what arrived."""
+"""Uploads a version to the Hub and verifies the upload."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from tasks.text import hide_secrets
 
 
 def upload(version: Path, repo: str, private: bool) -> str:
-    """Upload a version's folder but its probes as one commit and compare what the Hub then lists with the manifest.
+    """Upload a version's folder without its probes as one commit, and compare the Hub's digests with the manifest.
 
     Returns:
         the commit.
     Raises:
         UserError: the Hub refuses the token or the name.
-        RuntimeError: a file that arrived is not the one that was sent.
+        RuntimeError: the Hub has another file than the one that was sent.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

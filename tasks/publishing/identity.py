@@ -1,4 +1,4 @@
-"""The identity of a published version, and its registry."""
+"""Identity of a published version, and the folder of its registry."""
 
 from pathlib import Path
 
@@ -19,16 +19,17 @@ def identity(
         stage="publish",
         inputs={"adapter": adapter.part("adapter"), "scores": scores.digest, "model": model.digest},
         config=config.model_dump()
-        | {"registry": str(_registry(config)) if config.registry else ""}  # a store that moves keeps its own registry
+        # the store's own registry has no path here, so that the store can be moved
+        | {"registry": str(_registry(config)) if config.registry else ""}
         | {"source": model.source, "revision": model.revision}
-        # which the model card tells
+        # the model card has the formatting
         | {f"formatting.{name}": value for name, value in prompts.manifest.fields(FormattingConfig)},
         version=VERSION,
     )
 
 
 def registry_folder(config: PublishingConfig) -> Path:
-    """Where the versions of this adapter are."""
+    """The folder with the versions of this adapter."""
     return _registry(config) / config.name
 
 

@@ -1,11 +1,11 @@
-"""A folder of numbered versions: REGISTRY/<name>/v0001/. Each is complete, has checksums, and never changes.
+"""The registry: numbered versions REGISTRY/<name>/v0001/, each complete, with checksums, and never changed.
 
 adapter_model.safetensors, adapter_config.json   what PEFT loads: PeftModel.from_pretrained(base, FOLDER)
 README.md                                        the model card
 manifest.json                                    sha256 of every file, and the identity it was made from
 SHA256SUMS                                       the same for `sha256sum -c`
 
-A registry can be read by its group, whatever the umask is: who serves an adapter is seldom who trains it.
+Its group can read a registry, whatever the umask is, because the user who serves adapters is often another one.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from tasks.store.identity import Identity
 from tasks.store.manifest import DamagedArtifact, read_manifest
 from tasks.store.root import store_root
 
-VERSION = re.compile(r"v(\d{4,})")
+VERSION = re.compile(r"v([0-9]{4,})")
 NOTED = "registries"
-"""File in the store with a line for each registry outside it. `clean` keeps what their versions were made from."""
+"""File in the store that names every registry outside it. `clean` keeps what their versions were made from."""
 
 
 def versions(folder: Path) -> list[Path]:
@@ -35,11 +35,7 @@ def versions(folder: Path) -> list[Path]:
 
 
 def registries() -> list[Path]:
-    """Every registry that versions made in this store went to.
-
-    Raises:
-        UserError: the file that notes them is damaged.
-    """
+    """The store's registry, and the others that this store published to; UserError if the file NOTED is damaged."""
     noted = list(lines.read(store_root() / NOTED, TypeAdapter(str)))
     if None in noted:
         raise UserError(
@@ -47,12 +43,6 @@ def registries() -> list[Path]:
             "publish once to each registry outside the store, which notes it again, and clean then."
         )
     return [store_root() / name for name in ["registry", *filter(None, noted)]]
-
-
-def _note(registry: Path) -> None:
-    noted = store_root() / NOTED
-    if registry != store_root() / "registry" and str(registry) not in lines.read(noted, TypeAdapter(str)):
-        lines.append(noted, str(registry))
 
 
 def add_version(
@@ -70,9 +60,11 @@ def add_version(
     """
     store_root().mkdir(parents=True, exist_ok=True)
     if folder.is_relative_to(store_root()):
-        group_may(store_root(), 0o010)  # to be passed through on the way to the registry
-    _note(folder.parent)  # before there is a version whose origins could be cleaned away
-    with locked(f".{folder.name}", folder=folder.parent):  # there, since other stores may publish to it as well
+        group_may(store_root(), 0o010)  # the group must pass through it to reach the registry
+    noted = store_root() / NOTED  # written before the version, or `clean` could remove what it was made from
+    if folder.parent != store_root() / "registry" and str(folder.parent) not in lines.read(noted, TypeAdapter(str)):
+        lines.append(noted, str(folder.parent))
+    with locked(f".{folder.name}", folder=folder.parent):  # the lock is there, because other stores may publish to it
         there = versions(folder)
         for version in reversed(there):
             try:

@@ -1,11 +1,11 @@
-"""What a published version holds beside the adapter."""
+"""The stored answers of a published version."""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 PROBES = "probes.json"
-"""Stored answers; not uploaded to the Hub, because they are rows of the data."""
+"""Not uploaded to the Hub, because it contains rows of the data."""
 MOST_PROBES = 8
 
 
@@ -27,11 +27,11 @@ class Probe(BaseModel):
 
 
 class Probes(BaseModel):
-    """Rows that a version is tried with before it is put in use.
+    """Rows with which a version is checked before it is put in use.
 
     Args:
-        training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
-        rows: at most eight, the shortest among those with the greatest gain.
+        training: the fields for loading the base (tasks.model.quantization.FIELDS).
+        rows: at most MOST_PROBES, the shortest of those with the largest gain.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

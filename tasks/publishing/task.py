@@ -1,8 +1,9 @@
-"""Stage 6: publish the adapter as a numbered version that can be loaded and verified."""
+"""Stage 6: publish the adapter as a numbered version with checksums and a model card."""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.logging import get_run_logger
@@ -16,9 +17,8 @@ from tasks.publishing.card import model_card
 from tasks.publishing.facts import VersionFacts
 from tasks.publishing.hub import upload
 from tasks.publishing.identity import identity, registry_folder
-from tasks.publishing.probes import write_probes
 from tasks.publishing.registry import add_version
-from tasks.publishing.schema import PROBES
+from tasks.publishing.schema import MOST_PROBES, PROBES, Probe, Probes
 from tasks.store.artifact import ArtifactRef
 from tasks.store.caching import cached
 from tasks.store.checked import content_digest
@@ -30,7 +30,7 @@ from tasks.tokenization.facts import TokenFacts
 from tasks.training.facts import TrainingFacts
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-"""Those that the card's program imports and that shape an answer."""
+"""Libraries of the card's program that decide an answer."""
 
 
 @task(name="publish", **cached(identity))
@@ -42,9 +42,9 @@ def publish(
     model: BaseModelRef,
     config: PublishingConfig,
 ) -> ArtifactRef:
-    """Adapter and scores → REGISTRY/<name>/v0001, and to the Hub when a repository is named.
+    """Adapter and scores → REGISTRY/<name>/v0001, and to the Hub if `hub_repo` is set.
 
-    Tokens and prompts say how the adapter is asked; they are those that it was trained on.
+    Tokens and prompts are those that the adapter was trained on; the card says with them how to prompt it.
     """
     log = get_run_logger().info
 
@@ -104,12 +104,41 @@ def publish(
     return version
 
 
-def copy_adapter(adapter: ArtifactRef, folder: Path) -> None:
-    """Copy the files that training wrote, and no others.
+def write_probes(folder: Path, scores: ArtifactRef, tokens: ArtifactRef, training: dict[str, Any]) -> None:
+    """Write `probes.json`: test rows on which the version is better than its base, with their losses.
 
-    Raises:
-        DamagedArtifact: a copy is not what training's manifest says.
+    It has no rows if none gained, or if the loss was not among the metrics. `training` has the fields for loading the
+    base.
     """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from tasks.evaluation.schema import PREDICTIONS
+    from tasks.tokenization.schema import IGNORE_INDEX, TOKENS
+
+    predictions = pq.read_table(scores.path / PREDICTIONS)
+    best: list[dict[str, Any]] = []
+    if {"base_loss", "tuned_loss"} <= set(predictions.column_names):
+        rows = predictions.select(["id", "base_loss", "tuned_loss"]).to_pylist()
+        rows.sort(key=lambda row: row["tuned_loss"] - row["base_loss"])
+        best = [row for row in rows[: 8 * MOST_PROBES] if row["tuned_loss"] < row["base_loss"]]
+    losses = {row["id"]: row for row in best}
+    found = []
+    if best:
+        chosen = (pc.field("split") == "test") & pc.field("id").isin(list(losses))
+        found = pq.read_table(tokens.path / TOKENS, columns=["id", "input_ids", "labels"], filters=chosen).to_pylist()
+    probes = [
+        Probe(input_ids=row["input_ids"], labels=row["labels"], base=gain["base_loss"], tuned=gain["tuned_loss"])
+        for row in found
+        for gain in [losses[row["id"]]]
+        if row["labels"][0] == IGNORE_INDEX  # else evaluation added a token before the row
+    ]
+    probes = sorted(probes, key=lambda probe: len(probe.input_ids))[:MOST_PROBES]  # short rows save time on a CPU
+    (folder / PROBES).write_text(Probes(training=training, rows=probes).model_dump_json() + "\n")
+
+
+def copy_adapter(adapter: ArtifactRef, folder: Path) -> None:
+    """Copy the files of training's manifest; raises DamagedArtifact if a copy has another digest."""
     for name, file in adapter.manifest.files.items():
         if name.startswith("adapter/"):
             copy = folder / name.removeprefix("adapter/")
@@ -120,7 +149,7 @@ def copy_adapter(adapter: ArtifactRef, folder: Path) -> None:
 
 
 def _gguf(folder: Path) -> dict[str, str] | None:
-    """The file that the base was converted from, its digest and the package it comes in; None for other bases."""
+    """The GGUF file that the bundled base was converted from, its digest and its package; None for other bases."""
     if folder.parent != store_root() / "artifacts":
         return None
     made = read_manifest(folder)
@@ -132,7 +161,7 @@ def _gguf(folder: Path) -> dict[str, str] | None:
 
 
 def pin_base(adapter_config: Path, model: BaseModelRef) -> None:
-    """Add the commit of the base, because the name alone may refer to other weights later."""
+    """Add the commit of the base, because its name may refer to other weights later."""
     config = json.loads(adapter_config.read_text())
     config["revision"] = model.revision or None
     adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""Answers side by side: the rows that gained and lost most, and a random sample, with their differences marked."""
+"""Answers side by side: largest gains, largest losses and a random sample, with the differences marked."""
 
 import difflib
 import hashlib
@@ -15,18 +15,14 @@ from tasks.text import LONGEST_EXCERPT, Part, excerpt
 EACH = 4
 """Rows of each kind that are shown."""
 ALIKE = 0.5
-"""Share of words in common from which marks help."""
+"""Differences are marked from this share of common words on."""
 _WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|\w+|\s+|.", re.S
-)  # characters where no spaces part words
+)  # single characters in scripts without spaces
 
 
 def answers(folder: Path, metric: str, champion: str) -> dict[str, Any]:
-    """Rows by their gain in a metric, over the champion where there is one, else over the base.
-
-    Args:
-        champion: name of the version that was compared; empty: none.
-    """
+    """Rows by their gain in a metric over the champion (empty: over the base)."""
     from tasks.evaluation.schema import PREDICTIONS
 
     file, other = folder / PREDICTIONS, "champion" if champion else "base"
@@ -53,7 +49,7 @@ def answers(folder: Path, metric: str, champion: str) -> dict[str, Any]:
 
 
 def answer_row(row: Mapping[str, Any], metric: str, other: str) -> dict[str, Any]:
-    """Args: other: `base` or `champion`, which the new answer is compared with word by word."""
+    """One row; `other` is the model (`base` or `champion`) with which the new answer is compared word by word."""
     old, new = marked(row[other], row["tuned"])
     texts = {"base": excerpt(row["base"]), "champion": None, other: old, "tuned": new}
     return {
@@ -68,9 +64,9 @@ def answer_row(row: Mapping[str, Any], metric: str, other: str) -> dict[str, Any
 
 
 def marked(old: str, new: str) -> tuple[list[Part], list[Part]]:
-    """Two texts as parts: `gone` are words that the new one does not have, `new` those that it alone has.
+    """Two texts as parts: `gone` are words of the old text alone, `new` those of the new text alone.
 
-    Texts that are long, or have little in common, are not marked.
+    Nothing is marked in long texts, or if little is common.
     """
     if max(len(old), len(new)) > LONGEST_EXCERPT:
         return excerpt(old), excerpt(new)

@@ -1,4 +1,4 @@
-"""Where the marks of a chart go: round ticks, lines thinned to what a screen shows, bars. The template draws them."""
+"""Coordinates of a chart's ticks, lines and bars; plot.svg.j2 draws them."""
 
 import math
 from collections import Counter
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 420, 236
-LEFT, RIGHT, TOP, BOTTOM = 50, 406, 12, 196  # the plot's frame; ticks and labels stand outside
+LEFT, RIGHT, TOP, BOTTOM = 50, 406, 12, 196  # frame of the plot; ticks and labels are outside
 POINTS = 600
-"""Most points of a line: beyond it, the lowest and highest of each stretch, so that no spike is lost."""
+"""Most points of a line. Longer ones keep minimum and maximum of each part, so that no spike is lost."""
 SMOOTHED_FROM = 20
-"""Steps from which a line of means is drawn over the single ones."""
+"""From this number of steps on, a line of means is drawn too."""
 BINS = 24
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A circle, a bar or a line across the plot, with the text that a pointer shows."""
+    """A circle, a bar or a line across the plot, with its tooltip."""
 
     x: float
     y: float
@@ -27,7 +27,7 @@ class Mark:
 
 @dataclass
 class Chart:
-    """Everything the template needs to draw one plot; coordinates are those of a WIDTH × HEIGHT picture."""
+    """One plot; coordinates are those of a WIDTH × HEIGHT picture."""
 
     title: str
     x_label: str
@@ -38,18 +38,18 @@ class Chart:
     smooth: str = ""
     window: int = 0
     beyond: str = ""
-    """Says so where values lie outside the plot."""
+    """A note if values are outside the plot."""
     dots: list[Mark] = field(default_factory=list)
     second: str = ""
     second_dots: list[Mark] = field(default_factory=list)
-    """Fewer values of a second kind, on the same axes."""
+    """A second, sparser series on the same axes."""
     bars: list[Mark] = field(default_factory=list)
     across: Mark | None = None
     upright: Mark | None = None
 
 
 class Scale:
-    """Values onto pixels, with ends on round ticks."""
+    """Maps values to pixels; its ends are round numbers."""
 
     def __init__(
         self, low: float, high: float, start: float, end: float, whole: bool = False, snap: bool = True
@@ -79,7 +79,7 @@ def _round_step(raw: float, whole: bool) -> float:
 
 
 def tick_label(value: float, step: float) -> str:
-    """As many decimals as the distance between ticks needs: 0.25, 3, 12k, 2.5e-4."""
+    """With the decimals that the distance between ticks needs: 0.25, 3, 12k, 2.5e-4."""
     if abs(value) < step / 2:
         return "0"
     if step >= 1000:
@@ -101,13 +101,13 @@ def curve(
     limit: float | None = None,
     second: Sequence[float | None] = (),
 ) -> Chart | None:
-    """A line over optimizer steps, or a circle for a single one; None when there is no finite value.
+    """A line over optimizer steps, or a circle for a single step; None if no value is finite.
 
     Args:
         zero: the value axis starts at 0.
-        smooth: a centred mean over a twentieth of the steps goes over it, from SMOOTHED_FROM steps on.
-        limit: value of a dashed line across the plot, left out where it lies far above the values.
-        second: values of a second kind, None where a step has none.
+        smooth: from SMOOTHED_FROM steps on, draw a centred mean over a twentieth of the steps too.
+        limit: value of a dashed line across the plot; not drawn if it is far above the values.
+        second: a second series; None for steps without a value.
     """
     points, others = _finite(steps, values), _finite(steps, second) if second else []
     if not points:
@@ -133,11 +133,9 @@ def curve(
         smooth=_path(thinned(means), x, y) if means else "",
         window=max(3, window) if window else 0,
         beyond=f" · {len(beyond):,} beyond the axis, up to {max(beyond):.4g}" if beyond else "",
-        dots=[Mark(x(s), y(min(v, y.high)), text=f"step {s:,.0f}: {v:.4g}") for s, v in points]
-        if len(points) <= 200
-        else [],
+        dots=_dots(points, x, y) if len(points) <= 200 else [],
         second=_path(thinned(others), x, y),
-        second_dots=[Mark(x(s), y(v), text=f"step {s:,.0f}: {v:.4g}") for s, v in others],
+        second_dots=_dots(others, x, y),
         across=Mark(LEFT, y(limit), text=f"clipped above {limit:g}") if limit in shown and limit is not None else None,
     )
 
@@ -148,7 +146,7 @@ def _finite(steps: Sequence[int], values: Sequence[float | None]) -> list[tuple[
 
 
 def ceiling(values: Sequence[float]) -> float:
-    """Where the axis ends: the highest value, or less when a few out of many would flatten all the others."""
+    """End of the axis: the highest value, or less if a few outliers would flatten all other values."""
     ordered = sorted(values)
     highest, most, middle = ordered[-1], ordered[int(0.99 * (len(ordered) - 1))], ordered[len(ordered) // 2]
     if len(ordered) < 100 or highest <= middle + 5 * (most - middle) or most <= middle:
@@ -157,7 +155,7 @@ def ceiling(values: Sequence[float]) -> float:
 
 
 def thinned(points: list[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
-    """At most about `most` points: ends, and lowest and highest of each of equal stretches, in order."""
+    """About `most` points at most: both ends, and minimum and maximum of each of equal parts, in order."""
     if len(points) <= most:
         return points
     stretches = most // 2
@@ -169,7 +167,7 @@ def thinned(points: list[tuple[float, float]], most: int = POINTS) -> list[tuple
 
 
 def centred_means(values: Sequence[float], window: int) -> list[float]:
-    """Mean of each value and its neighbours; fewer of them, but as many on both sides, at the ends."""
+    """Mean of each value and its neighbours; near the ends the window is smaller, and still symmetric."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
@@ -184,11 +182,15 @@ def _path(points: list[tuple[float, float]], x: Scale, y: Scale) -> str:
     return " ".join(f"{x(a):g},{y(min(b, y.high)):g}" for a, b in points)
 
 
+def _dots(points: list[tuple[float, float]], x: Scale, y: Scale) -> list[Mark]:
+    return [Mark(x(s), y(min(v, y.high)), text=f"step {s:,.0f}: {v:.4g}") for s, v in points]
+
+
 def histogram(title: str, lengths: Counter[int], longest: int, limit: int | None) -> Chart:
-    """Rows by length. `longest` sets the axis, so that the splits of a data set can be compared.
+    """Rows by length. `longest` sets the axis, so that splits can be compared.
 
     Args:
-        limit: where an upright line stands, left out where it lies far beyond the longest row.
+        limit: position of an upright line; not drawn if it is far beyond the longest row.
     """
     near = limit is not None and limit <= 1.5 * longest
     x = Scale(0, max(longest, limit or 0) if near else longest, LEFT, RIGHT, whole=True)
@@ -215,7 +217,7 @@ def histogram(title: str, lengths: Counter[int], longest: int, limit: int | None
 
 
 def sorted_bars(title: str, x_label: str, values: Sequence[float]) -> Chart:
-    """One bar a row, from the lowest value to the highest; evenly picked ones where rows outnumber the pixels."""
+    """One bar a row, from the lowest value to the highest; an even selection if there are too many rows."""
     ordered = sorted(values)
     last = len(ordered) - 1
     shown = ordered if last < 150 else [ordered[round(n * last / 149)] for n in range(150)]
@@ -238,7 +240,7 @@ def sorted_bars(title: str, x_label: str, values: Sequence[float]) -> Chart:
 
 
 def on_one_axis(lines: Sequence[Sequence[float]], width: int) -> tuple[list[list[float]], list[tuple[float, str]]]:
-    """Where values stand on an axis that shows 0, line by line, and the axis' ticks."""
+    """Positions of each line's values on one axis that includes 0, and the ticks of the axis."""
     values = [value for line in lines for value in line]
     scale = Scale(min(0.0, *values), max(0.0, *values), 14, width - 14)
     return [[scale(value) for value in line] for line in lines], scale.ticks()

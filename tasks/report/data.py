@@ -1,4 +1,4 @@
-"""What became of the rows on their way to tokens, how long they are, and what of them is learnt."""
+"""Rows of each data stage with what was lost or changed, their lengths, and a preview."""
 
 import json
 from collections import Counter
@@ -20,11 +20,7 @@ LABEL = {"train": "Training rows", "test": "Held-out rows"}
 
 
 def data(stages: Mapping[str, ArtifactRef], training: TrainingConfig) -> dict[str, Any]:
-    """Rows and losses of the three data stages, and what is known of the tokens.
-
-    Args:
-        training: the fields of the training stage, for how its forward passes will be filled.
-    """
+    """Rows and ledgers of the data stages, and token counts; `training` decides how passes are filled."""
     from tasks.download.schema import ROWS
     from tasks.formatting.schema import PROMPTS
     from tasks.store.ledger import LEDGER
@@ -34,7 +30,7 @@ def data(stages: Mapping[str, ArtifactRef], training: TrainingConfig) -> dict[st
     splits = {name: count_splits(stages[name].path / file) for name, file in files.items()}
     names = sorted(set().union(*splits.values()), key=lambda name: (name != "train", name))
     ledgers = {name: read_ledger(stages[name].path) for name in files}
-    for name in ("train", "evaluate"):  # rows were held back for validation, or the champion was trained on them
+    for name in ("train", "evaluate"):  # rows held back for validation; held-out rows that were trained on
         if (stages[name].path / LEDGER).exists():
             ledgers[name] = read_ledger(stages[name].path)
     return {
@@ -50,7 +46,7 @@ def data(stages: Mapping[str, ArtifactRef], training: TrainingConfig) -> dict[st
 
 
 def lengths(statistics: Mapping[str, Any], training: TrainingConfig) -> dict[str, Any]:
-    """Token counts of each split that has rows, drawn and as numbers."""
+    """Token counts of each split, as charts and numbers."""
     found = {split: numbers for split, numbers in statistics["splits"].items() if numbers["rows"]}
     longest, limit = max((s["longest"] for s in found.values()), default=0), statistics["limit"]
     learnt, read = (sum(s[what] for s in found.values()) for what in ("learnt_tokens", "tokens"))
@@ -70,12 +66,12 @@ def lengths(statistics: Mapping[str, Any], training: TrainingConfig) -> dict[str
 
 
 def by_length(statistics: Mapping[str, Any], split: Mapping[str, Any]) -> Counter[int]:
-    """Rows by tokens; by the fewest tokens of their class, where classes are wider than one token."""
+    """Number of rows by number of tokens (the smallest of a class, if classes are wider than one token)."""
     return Counter({n * statistics["width"]: rows for n, rows in enumerate(split["rows_by_length"]) if rows})
 
 
 def preview(folder: Path) -> list[dict[str, Any]]:
-    """A few training rows as the trainer reads them, as tokenization wrote them down."""
+    """A few training rows as the trainer reads them, from the tokenize stage."""
     return json.loads((folder / PREVIEW).read_text(encoding="utf-8"))
 
 
@@ -86,7 +82,7 @@ def count_splits(file: Path) -> dict[str, int]:
 
 
 def read_ledger(folder: Path) -> dict[str, Any]:
-    """How many rows a stage did not hand on unchanged and why, and the first of them."""
+    """Numbers and reasons of the rows that a stage lost, left out or changed, and the first of them."""
     from tasks.store.ledger import LEDGER
 
     table = read(folder / LEDGER)

@@ -1,7 +1,7 @@
-"""One page a run: scores with their intervals, training curves, answers side by side, and where it all came from.
+"""The report of a run: scores with intervals, training curves, answers side by side, data and origin.
 
-The page is a function of what the six stages wrote and of its own version, and is written once for them. A run that
-reused every stage finds it there; nothing here loads torch, and pyarrow only when a page is written.
+The name of the page has a digest of everything that decides its content, so a run that reused every stage finds its
+page. Nothing here imports torch, and pyarrow is imported only to write a page.
 """
 
 import base64
@@ -28,16 +28,16 @@ from tasks.store.manifest import Manifest
 from tasks.store.root import store_root
 
 TEMPLATE, PLOT = (Path(__file__).with_name(name) for name in ("report.html.j2", "plot.svg.j2"))
-VERSION = 5
-"""Raised when the code writes another page of the same outputs (docs/caching.md)."""
+VERSION = 6
+"""Raised when the code writes another page for the same stages (docs/caching.md)."""
 
 
 def write_report(stages: dict[str, ArtifactRef], decision: str = "") -> Path:
-    """Write the page of these outputs, or return the one that is there.
+    """Write the page of these stages, or return the existing one.
 
     Args:
-        stages: the references of download, format, tokenize, train, evaluate and publish, in this order.
-        decision: what came of the promotion, in a sentence.
+        stages: results of download, format, tokenize, train, evaluate and publish, in this order.
+        decision: the sentence of the promotion.
     Returns:
         STORE/reports/<name>-<version>-<12 hex digits>.html
     """
@@ -92,7 +92,7 @@ def render(stages: Mapping[str, ArtifactRef], manifests: Mapping[str, Manifest],
 
 
 def picture(chart: charts.Chart) -> str:
-    """A chart as Markdown with the picture in it."""
+    """A chart as Markdown with an embedded picture."""
     plot: Any = _environment().get_template(PLOT.name).make_module({"chart": charts})
     drawn = str(plot.picture(chart))
     return f"![{chart.title}](data:image/svg+xml;base64,{base64.b64encode(drawn.strip().encode()).decode()})"

@@ -1,4 +1,4 @@
-"""How the models score, and what that says."""
+"""The score tables of the report, with a dot plot, and the verdict."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ from tasks.report.tables import read
 from tasks.store.manifest import Manifest
 
 PLOT = 220
-"""Width of a line's dots."""
+"""Width of the dot plot."""
 
 
 def scores(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Every metric with its intervals, and in words what the first one says."""
+    """Every metric with its intervals, and the verdict of the first one."""
     from tasks.evaluation.schema import HEALTH, SCORES
 
     every, facts = read(folder / SCORES).to_pylist(), manifest.facts(EvaluationFacts)
@@ -42,7 +42,7 @@ def scores(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def drawn(rows: list[dict[str, Any]], percent: str) -> dict[str, Any]:
-    """A table of scores with a dot for each model: shares on one axis, each other metric on one of its own."""
+    """A table of scores with a dot for each model. Shares have a common axis, every other metric its own."""
     titles, *cells = score_table(rows, percent)
     lines: list[dict[str, Any]] = [{"cells": line, "row": row} for line, row in zip(cells, rows, strict=True)]
     shares = [line for line in lines if line["row"]["metric"] in METRICS and line["row"]["metric"] != "loss"]
@@ -58,7 +58,7 @@ def drawn(rows: list[dict[str, Any]], percent: str) -> dict[str, Any]:
 
 
 def _values(row: Mapping[str, Any]) -> list[float]:
-    """The interval around the tuned model's score, and the scores of all."""
+    """Ends of the tuned model's interval, then the score of each model."""
     base, tuned = row["base"], row["tuned"]
     interval = [tuned, tuned] if row["low"] is None else [base + row["low"], base + row["high"]]
     return [*interval, base, *([row["champion"]] if row["champion"] is not None else []), tuned]

@@ -1,18 +1,18 @@
-"""Parquet files of the stages, read without what imports pandas."""
+"""Reads Parquet files of the stages without importing pandas."""
 
 from pathlib import Path
 from typing import Any
 
 
 def read(file: Path, columns: list[str] | None = None) -> Any:
-    """A Parquet file as a table, without the data set machinery of read_table, which imports pandas."""
+    """A Parquet file as a table. `pyarrow.parquet.read_table` would import pandas."""
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(file).read(columns)
 
 
 def rows_at(file: Path, wanted: set[int]) -> dict[int, dict[str, Any]]:
-    """Rows of a Parquet file by their number; the others pass by in slices."""
+    """Rows of a Parquet file by their number, without reading the whole file into memory."""
     import pyarrow.parquet as pq
 
     found: dict[int, dict[str, Any]] = {}

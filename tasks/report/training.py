@@ -1,4 +1,4 @@
-"""How training went, step by step and as a whole."""
+"""Training step by step and in total."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,12 +41,12 @@ def training(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def ten_of(rows: Sequence[int]) -> list[int]:
-    """At most ten of them, evenly picked, with the first and the last."""
+    """Ten of them, evenly spaced, with the first and the last."""
     return [rows[round(n * (len(rows) - 1) / 9)] for n in range(10)] if rows else []
 
 
 def training_facts(facts: TrainingFacts) -> Iterator[tuple[str, str, str]]:
-    """(what, value, note) of the whole run."""
+    """(name, value, note) of the whole run."""
     notes = [f"continued from step {facts.resumed_from_step:,}"] if facts.resumed_from_step else []
     notes += ["stopped early: validation loss no longer fell"] if facts.stopped_early else []
     yield "steps", number(facts.steps), "; ".join(notes)

@@ -1,4 +1,4 @@
-"""Numbers, times and values as a reader of the page wants them."""
+"""Numbers, times and settings as text for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ def score(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """+0.139 or −0.020; more decimals where three would show a difference as none."""
+    """+0.139 or −0.020; more decimals if the value would be rounded to 0."""
     decimals = next((d for d in (3, 4, 5, 6) if round(value, d)), 3)
     return f"{value:+.{decimals}f}".replace("-", "−") if round(value, decimals) else "0.000"
 
 
 def bounds(row: Mapping[str, Any]) -> str:
-    """The interval of a row of scores."""
+    """The interval of a row of `scores.parquet`."""
     return "none" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}"
 
 
@@ -41,7 +41,7 @@ def date(text: str) -> str:
 
 
 def setting(value: Any) -> str:
-    """A field's value as the YAML file would have it."""
+    """A field's value as in the YAML file."""
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence) and all(isinstance(v, str) for v in value):
@@ -58,4 +58,4 @@ FILTERS = {
     "date": date,
     "setting": setting,
 }
-"""Names by which the template calls them."""
+"""Filters of the template."""

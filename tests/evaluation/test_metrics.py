@@ -40,6 +40,8 @@ def test_words_keep_their_letters_and_marks() -> None:
     assert words("Prüfung naïve Kraków sữa") == ["prüfung", "naïve", "kraków", "sữa"]
     assert words("STRASSE") == words("Straße") and words("ΟΔΟΣ") == words("οδος")
     assert words("cafe\u0301") == words("café")  # one character or two
+    assert words("İSTANBUL IŞIK") == words("istanbul ışık")
+    assert words("محـــمد") == words("محمد") and words("𝐀𝑏𝟛") == words("ab3")
     assert words("बैठक को") == ["बैठक", "को"]
     assert words("كَتَبَ") == ["كَتَبَ"]
     assert words("회의는 금요일로") == ["회의는", "금요일로"]

@@ -40,7 +40,7 @@ def test_each_row_gets_what_the_function_returns(installed: Path) -> None:
     [
         ("return [1 / len(p) for p in predictions]", "fails on row 'c': ZeroDivisionError: division by zero"),
         ("raise SystemExit(1)", "fails on row 'a': SystemExit: 1"),
-        ("assert len(predictions) < 3, 'many'\n    return [0]", "fails on all rows, though on none alone"),
+        ("assert len(predictions) < 3, 'many'\n    return [0]", "fails on all rows together, but on no single row"),
         ("return [0.5]", "returned 1 values for 3 rows, 'a' to 'c'"),
         ("return 0.5", "fails on row 'a': TypeError: 'float' object is not iterable"),
         ("return [0, float('nan'), 1]", "returned nan for row 'b'; a finite number is right"),

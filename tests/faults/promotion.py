@@ -31,7 +31,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.promotion import champion
-from tasks.promotion.page import PAGE, page
+from tasks.promotion.task import PAGE, page
 from tasks.publishing.registry import versions
 from tasks.store.model import BaseModelRef
 from tests.faults import forked

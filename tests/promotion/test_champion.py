@@ -219,6 +219,11 @@ def make_a_folder_of_the_history() -> None:
     (folder() / "history.jsonl").mkdir()
 
 
+def make_a_folder_of_the_page() -> None:
+    (folder() / "README.md").unlink(missing_ok=True)
+    (folder() / "README.md").mkdir()
+
+
 def copy_without_links() -> None:
     (folder() / "champion").unlink()
     shutil.copytree(folder() / "v0002", folder() / "champion")
@@ -237,6 +242,7 @@ def copy_without_links() -> None:
         (make_a_folder_of_the_history, "begin", "history.jsonl cannot be read (Is a directory)"),
         (make_a_folder_of_the_history, "promote adapter@v0001", "history.jsonl cannot be read (Is a directory)"),
         (make_a_folder_of_the_history, "verify adapter --json", "history.jsonl cannot be read (Is a directory)"),
+        (make_a_folder_of_the_page, "promote adapter@v0001", "cannot be written (Is a directory): "),
         (copy_without_links, "begin", "champion is a folder, and the pointer to the champion has that name"),
         (copy_without_links, "rollback adapter@v0001", "champion is a folder, and the pointer"),
         (lambda: None, "rollback adapter@v0003", "v0003 of adapter is missing or damaged"),
@@ -268,6 +274,19 @@ def test_a_registry_that_is_gone_is_not_begun_anew(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"disk is gone, and versions were published to it\. Is its disk mounted"):
         champion.begin(elsewhere, "a test")
     assert not elsewhere.parent.exists()
+
+
+def test_a_registry_that_is_a_file_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"registry .*file/adapter cannot be written \(Not a directory\)"):
+        champion.begin(tmp_path / "file" / "adapter", "a test")
+
+
+def test_a_page_that_is_no_text_is_written_again() -> None:
+    publish("a")
+    (folder() / "README.md").write_bytes(b"\xff\xfe")
+    assert main(["adapters", "rollback", "adapter@v0001", "--reason", "x"]) == 0
+    assert (folder() / "README.md").read_text().startswith("# adapter")
 
 
 def test_a_registry_that_cannot_be_written_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from flows.__main__ import main
 from flows.checks import _promotion as check_promotion
-from flows.promote import opinion
 from tasks.config import EvaluationConfig, PromotionConfig
 from tasks.errors import UserError
 from tasks.promotion import champion, task
@@ -78,7 +77,7 @@ def test_a_run_that_is_killed_when(moment: str, monkeypatch: pytest.MonkeyPatch)
 
     with pytest.MonkeyPatch.context() as patch:
         if moment == "the scores are read":
-            patch.setattr(task._Scores, "compare", kill)
+            patch.setattr(task.gate, "compare", kill)
         elif moment == "the decision is recorded":
             own = champion.History.add
             patch.setattr(
@@ -134,8 +133,8 @@ def test_two_runs_at_once_compare_with_the_champion_of_their_time() -> None:
         ("rougeL 0.0305", "cannot be ruled out"),
         ("rougeL 0.05", ""),
         ("chrf 0.02", "no scores chrf"),
-        ("rougeL[watch=general] 0.02", "no row of the watch set general was scored"),
-        ("rougeL[topic=war] 0.02", "no test row has topic=war"),
+        ("rougeL[watch=general] 0.02", "no test row with watch=general was scored"),
+        ("rougeL[topic=war] 0.02", "no test row with topic=war was scored"),
     ],
 )
 def test_guards(guard: str, why: str) -> None:
@@ -151,7 +150,7 @@ def test_guards(guard: str, why: str) -> None:
     [
         ("calm", "Promoted v0001"),
         ("forgot", "Kept the base: guard loss on watch=forgot fell by 0.1"),
-        ("gone", "Kept the base: v0001 cannot be compared, because no row of the watch set gone was scored."),
+        ("gone", "Kept the base: v0001 cannot be compared, because no test row with watch=gone was scored."),
     ],
 )
 def test_a_guard_on_a_watch_set(name: str, said: str) -> None:
@@ -240,8 +239,6 @@ def test_a_version_that_was_rolled_back_is_not_promoted_again_by_a_run() -> None
     again = run("b", BETTER)
     assert again.outcome == "kept" and "only a person puts it in use again" in again.sentence
     assert champion.pointer(folder()) == "v0001"
-    assert opinion(champion.read(folder()), "b").startswith("v0002 is better: held-out loss")
-    assert opinion(champion.read(folder()), "z") == "it was not compared."
 
 
 def test_a_number_that_is_given_again_is_another_version() -> None:
@@ -249,9 +246,34 @@ def test_a_number_that_is_given_again_is_another_version() -> None:
 
     run("a", BETTER), run("b", BETTER)
     roll_back("adapter", "complaints")
+    assert stands("a", "b") == ["in use", "was in use"]
     shutil.rmtree(folder() / "v0002")
     assert run("c", EQUAL).sentence.startswith("Kept v0001: v0002 is no better")  # it was never in use, nor replaced
-    assert opinion(champion.read(folder()), "c").startswith("Kept v0001: v0002 is no better")
+    assert stands("a", "c", "z") == ["in use", "no better", "not compared"]
+
+
+def stands(*adapters: str) -> list[str]:
+    """What became of v0001, v0002, … with these weights."""
+    entries = champion.read(folder())
+    return [champion.standing(entries, f"v{n:04d}", adapter) for n, adapter in enumerate(adapters, 1)]
+
+
+def test_a_version_that_was_decided_twice_stands_as_it_was_decided_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    import flows.promote
+
+    monkeypatch.setattr(flows.promote, "base_of", lambda _: BASE)
+    monkeypatch.setattr(flows.promote, "try_out", lambda *_: None)
+    publish("a")
+    run("b", EQUAL)  # the registry had a version and no history
+    assert stands("a", "b") == ["in use", "no better"]
+    flows.promote.promote_version("adapter", "v0002", "read the answers")
+    assert stands("a", "b") == ["was in use", "in use"]
+    run("c", BETTER, approval=True)
+    assert stands("a", "b", "c") == ["was in use", "in use", "better"]
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "try_out", lambda *_: (_ for _ in ()).throw(UserError("it does not load")))
+        assert run("c", BETTER).outcome == "refused"
+    assert stands("a", "b", "c") == ["was in use", "in use", "refused"]
 
 
 def test_the_page_of_an_adapter_tells_what_is_in_use_and_what_was_decided() -> None:

@@ -178,6 +178,7 @@ def text_of(page: str) -> str:
 @pytest.mark.parametrize(
     ("difference", "verdict", "sentence"),
     [
+        ((0.02, 0.0, 0.0), "A single row, or a single group of rows, allows no interval", ""),
         ((-0.139, -0.178, -0.102), "Better than the base. The interval excludes 0", "−0.178 to −0.102"),
         ((0.05, 0.01, 0.09), "Worse than the base. The interval excludes 0", "+0.010 to +0.090"),
         ((0.02, -0.01, 0.05), "Undecided. The interval includes 0", "−0.010 to +0.050"),
@@ -187,29 +188,13 @@ def text_of(page: str) -> str:
 def test_verdict_says_what_the_interval_allows(
     store: Path, difference: tuple[float, float, float], verdict: str, sentence: str
 ) -> None:
-    page = text_of(write_report(make_run(store, Run(difference=difference))).read_text())
-    assert f"Held-out loss (lower is better) 0.213 → {0.213 + difference[0]:.3f} on 3 held-out rows" in page
-    assert f"95 % interval of the difference {sentence}." in page
-    assert sum(word in page for word in ("Better than", "Worse than", "Undecided")) == 1
+    run = Run(difference=difference) if sentence else Run(base=["a"], tuned=["b"], scores=[(0.1, 0.9)])
+    page = text_of(write_report(make_run(store, run)).read_text())
+    if sentence:
+        assert f"Held-out loss (lower is better) 0.213 → {0.213 + difference[0]:.3f} on 3 held-out rows" in page
+        assert f"95 % interval of the difference {sentence}." in page
+    assert sum(word in page for word in ("Better than", "Worse than", "Undecided. ")) == 1
     assert verdict in page
-
-
-def test_the_decision_is_the_verdict(store: Path) -> None:
-    stages = make_run(store, Run())
-    page = text_of(write_report(stages, "Kept v0006: v0007 is no better.").read_text())
-    assert (
-        page.index("Kept v0006: v0007 is no better.") < page.index("Held-out loss")
-        and "Worse than the base:" not in page
-    )
-    assert "Worse than the base: held-out loss +0.139 on 3 held-out rows" in text_of(write_report(stages).read_text())
-
-
-def test_every_metric_and_every_figure_of_the_answers_has_a_line(store: Path) -> None:
-    page = text_of(write_report(make_run(store, Run())).read_text())
-    for metric in METRICS.values():
-        assert f"{metric.label} 0.21300.3520+0.1390 +0.1020 to +0.1780" in page
-    assert "empty0.1250.000 never-ending0.1251.000" in page
-    assert "length ÷ reference0.1254.000" in page
 
 
 def test_shares_have_one_axis_and_other_metrics_their_own(store: Path) -> None:
@@ -230,9 +215,23 @@ def test_shares_have_one_axis_and_other_metrics_their_own(store: Path) -> None:
     assert first["cells"][2] == "0.2000" and first["cells"][-2:] == ["+0.1000", "+0.1000 to +0.1000"]
 
 
-def test_one_held_out_row_gives_no_verdict(store: Path) -> None:
-    page = text_of(write_report(make_run(store, Run(base=["a"], tuned=["b"], scores=[(0.1, 0.9)]))).read_text())
-    assert "A single row, or a single group of rows, allows no interval" in page
+def test_a_plain_run_has_its_scores_figures_sources_and_tokens_and_asks_for_nothing(store: Path) -> None:
+    source = write_report(make_run(store, Run())).read_text()
+    assert not re.search(r"https?://|@import|url\(|<script|<iframe|<link(?![^>]*data:,)", source)
+    page = text_of(source)
+    for metric in METRICS.values():
+        assert f"{metric.label} 0.21300.3520+0.1390 +0.1020 to +0.1780" in page
+    assert "empty0.1250.000 never-ending0.1251.000" in page and "length ÷ reference0.1254.000" in page
+    assert "Sources sourcerows readto train onheld out support36848" in page
+    tokens = pq.read_table(next(store.glob("artifacts/tokenize-*/tokens.parquet"))).to_pylist()
+    read, learnt = (
+        sum(label != IGNORE_INDEX or whole for row in tokens for label in row["labels"]) for whole in (1, 0)
+    )
+    assert f"{100 * learnt / read:.1f} % of the tokens are learnt: {learnt:,} of {read:,}" in page
+    assert "A forward pass of 100 tokens will be " in page and "with 8 rows a step" in page
+    assert source.count("4 rows</title>") == source.count("3 rows</title>") == 1  # a bar for each split
+    training = source[source.index('id="training"') : source.index('id="data"')]
+    assert "validation" not in training and 'class="mark"' not in training
 
 
 def test_second_call_finds_the_page(store: Path) -> None:
@@ -243,12 +242,11 @@ def test_second_call_finds_the_page(store: Path) -> None:
     file.write_text("kept")
     assert write_report(stages) == file
     assert file.read_text() == "kept"
-
-
-def test_another_output_is_another_page(store: Path) -> None:
-    page = write_report(make_run(store, Run()))
+    decided = text_of(write_report(stages, "Kept v0006: v0007 is no better.").read_text())
+    assert decided.index("Kept v0006: v0007 is no better.") < decided.index("Held-out loss")
+    assert "Worse than the base:" not in decided  # the decision is the verdict
     shutil.rmtree(store.parent / "base")
-    assert write_report(make_run(store, Run(steps=7))) != page
+    assert write_report(make_run(store, Run(steps=7))) != file
 
 
 def test_text_of_rows_is_never_markup(store: Path) -> None:
@@ -257,11 +255,6 @@ def test_text_of_rows_is_never_markup(store: Path) -> None:
     page = write_report(make_run(store, run)).read_text()
     assert "<script" not in page and "<img" not in page
     assert "&lt;script&gt;alert(1)" in page and "{{ 7 * 7 }}" in page
-
-
-def test_page_asks_for_nothing(store: Path) -> None:
-    page = write_report(make_run(store, Run())).read_text()
-    assert not re.search(r"https?://|@import|url\(|<script|<iframe|<link(?![^>]*data:,)", page)
 
 
 def test_preview_shows_what_the_trainer_reads(store: Path) -> None:
@@ -276,17 +269,6 @@ def test_preview_shows_what_the_trainer_reads(store: Path) -> None:
             ("masked", run.prompt),
             ("learnt", run.answer + "<|end|>"),
         ]
-
-
-def test_what_is_known_of_the_tokens_is_shown(store: Path) -> None:
-    page = write_report(make_run(store, Run())).read_text()
-    tokens = pq.read_table(next(store.glob("artifacts/tokenize-*/tokens.parquet"))).to_pylist()
-    read, learnt = (
-        sum(label != IGNORE_INDEX or whole for row in tokens for label in row["labels"]) for whole in (1, 0)
-    )
-    assert f"{100 * learnt / read:.1f} % of the tokens are learnt: {learnt:,} of {read:,}" in text_of(page)
-    assert "A forward pass of 100 tokens will be " in page and "with 8 rows a step" in page
-    assert page.count("4 rows</title>") == page.count("3 rows</title>") == 1  # a bar for each split
 
 
 def test_answers_are_picked_by_rule(store: Path) -> None:
@@ -323,11 +305,6 @@ def test_a_version_stands_beside_the_earlier_ones(store: Path) -> None:
     page = text_of(write_report(stages).read_text())
     assert "v0001not compared—602.2500———" in page  # what trained it is not in this store any more
     assert "v0002not compared—602.25000.000000.0" in page
-
-
-def test_what_each_source_of_a_mix_gave_is_shown(store: Path) -> None:
-    page = text_of(write_report(make_run(store, Run())).read_text())
-    assert "Sources sourcerows readto train onheld out support36848" in page
 
 
 def test_lost_rows_are_named(store: Path) -> None:
@@ -367,12 +344,6 @@ def test_validation_is_drawn_beside_the_training_loss(store: Path) -> None:
     assert "stopped early: validation loss no longer fell" in text
     assert "1 left out in train: held back for validation" in text
     assert "1.5000" in text  # its row is among those shown as numbers
-
-
-def test_without_validation_nothing_is_said_of_it(store: Path) -> None:
-    page = write_report(make_run(store, Run())).read_text()
-    section = page[page.index('id="training"') : page.index('id="data"')]
-    assert "validation" not in section and 'class="mark"' not in section
 
 
 def test_very_long_answers_lose_their_middle(store: Path) -> None:

@@ -1,8 +1,8 @@
-"""Attention over a cache in which every row's keys and values stand one after the other, without padding.
+"""Attention over a cache in which each row's keys and values are contiguous, without padding.
 
-Importing this module registers the implementation "cached" with transformers. The model is called with one flat batch
-`[1, tokens]` and a `Prefill` or `Decode` among its keyword arguments as `cached`; transformers hands it down to
-`attend`. There is no mask to be made: transformers leaves that out for an implementation without a mask function.
+Importing this module registers the attention implementation "cached" with transformers. The model is called with one
+packed batch `[1, tokens]` and the keyword argument `cached`, a `Prefill` or `Decode`, which transformers passes to
+`attend`. transformers builds no mask for an implementation that has no mask function.
 """
 
 from dataclasses import dataclass, field
@@ -19,22 +19,22 @@ NAME = "cached"
 
 
 class Unsupported(Exception):
-    """This model's answers cannot be computed here; the text says why."""
+    """The engine does not support this model; the text says why."""
 
 
 @dataclass
 class Cache:
-    """Keys and values of every layer, `[places, key-value heads, head_dim]` each, made when a layer first has some.
+    """Keys and values of every layer, `[places, key-value heads, head_dim]` each, allocated when a layer first writes.
 
-    Zeros at first: `_gathered` reads places that no row has written, and nothing times NaN is NaN.
+    They begin as zeros, because `_gathered` also reads places that no row has written, and 0 × NaN is NaN.
     """
 
     places: int
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    windows: set[int | None] = field(default_factory=set)  # that layers asked for
+    windows: set[int | None] = field(default_factory=set)  # sliding windows of the layers
 
     def write(self, layer: int, key: Tensor, value: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `[tokens, key-value heads, head_dim]` at `places` (int64, `[tokens]`); the layer's whole cache."""
+        """Write `[tokens, key-value heads, head_dim]` at `places` (int64, `[tokens]`); returns the layer's cache."""
         if layer not in self.layers:
             self.layers[layer] = (
                 key.new_zeros(self.places, *key.shape[1:]),
@@ -50,11 +50,11 @@ class Cache:
 
 @dataclass
 class Prefill:
-    """A pass over whole prompts, packed one after the other.
+    """A pass over packed prompts.
 
     Args:
-        places: int64 `[tokens]`, where in the cache each token's key and value go.
-        boundaries: int32 `[rows + 1]`, where each prompt begins and the last one ends.
+        places: int64 `[tokens]`, each token's place in the cache.
+        boundaries: int32 `[rows + 1]`, first token of each prompt, and the end of the last one.
         longest: tokens of the longest prompt.
     """
 
@@ -72,12 +72,12 @@ class Prefill:
 
 @dataclass
 class Decode:
-    """A pass over one new token of each row. Nothing here waits for the device, so that it can be captured.
+    """A pass over one new token of each row. It never waits for a GPU, so that it can be captured in a graph.
 
     Args:
-        starts: int64 `[rows]`, where in the cache each row begins.
-        lengths: int64 `[rows]`, its tokens there, the new one included.
-        longest: the most tokens that any row may have there.
+        starts: int64 `[rows]`, first place of each row in the cache.
+        lengths: int64 `[rows]`, tokens of each row in the cache, with the new one.
+        longest: upper bound of `lengths`.
     """
 
     cache: Cache
@@ -101,15 +101,15 @@ class Decode:
         q = query[0].transpose(0, 1)
         if flash(q):
             return self._flash(q, keys, values, scaling, window)[None]
-        # query heads that share keys are rows of one product with them: `[rows, key-value heads, group, head_dim]`
+        # query heads of one key-value head are rows of one product: `[rows, key-value heads, group, head_dim]`
         q = q.reshape(len(q), keys.shape[1], -1, q.shape[-1])
         answer = self._gathered if q.is_cuda else self._row_by_row
         return answer(q, keys, values, scaling, window).flatten(1, 2)[None]
 
     def _flash(self, q: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
-        """torch's FlashAttention kernel, which reads the tokens that are there and a group's keys once.
+        """torch's FlashAttention kernel: it reads no empty place, and the keys of a group of query heads once.
 
-        The operation behind `varlen_attn`, which takes the lengths (`seqused_k`) from torch 2.12 on.
+        `varlen_attn`, its public function, has the lengths (`seqused_k`) only from torch 2.12 on.
         """
         left, right = (-1, -1) if window is None else (window - 1, 0)
         return torch.ops.aten._flash_attention_forward(
@@ -130,7 +130,7 @@ class Decode:
         )[0]
 
     def _row_by_row(self, q: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
-        """Row by row, which is fast where starting an operation costs little."""
+        """For CPUs, where starting an operation costs little."""
         rows = []
         for row, (start, end) in zip(q, self.spans, strict=True):
             seen = slice(start if window is None else max(start, end - window), end)
@@ -139,7 +139,7 @@ class Decode:
         return torch.cat(rows)
 
     def _gathered(self, q: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None) -> Tensor:
-        """For dtypes that FlashAttention does not take: the rows are copied side by side first."""
+        """For dtypes that FlashAttention does not support: the rows are first copied into a padded batch."""
         column = torch.arange(self.longest, device=q.device)
         mask = column < self.lengths[:, None]
         if window is not None:
@@ -164,7 +164,7 @@ def attend(
     """Causal attention of each row over itself; shapes as in `tasks.model.attention.attend`.
 
     Raises:
-        Unsupported: the base's attention is another one.
+        Unsupported: the base has another kind of attention.
     """
     if cached is None or s_aux is not None or not getattr(module, "is_causal", False):
         raise Unsupported(f"{type(module).__name__} computes its attention in another way")

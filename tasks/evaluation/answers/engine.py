@@ -1,10 +1,10 @@
-"""Greedy answers of many prompts at once on one device.
+"""Greedy answers of many prompts at once on one device, with transformers' own layers.
 
-transformers' own layers compute; what is here is what they compute on. Prompts are read in passes without padding, as
-training reads its rows. Then every pass over the model makes one token of each live row, over a cache that holds the
-rows' own tokens and nothing else (`cached.py`). A row that ends leaves its part of the cache to the next prompt. On a
-GPU the pass is captured as a graph and replayed, since starting its thousand kernels takes longer than they do; so it
-chooses, keeps and counts the tokens itself, and the host looks at what has ended only now and then.
+Prompts are read in packed passes without padding, as in training. Then each pass over the model makes one token of
+every live row, with a cache that holds no padding (`cached.py`). When a row ends, the next prompt takes its part of the
+cache. On a GPU the pass is captured as a graph and replayed, because launching its thousand kernels takes longer than
+they run. So the pass itself chooses, stores and counts the tokens, and the host checks only now and then which rows
+have ended.
 """
 
 import os
@@ -23,20 +23,20 @@ from tasks.model.attention import check_supported
 from tasks.training.packing import Row
 
 _PREFILL_TOKENS = {"cpu": 2048, "cuda": 16_384}  # prompt tokens in one pass; more are hardly faster
-_USED_SHARE = 0.9  # of the free memory; the rest is for fragments
+_USED_SHARE = 0.9  # of a GPU's free memory; the rest is for fragmentation
 _HOST_SHARE = 0.25  # of a host's free memory
-_TRIAL = (6, 3)  # tokens of the prompts that a model is tried with
+_TRIAL = (6, 3)  # tokens of the prompts with which a model is tested
 _TRIAL_ERROR = 0.2  # relative, of logits in 16 bits
 _PROBES = (256, 1024)  # prompt tokens of the passes whose memory is measured
 
 
 class Engine(Passes):
-    """Answers with one model, whose adapter is on or off as its caller left it.
+    """Answers with one model; the caller has its adapter on or off.
 
     Args:
-        graphs: whether a GPU's passes are captured.
+        graphs: whether passes on a GPU are captured.
     Raises:
-        Unsupported: this model's answers cannot be computed here.
+        Unsupported: the model does not compute the same with the cache.
     """
 
     def __init__(self, model: PeftModel, graphs: bool = True) -> None:
@@ -54,10 +54,10 @@ class Engine(Passes):
 
     @torch.inference_mode()
     def _try(self) -> None:
-        """Compare one token after two short prompts with what the model itself computes for it.
+        """Compare the logits after two short prompts with those of the model's usual forward pass.
 
         Raises:
-            Unsupported: it is another one.
+            Unsupported: they differ.
         """
         rows = [
             [(7 * place + 3 * row + 1) % self.words for place in range(length + 1)] for row, length in enumerate(_TRIAL)
@@ -77,18 +77,18 @@ class Engine(Passes):
         config = self.base.config.get_text_config()
         sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
         if sliding and getattr(config, "sliding_window", None) and slots.cache.windows == {None}:
-            raise Unsupported("its attention is not told of its sliding window")  # but a mask is, and there is none
+            raise Unsupported("its attention gets its sliding window as a mask")  # and there is no mask here
         for ours, theirs in zip(got.float(), want, strict=True):
             theirs = (theirs.float() - theirs.float().mean()) / theirs.float().std()
-            ours = (ours - ours.mean()) / ours.std()  # a head's scale does not change which token is the largest
+            ours = (ours - ours.mean()) / ours.std()  # the scale of logits does not change the greedy token
             if not (ours - theirs).norm() < _TRIAL_ERROR * theirs.norm():
                 raise Unsupported("its layers compute something else with one token at a time")
 
     def room(self, asked: int, longest: int) -> tuple[int, int]:
-        """Tokens that the cache may hold, and prompt tokens of a pass, measured with two passes on a GPU.
+        """Tokens of the cache and prompt tokens of a pass that fit in memory, on a GPU measured with two passes.
 
         Args:
-            asked: prompt tokens of a pass where the user said so, else 0.
+            asked: prompt tokens of a pass if the user set them, else 0.
             longest: tokens of the longest prompt with its answer.
         """
         tokens = asked or _PREFILL_TOKENS[self.device.type]
@@ -107,7 +107,7 @@ class Engine(Passes):
         return int(max(0.0, left - slope * tokens) / self.bytes_per_token), tokens
 
     def _peak(self, tokens: int) -> int:
-        """Bytes that one pass over so many prompt tokens needs beside the cache."""
+        """Peak bytes of one pass over so many prompt tokens, without the cache."""
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         Slots(self, [[1] * tokens], [], 1, deque([0]), 10**6).prefill([(0, 0)])
@@ -125,14 +125,14 @@ class Engine(Passes):
         rows: Sequence[Row] | None = None,
         losses: dict[int, float] | None = None,
     ) -> list[list[int]]:
-        """Greedy continuations of token ids, in the order given, with the id that ended them.
+        """Greedy continuations of token ids, in the given order, each with the id that ended it.
 
         Args:
             prefill_tokens: prompt tokens in one pass; 0: by memory.
-            report: told when memory runs out, or a GPU's passes cannot be captured.
-            progress: told what share of the tokens are done, and how many answers.
-            rows: the prompts with their target tokens, which are read in the same passes.
-            losses: takes the held-out loss of each of these rows, by its number.
+            report: is called when memory runs out, or passes cannot be captured.
+            progress: is called with the share of tokens done, and the number of finished answers.
+            rows: the prompts with their target tokens, to be read in the same passes.
+            losses: receives the held-out loss of each of these rows, by its number.
         Raises:
             UserError: the memory does not suffice for one row.
         """
@@ -156,7 +156,7 @@ class Engine(Passes):
                     held = slots.places if slots is not None else room[0]
                 else:
                     continue
-                # outside the handler, whose traceback holds on to memory
+                # not in the handler, because the traceback keeps memory allocated
                 room, slots = (held // 2, max(1, room[1] // 2)), None
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -165,7 +165,7 @@ class Engine(Passes):
 
 
 def too_long(prompt: int, max_new_tokens: int) -> UserError:
-    """For a prompt of so many tokens that cannot be answered in the memory there is."""
+    """The error for a prompt of so many tokens that does not fit in memory with its answer."""
     return UserError(
         f"evaluation: memory does not suffice to answer a prompt of {prompt:,} tokens with up to {max_new_tokens:,} "
         "new ones; lower evaluation.max_new_tokens or tokenization.max_length."

@@ -1,4 +1,4 @@
-"""Greedy answers of the base and of base plus adapter, from one model in memory."""
+"""Answers and losses of the base and of base plus adapter, from one model in memory."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,24 +13,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from tasks.config import FormattingConfig
 from tasks.evaluation.answers.cached import Unsupported
 from tasks.evaluation.answers.engine import Engine, too_long
+from tasks.evaluation.answers.loss import mean_losses
 from tasks.evaluation.answers.slots import position_limit
 from tasks.model.lora import fuse
 from tasks.model.quantization import load_options
 from tasks.process.progress import Progress
 from tasks.text import visible_lines
 from tasks.tokenization.vocabulary import Vocabulary
-from tasks.training.packing import Row
+from tasks.training.packing import Row, flatten
 
 _PLAIN_TOKENS = 8192  # prompt tokens at once where `generate` answers
 _EXPANDED_SHARE = 0.75  # of a GPU's memory that expanded weights may take; the rest is for the answers
 
 
 def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
-    """The base with the very weights the adapter was trained on, and the adapter over it.
+    """The base with the weights of training, and the adapter on it.
 
-    A base trained in 4 bits is quantized the same way and, where there is room, expanded once: the same numbers as in
-    training, without the cost of expanding them at every generated token. One that a GPU does not hold even in 4 bits
-    is laid out over the next ones.
+    A 4-bit base is quantized as in training. If there is room, it is dequantized once, which gives the same values
+    without the cost of dequantizing them for every token. If one GPU is too small, the base is spread over several.
     """
     options = load_options(**training)
     dtype = options["dtype"]
@@ -40,14 +40,14 @@ def load(base: Path, adapter: Path, training: dict[str, Any]) -> PeftModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, device_map=device_map, **options)
     if "quantization_config" in options and _room_for(model, dtype):
         model = model.dequantize().to(dtype)
-    model.generation_config = GenerationConfig()  # a base's own may ask for beams, or punish words of the prompt
+    model.generation_config = GenerationConfig()  # the base's own may set beams or a repetition penalty
     return _adapted(model, adapter, dtype)
 
 
 def exchange(model: PeftModel, adapter: Path, training: dict[str, Any]) -> PeftModel:
-    """Another adapter on the base that `load` has loaded; the model given is used up."""
+    """Another adapter on the base that `load` has loaded; the given model must not be used any more."""
     for module in list(model.modules()):
-        if isinstance(module, ModulesToSaveWrapper):  # whose weights PEFT would leave in the base
+        if isinstance(module, ModulesToSaveWrapper):  # PEFT would leave its weights in the base
             module.modules_to_save["default"] = module.original_module
     base = cast(PreTrainedModel, model.unload())
     return _adapted(base, adapter, getattr(torch, training["compute_dtype"]))
@@ -60,13 +60,13 @@ def _adapted(model: PreTrainedModel, adapter: Path, dtype: torch.dtype) -> PeftM
         for name, parameter in tuned.named_parameters():
             if "lora_magnitude_vector" in name:
                 parameter.data = parameter.data.float()
-        set_peft_model_state_dict(tuned, load_peft_weights(str(adapter)))  # anew: they had been rounded to `dtype`
+        set_peft_model_state_dict(tuned, load_peft_weights(str(adapter)))  # again, because they were rounded to `dtype`
     fuse(tuned, dtype)
     return tuned.eval()
 
 
 def _room_for(model: PreTrainedModel, dtype: torch.dtype) -> bool:
-    """Whether expanded weights fit, by the size of the GPU and not by what is free: every run on it answers alike."""
+    """Whether dequantized weights fit: by the GPU's size, not its free memory, so that every run gives one result."""
     devices = {parameter.device for parameter in model.parameters()}
     if devices == {torch.device("cpu")}:
         return True
@@ -84,11 +84,11 @@ def answer(
     rows: Sequence[Row] | None = None,
     losses: dict[int, float] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of token ids, in the order given, end-of-sequence left out.
+    """Greedy continuations of token ids, in the given order, without the end-of-sequence token.
 
     Args:
-        rows, losses: as `Engine.answer` takes them; without the engine there are no losses.
-        batch_tokens: prompt tokens read in one pass; 0: as many as memory allows. Halved whenever memory runs out.
+        rows, losses: see `Engine.answer`; a model that the engine does not support gives no losses here.
+        batch_tokens: prompt tokens in one pass; 0: as many as memory allows. Halved whenever memory runs out.
     Raises:
         UserError: the memory does not suffice for one row.
     """
@@ -106,6 +106,35 @@ def answer(
     return [until(ids[:end], stop) for ids, end in zip(answers, most, strict=True)]
 
 
+def losses(
+    model: PeftModel, rows: Sequence[Row], report: Callable[[str], None], progress: Callable[[float, int], None]
+) -> list[float]:
+    """Mean negative log-likelihood of each row's target tokens, in nats; the caller has the adapter on or off.
+
+    Args:
+        rows: each with a target token after its first token.
+    Raises:
+        UserError: the memory does not suffice for one row.
+    """
+    found: dict[int, float] = {}
+    try:
+        engine = Engine(model)
+    except Unsupported:
+        base = cast(PreTrainedModel, model.get_base_model())
+        for number, row in enumerate(rows):
+            batch = flatten([row], base.device)
+            try:
+                with torch.inference_mode():
+                    hidden = base.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[0]
+                    (found[number],) = mean_losses(base, hidden, batch, [row])
+            except torch.OutOfMemoryError:
+                raise too_long(len(row.input_ids), 0) from None
+            progress((number + 1) / len(rows), number + 1)
+    else:
+        engine.answer([row.input_ids.tolist() for row in rows], [], 1, 0, report, progress, rows, found)
+    return [found[number] for number in range(len(rows))]
+
+
 def _plainly(
     model: PeftModel,
     prompts: list[list[int]],
@@ -116,11 +145,11 @@ def _plainly(
     progress: Callable[[float, int], None],
     limit: int | None = None,
 ) -> list[list[int]]:
-    """With transformers' own `generate`: rows of similar length together, the longest first.
+    """With transformers' own `generate`, in batches of similar length, longest first.
 
     Args:
-        batch_tokens: prompt tokens at once, padding counted.
-        limit: tokens that the model can read; rows that could reach it are answered one by one.
+        batch_tokens: prompt tokens in a batch, with padding.
+        limit: most tokens of a row; rows that could reach it are answered one by one.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -137,7 +166,7 @@ def _plainly(
                 raise too_long(width, max_new_tokens) from None
             batch_tokens = len(batch) // 2 * width
             found = None
-        if found is None:  # outside the handler, whose traceback holds on to memory
+        if found is None:  # not in the handler, because the traceback keeps memory allocated
             torch.cuda.empty_cache()
             report(f"out of memory: {batch_tokens:,} prompt tokens at once from here on")
             continue
@@ -149,11 +178,11 @@ def _plainly(
 
 
 def _generate(model: PeftModel, prompts: list[list[int]], stop: list[int], max_new_tokens: int) -> list[list[int]]:
-    """Continuations of one batch, the longest prompt first, with what follows their ends."""
+    """Continuations of one batch, longest prompt first, with the padding after their ends."""
     width = len(prompts[0])
     ids = torch.full((len(prompts), width), stop[0])
     mask = torch.zeros_like(ids)
-    for line, prompt in enumerate(prompts):  # padded on the left: generation goes on at the right
+    for line, prompt in enumerate(prompts):  # padded on the left
         ids[line, width - len(prompt) :] = torch.tensor(prompt)
         mask[line, width - len(prompt) :] = 1
     with torch.inference_mode():
@@ -169,12 +198,12 @@ def _generate(model: PeftModel, prompts: list[list[int]], stop: list[int], max_n
 
 
 def until(ids: list[int], stop: list[int]) -> list[int]:
-    """Ids before the first that ends a sequence."""
+    """The ids before the first end-of-sequence id."""
     return next((ids[:i] for i, id in enumerate(ids) if id in stop), ids)
 
 
 def stop_ids(base: Path, eos: int) -> list[int]:
-    """Every id that ends an answer: the tokenizer's own first, then those of the model's generation settings."""
+    """Ids that end an answer: the tokenizer's, then those of the base's generation_config.json."""
     file = base / "generation_config.json"
     named = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
     return list(dict.fromkeys([eos, *(named if isinstance(named, list) else [named] if named is not None else [])]))
@@ -185,10 +214,10 @@ def tokenizer_of(base: Path) -> Any:
 
 
 class Asked:
-    """An adapter on its base, as evaluation loads it: asked the same, it gives the answer that was scored.
+    """An adapter on its base, loaded as in evaluation, so that it gives the answers that were scored.
 
     Args:
-        training: the fields that say how the base is loaded (tasks.model.quantization.FIELDS).
+        training: the fields for loading the base (tasks.model.quantization.FIELDS).
     """
 
     def __init__(self, base: Path, adapter: Path, training: dict[str, Any], config: FormattingConfig) -> None:
@@ -199,7 +228,7 @@ class Asked:
         self.model = load(base, adapter, training)
 
     def answer(self, prompt: str, max_new_tokens: int) -> None:
-        """Print the answer to a prompt, which ends where the ending begins."""
+        """Print the answer to a prompt, up to the ending."""
         ids = self.vocabulary.prefix + self.vocabulary.encode([prompt])[0] or self.stop[:1]
         given = torch.tensor([ids], device=self.model.device)
         printed = _Printed(self.tokenizer, self.mark)
@@ -217,18 +246,18 @@ class Asked:
 
 
 class _Printed(TextStreamer):
-    """Prints what is certain to be before the mark."""
+    """Prints text as soon as it is certain that the mark does not begin in it."""
 
     def __init__(self, tokenizer: Any, mark: str) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.mark, self.text, self.printed, self.over = mark, "", 0, False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """What transformers calls with each new part of the answer."""
+        """transformers calls this with each new part of the answer."""
         self.text += text
         shown, mark, _ = self.text.partition(self.mark) if self.mark else (self.text, "", "")
         self.over, shown = bool(mark), shown.strip()
-        if not (stream_end or mark):  # it may have begun
+        if not (stream_end or mark):  # the mark may have begun
             begun = max((n for n in range(len(self.mark)) if shown.endswith(self.mark[:n])), default=0)
             shown = shown[: len(shown) - begun]
         print(visible_lines(shown[self.printed :]), end="\n" if stream_end else "", flush=True)

@@ -1,9 +1,9 @@
-"""Losses and answers stay in the store, so that the next evaluation computes those of new rows alone.
+"""Losses and answers are kept in the store, so that the next evaluation computes only those of new rows.
 
     STORE/artifacts/answers-<key>/answers.parquet    one folder for each model: a base, or an adapter on it
 
-The key has whatever decides an answer but the tokens that are asked. A folder whose files are not what they were is not
-read, and written anew.
+The key has everything that decides an answer except the prompt's tokens. A damaged folder is not read; its answers are
+computed again.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from tasks.store.root import store_root
 ANSWERS = "answers.parquet"
 SCHEMA = pa.schema(
     [
-        ("tokens", pa.string()),  # digest of what the model was given
+        ("tokens", pa.string()),  # digest of the model's input
         ("loss", pa.float64()),
         ("answer", pa.list_(pa.int32())),  # token ids, end of sequence left out
     ]
@@ -32,11 +32,11 @@ SCHEMA = pa.schema(
 
 
 class Kept:
-    """What is known of one model.
+    """The kept losses and answers of one model.
 
     Args:
-        identity: of the model with everything else that decides its answers.
-        report: told how many rows were kept, and when what was kept is damaged.
+        identity: `tasks.evaluation.identity.answers_identity`.
+        report: is called with the number of kept rows, and if the folder is damaged.
     """
 
     def __init__(self, identity: Identity, report: Callable[[str], None]) -> None:
@@ -46,13 +46,15 @@ class Kept:
     def all(
         self, column: str, asked: Sequence[Sequence[list[int]]], compute: Callable[[list[int]], Sequence[Any]]
     ) -> list[Any]:
-        """Of each row what is kept, or else what `compute` gives for the numbers of those that are not.
+        """The loss or answer of each row: the kept one, or the result of `compute` for the numbers of the other rows.
 
         Args:
             column: `loss` or `answer`.
-            asked: the lists of token ids that a row is given as.
+            asked: the model's input for each row, as lists of token ids.
         """
-        known = self._read(column)
+        table = self._table()
+        rows = zip(table["tokens"].to_pylist(), table[column].to_pylist(), strict=True)
+        known = {digest: value for digest, value in rows if value is not None}
         digests = [_digest(ids) for ids in asked]
         missing = list({digest: n for n, digest in enumerate(digests) if digest not in known}.values())
         self.report(f"{len(digests) - len(missing):,} of {len(digests):,} {_PLURAL[column]} were kept")
@@ -61,11 +63,6 @@ class Kept:
             known |= new
             self._add(column, new)
         return [known[digest] for digest in digests]
-
-    def _read(self, column: str) -> dict[str, Any]:
-        table = self._table()
-        rows = zip(table["tokens"].to_pylist(), table[column].to_pylist(), strict=True)
-        return {digest: value for digest, value in rows if value is not None}
 
     def _table(self) -> pa.Table:
         if self.folder.exists():
@@ -79,7 +76,9 @@ class Kept:
     def _add(self, column: str, new: dict[str, Any]) -> None:
         rows = [{"tokens": digest, column: value} for digest, value in new.items()]
         with locked(self.identity.key):
-            table = pa.concat_tables([self._table(), pa.Table.from_pylist(rows, SCHEMA)])  # others may have added some
+            table = pa.concat_tables(
+                [self._table(), pa.Table.from_pylist(rows, SCHEMA)]
+            )  # read again: others may have written
 
             def write(folder: Path) -> AnswerFacts:
                 pq.write_table(table, folder / ANSWERS, compression="zstd")

@@ -1,4 +1,4 @@
-"""Passes over a model's layers with a cache, and the slots of the cache in which rows are answered."""
+"""Passes over a model's layers with a cache, and the slots of the cache, in which rows are answered."""
 
 import contextlib
 import itertools
@@ -16,21 +16,21 @@ from tasks.tokenization.schema import IGNORE_INDEX
 from tasks.training.packing import Row, flatten
 
 MOST_SLOTS = {"cpu": 64, "cuda": 512}  # rows at once; more are hardly faster
-_LOOK_EVERY = {"cpu": 1, "cuda": 8}  # passes between two looks at what has ended
+_LOOK_EVERY = {"cpu": 1, "cuda": 8}  # passes between two checks which rows have ended
 _FEWEST_CAPTURED = 16  # rows of the smallest graph
 
 
 class Passes:
-    """A base on one device, whose layers attend over a cache.
+    """A base on one device whose layers use a cache.
 
     Args:
-        graphs: whether a GPU's passes are captured.
+        graphs: whether passes on a GPU are captured.
     Raises:
-        Unsupported: it lies on several devices.
+        Unsupported: the base is on several devices.
     """
 
     report: Callable[[str], None]
-    """Told when a GPU's passes cannot be captured."""
+    """Is called when passes cannot be captured."""
 
     def __init__(self, base: PreTrainedModel, graphs: bool) -> None:
         self.base, self.head = base, base.get_output_embeddings()
@@ -43,7 +43,7 @@ class Passes:
 
     @contextlib.contextmanager
     def attention(self) -> Iterator[None]:
-        """The base's layers attend over the cache inside."""
+        """In this context the base's layers use the cache."""
         usual = self.base.config._attn_implementation
         self.base.set_attn_implementation(NAME)
         try:
@@ -53,13 +53,13 @@ class Passes:
 
     def hidden(self, ids: Tensor, positions: Tensor, cached: Prefill | Decode) -> Tensor:
         """Last hidden states `[tokens, width]` of ids and positions (int64, `[tokens]`)."""
-        positions = positions.clamp(max=self.last_position)  # a row that goes on until others end is cut there
+        positions = positions.clamp(max=self.last_position)  # tokens beyond it are cut off afterwards
         output = self.base.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False, cached=cached)
         return cast(Tensor, output.last_hidden_state[0])
 
 
 def position_limit(base: PreTrainedModel) -> int | None:
-    """Tokens that a model with a table of positions can read, after which an answer ends; None for other models."""
+    """Most tokens of a row for a model with a table of positions; None for other models."""
     table = any(
         isinstance(module, torch.nn.Embedding) and ("position" in name or name.endswith("wpe"))
         for name, module in base.named_modules()
@@ -68,15 +68,15 @@ def position_limit(base: PreTrainedModel) -> int | None:
 
 
 class Slots:
-    """Parts of a cache, each with a row that is being answered. All tensors below are by slot, the last one no row's.
+    """Parts of a cache, each with a row that is being answered. Tensors are indexed by slot; the last slot has no row.
 
-    Slots are made for the longest prompts, which are answered first, so every later prompt fits into any slot.
+    The slots are sized for the longest prompts, which are answered first, so every later prompt fits into any slot.
 
     Args:
         waiting: numbers of the prompts to be answered, longest first.
-        places: tokens that the cache may hold; one row's are always made room for.
+        places: tokens of the cache; there is at least one slot.
         prefill_tokens: prompt tokens in one pass.
-        rows, losses: as `Engine.answer` takes them.
+        rows, losses: see `Engine.answer`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Slots:
         ends = list(itertools.accumulate(sizes))
         self.count = max(1, sum(end <= places for end in ends))
         self.places, self.longest = ends[self.count - 1], sizes[0]
-        self.cache = Cache(self.places + 1)  # the last place takes what no row needs
+        self.cache = Cache(self.places + 1)  # tokens that no row needs are written to the last place
         self.starts = torch.tensor([0, *ends[: self.count - 1], self.places], device=device)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -108,7 +108,7 @@ class Slots:
         self.ids, self.lengths, self.made = zeros(), zeros(), zeros()  # last token, tokens in the cache, tokens made
         self.done = zeros(dtype=torch.bool)
         self.done[-1] = True
-        self.out = zeros(max_new_tokens + 1, dtype=torch.int32)  # one column more, for a row that is done
+        self.out = zeros(max_new_tokens + 1, dtype=torch.int32)  # the last column is for tokens of rows that are done
         self.stop = torch.tensor(stop, dtype=torch.int64, device=device)
         self.rows: dict[int, int] = {}  # slot → number of its prompt
         self.free = list(range(self.count))[::-1]
@@ -117,7 +117,7 @@ class Slots:
         self.look_every = _LOOK_EVERY[device.type]
 
     def run(self, answers: list[list[int] | None], progress: Callable[[float, int], None]) -> None:
-        """Answer what is waiting; finished answers are put into `answers` at once."""
+        """Answer all waiting prompts; each answer is put into `answers` as soon as it is finished."""
         weights = [len(prompt) + self.max_new_tokens for prompt in self.prompts]
         made: dict[int, int] = {}
         while self.waiting or self.rows:
@@ -146,7 +146,7 @@ class Slots:
             self.prefill(batch)
 
     def prefill(self, batch: list[tuple[int, int]]) -> None:
-        """One pass over the prompts of (slot, number) pairs, which makes their first tokens."""
+        """One pass over the prompts of (slot, number) pairs, which also makes their first tokens."""
         device = self.engine.device
         rows = [self._read(number) for _, number in batch]
         flat = flatten(rows, device)
@@ -155,7 +155,7 @@ class Slots:
         sizes = torch.tensor([len(row.input_ids) for row in rows], device=device)
         ids, positions = flat.input_ids[0], flat.position_ids[0]
         starts, ends = (t.repeat_interleave(sizes, output_size=len(ids)) for t in (self.starts[slots], lengths))
-        places = torch.where(positions < ends, starts + positions, self.places)  # what follows a prompt is not kept
+        places = torch.where(positions < ends, starts + positions, self.places)  # targets are not kept
         hidden = self.engine.hidden(ids, positions, Prefill(self.cache, places, flat.boundaries, flat.longest))
         if self.losses is not None:
             found = mean_losses(self.engine.base, hidden, flat, rows)
@@ -167,14 +167,14 @@ class Slots:
         self._keep(slots, hidden[flat.boundaries[:-1] + lengths - 1])
 
     def _read(self, number: int) -> Row:
-        """What a pass reads of a prompt: with its targets, where losses are asked for."""
+        """The tokens that a pass reads: a prompt, with its targets if losses are required."""
         if self.whole is not None:
             return self.whole[number]
         ids = torch.tensor(self.prompts[number])
         return Row(ids, torch.full_like(ids, IGNORE_INDEX))
 
     def advance(self, steps: int) -> None:
-        """Make so many tokens of every live row."""
+        """Make so many tokens for every live row."""
         live = list(self.rows)
         if not steps:
             return
@@ -193,7 +193,7 @@ class Slots:
             self.captured[size].replay() if self.engine.graphs else self.step(self.lanes[:size])
 
     def _capture(self, size: int) -> None:
-        """Make one token as usual, for kernels must have run before they are captured, and capture that."""
+        """Make one token without a graph, because kernels must run once before capture, and then capture the pass."""
         lanes = self.lanes[:size]
         stream = torch.cuda.Stream(self.engine.device)
         stream.wait_stream(torch.cuda.current_stream())
@@ -213,19 +213,19 @@ class Slots:
             self.captured[size] = graph
 
     def step(self, lanes: Tensor) -> None:
-        """One more token for the slots `lanes` (int64, `[rows]`); done ones stay as they are."""
+        """One more token for the slots `lanes` (int64, `[rows]`); finished slots do not change."""
         self._keep(lanes, self.next_hidden(lanes), cached=1)
 
     def next_hidden(self, lanes: Tensor) -> Tensor:
-        """Hidden states `[rows, width]` after each slot's last token, whose key and value go into the cache."""
+        """Hidden states `[rows, width]` of each slot's last token; its key and value are added to the cache."""
         lengths = self.lengths[lanes]
         cached = Decode(self.cache, self.starts[lanes], lengths + 1, self.longest)
         return self.engine.hidden(self.ids[lanes], lengths, cached)
 
     def _keep(self, lanes: Tensor, hidden: Tensor, cached: int = 0) -> None:
-        """Choose each slot's next token; `cached`: tokens that the pass added to the cache of every row not done."""
+        """Choose each slot's next token; `cached`: tokens that the pass added to the cache of each live row."""
         logits = self.engine.head(hidden)
-        chosen = (logits if logits.is_cuda else logits.float()).argmax(-1)  # of 16 bits it is slow on a CPU
+        chosen = (logits if logits.is_cuda else logits.float()).argmax(-1)  # slow on a CPU in 16 bits
         going, made = ~self.done[lanes], self.made[lanes]
         self.out[lanes, made] = chosen.int()
         made = made + going

@@ -1,4 +1,4 @@
-"""Scores of answers, by the names that `evaluation.metrics` takes."""
+"""Scores of answers by the names of `evaluation.metrics`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,11 +9,7 @@ from tasks.evaluation.metrics.words import has_words
 
 
 def check_references(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
-    """Before anything is generated: every metric finds something to count in every reference.
-
-    Raises:
-        UserError: one does not, naming the row and the metrics.
-    """
+    """Before answers are generated: raises UserError if a reference has nothing that a metric can count."""
     counts_words = [name for name in metrics if name.startswith("rouge") or name == "token_f1"]
     counts_signs = [name for name in metrics if name == "chrf"]
     for names, has_any, what in ((counts_words, has_words, "word or number"), (counts_signs, str.strip, "character")):
@@ -27,7 +23,7 @@ def check_references(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) 
 
 
 def try_own(row: Mapping[str, Any], metrics: Sequence[str]) -> None:
-    """Score a row's reference with every metric of the user's own, whose mistakes show before anything is generated."""
+    """Before answers are generated: call every metric of the user's own with one reference, to find errors early."""
     from tasks.evaluation.metrics.own import own_scores
 
     for name in metrics:
@@ -36,12 +32,12 @@ def try_own(row: Mapping[str, Any], metrics: Sequence[str]) -> None:
 
 
 def scores(rows: Sequence[Mapping[str, Any]], who: str, metrics: Sequence[str], scratch: str) -> dict[str, list[float]]:
-    """Metric → one score a row, for the answers of `base` or `tuned`; then the figures of `health`.
+    """Metric → one score a row for the answers of a model, then the figures of `health`.
 
     Args:
-        rows: id, prompt, references, the answer under `who`, under `<who>_ended` whether the model ended it, and under
-            `<who>_loss` the loss, where that is asked for.
-        scratch: a folder for what `evaluate` writes.
+        rows: id, prompt, references; the answer under `who`, whether the model ended it under `<who>_ended`, and its
+            loss under `<who>_loss`, if that is a metric.
+        scratch: a folder for the files of `evaluate`.
     Raises:
         UserError: a metric of the user's own fails.
     """
@@ -53,7 +49,7 @@ def scores(rows: Sequence[Mapping[str, Any]], who: str, metrics: Sequence[str], 
 
     texts = {"predictions": [row[who] for row in rows], "references": [row["references"] for row in rows]}
     found = {"loss": [row[f"{who}_loss"] for row in rows]} if "loss" in metrics else {}
-    # not by `evaluate.load`, which imports a copy that lies in a folder that others may write to (HF_HOME)
+    # without `evaluate.load`, which imports a copy from a folder to which others may write (HF_HOME)
     here: dict[str, Any] = {"cache_dir": scratch, "keep_in_memory": True}
     if rouge := [name for name in metrics if name.startswith("rouge")]:
         found |= Rouge(**here).compute(**texts, names=rouge)

@@ -1,18 +1,18 @@
 """A metric of the user's own: `function(predictions: list[str], references: list[list[str]]) -> list[float]`."""
 
 import importlib
-import math
 import numbers
-from collections.abc import Callable
+import sys
 
 from tasks.errors import UserError
+from tasks.text import visible
 
 
 def own_scores(name: str, ids: list[str], predictions: list[str], references: list[list[str]]) -> list[float]:
-    """What `package.module:function` gives for each row.
+    """The score of each row by `package.module:function`.
 
     Raises:
-        UserError: it raises, or returns anything else than a finite number a row; metric and row are named.
+        UserError: it raises, or does not return one finite number a row; metric and row are named.
     """
     module, function = name.split(":")
     call = getattr(importlib.import_module(module), function)
@@ -23,24 +23,21 @@ def own_scores(name: str, ids: list[str], predictions: list[str], references: li
     try:
         values = scored(slice(None))
     except (Exception, SystemExit) as error:
-        alone = _first_to_fail(scored, len(ids))
-        row, why = (f"on row {ids[alone[0]]!r}", alone[1]) if alone else ("on all rows, though on none alone", error)
-        raise UserError(f"evaluation.metrics: {name} fails {row}: {type(why).__name__}: {why}") from error
+        where, why = "on all rows together, but on no single row", error
+        for row, id in enumerate(ids):
+            try:
+                scored(slice(row, row + 1))
+            except (Exception, SystemExit) as alone:
+                where, why = f"on row {id!r}", alone
+                break
+        raise UserError(f"evaluation.metrics: {name} fails {where}: {type(why).__name__}: {why}") from error
     if len(values) != len(ids):
         raise UserError(
             f"evaluation.metrics: {name} returned {len(values):,} values for {len(ids):,} rows, {ids[0]!r} to "
             f"{ids[-1]!r}; one number a row is right."
         )
     for id, value in zip(ids, values, strict=True):
-        if not (isinstance(value, numbers.Real) and math.isfinite(value)):
-            raise UserError(f"evaluation.metrics: {name} returned {value!r} for row {id!r}; a finite number is right.")
+        if not (isinstance(value, numbers.Real) and abs(value) <= sys.float_info.max):  # false for NaN
+            shown = visible(repr(value), 80)
+            raise UserError(f"evaluation.metrics: {name} returned {shown} for row {id!r}; a finite number is right.")
     return [float(value) for value in values]
-
-
-def _first_to_fail(scored: Callable[[slice], list[float]], rows: int) -> tuple[int, BaseException] | None:
-    for row in range(rows):
-        try:
-            scored(slice(row, row + 1))
-        except (Exception, SystemExit) as error:
-            return row, error
-    return None

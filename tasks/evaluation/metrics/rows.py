@@ -1,4 +1,4 @@
-"""What the metrics have in common: their features, and the best of several references."""
+"""Common parts of the metrics: their features, and the best of several references."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import evaluate
 
 
 def info(description: str | None, **more: str) -> evaluate.MetricInfo:
-    """For texts and their references, and further columns of these types."""
+    """Of a metric over texts and references, with further columns of these types."""
     return evaluate.MetricInfo(
         description=description or "",
         citation="",
@@ -23,7 +23,7 @@ def info(description: str | None, **more: str) -> evaluate.MetricInfo:
 
 
 def best(score: Callable[[str, str], float], predictions: list[str], references: list[list[str]]) -> list[float]:
-    """Of each row the highest `score(prediction, reference)`."""
+    """The highest `score(prediction, reference)` of each row."""
     return [
         max(score(answer, target) for target in targets)
         for answer, targets in zip(predictions, references, strict=True)

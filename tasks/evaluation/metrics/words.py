@@ -1,4 +1,4 @@
-"""Text → the tokens that metrics count: words where a script puts spaces between them, characters where it has none."""
+"""Text → the tokens that metrics count: words in scripts with spaces between words, characters in others."""
 
 import functools
 import unicodedata
@@ -10,15 +10,15 @@ _SCRIPTS = (
     "Han Hiragana Katakana Bopomofo Yi Tangut Nushu Khitan_Small_Script Thai Lao Khmer Myanmar Tai_Le New_Tai_Lue "
     "Tai_Tham Tai_Viet Ahom Balinese Javanese"
 )
-"""Those without spaces between words. Korean has spaces, and Tibetan marks the end of every syllable."""
+"""Scripts without spaces between words. Korean has spaces; Tibetan marks the end of every syllable."""
 _SPACELESS = "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS.split())
-_LETTER = r"[\p{L}\p{Nd}\p{Nl}]"  # not ² or ½, which English texts of `rouge_score` have no tokens for
+_LETTER = r"[\p{L}\p{Nd}\p{Nl}]"  # without ² and ½, which are no tokens of `rouge_score`
 _TOKEN = regex.compile(rf"[{_LETTER}&&[{_SPACELESS}]]\p{{M}}*|(?:[{_LETTER}--[{_SPACELESS}]]\p{{M}}*)+", regex.V1)
 _PIECE = regex.compile(rf"{_TOKEN.pattern}|[^\s\p{{M}}]", regex.V1)
-_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\u20e3]")
-"""Joiners, soft hyphens, marks of direction, and what turns a digit into an emoji."""
-_FORMS = regex.compile(r"[\ufb00-\ufdff\ufe70-\uffef]+")
-"""Ligatures, Arabic letters by their place in a word, letters of full and half width."""
+_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\u20e3\u0640]")
+"""Joiners, soft hyphens, direction marks, the mark that turns a digit into an emoji, the line that stretches Arabic."""
+_FORMS = regex.compile(r"[\ufb00-\ufdff\ufe70-\uffef\U0001d400-\U0001d7ff]+")
+"""Ligatures, Arabic presentation forms, letters of full and half width, bold and italic letters of mathematics."""
 
 
 def words(text: str) -> list[str]:
@@ -37,21 +37,22 @@ def has_words(text: str) -> bool:
 
 
 def pieces(text: str) -> list[str]:
-    """The same and every other sign, so that a text of punctuation or emoji has tokens as well."""
+    """`words` and every other sign, so that punctuation and emoji are tokens too."""
     return _PIECE.findall(_folded(text))
 
 
 def stems(text: str) -> list[str]:
-    """The same with English words of more than three letters cut to their stems, as `rouge_score` does it."""
+    """`words`, with English words of more than three letters reduced to their stems as in `rouge_score`."""
     return [stem for word in words(text) if (stem := _stem(word))]
 
 
 def _folded(text: str) -> str:
     if text.isascii():
         return text.lower()
-    text = _INVISIBLE.sub("", text.replace("\u200b", " "))  # a space of no width
+    text = _INVISIBLE.sub("", text.replace("\u200b", " "))  # zero-width space
     text = _FORMS.sub(lambda found: unicodedata.normalize("NFKC", found[0]), unicodedata.normalize("NFC", text))
-    return unicodedata.normalize("NFC", text.casefold())
+    text = text.replace("İ", "i").casefold().replace("ı", "i")  # both are an i whose case Unicode does not fold
+    return unicodedata.normalize("NFC", text)
 
 
 @functools.lru_cache(1 << 16)
@@ -61,6 +62,6 @@ def _stem(word: str) -> str:
 
 @functools.cache
 def _porter() -> Any:
-    from nltk.stem.porter import PorterStemmer  # which takes most of a second
+    from nltk.stem.porter import PorterStemmer  # the import takes most of a second
 
     return PorterStemmer()

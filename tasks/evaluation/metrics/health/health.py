@@ -1,6 +1,6 @@
-"""What is wrong with an answer at first sight; no reference is needed but for its length.
+"""Figures that show broken answers; only the length needs a reference.
 
-A module for `evaluate.load(FOLDER)`. Means over rows are shares, and the mean length.
+A module for `evaluate.load(FOLDER)`. The means over rows are shares of the answers, and the mean length.
 """
 
 from collections.abc import Sequence
