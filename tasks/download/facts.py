@@ -4,15 +4,14 @@ from tasks.store.facts import Facts, LedgerFacts
 
 
 class RowsFacts(LedgerFacts):
-    """Of rows.parquet: rows of each side, rows of no side, and rows of each file format."""
+    """Of rows.parquet: rows of each split, rows of neither, and rows of each file format."""
 
     train: int
     test: int
     unused: int
     formats: dict[str, int]
-    sources: dict[
-        str, dict[str, int]
-    ]  # of data.mix and replay: name → rows read, train (repeated ones as often as used), test
+    # of data.mix and replay: name → rows read, train (repeated ones as often as used), test
+    sources: dict[str, dict[str, int]]
 
 
 class DifferenceFacts(Facts):

@@ -7,7 +7,7 @@ from tasks.config import DataConfig, MixedSource, ModelConfig
 from tasks.download.hub import refusals
 from tasks.download.models import BUNDLED, MODEL_VERSION, bundled_file
 from tasks.download.places import digest, is_remote, pin_files, sources_of
-from tasks.download.sources import sided_files
+from tasks.download.sources import split_files
 from tasks.errors import UserError
 from tasks.store.artifact import ArtifactRef
 from tasks.store.checked import content_digest
@@ -75,9 +75,9 @@ def rows_identity(data: DataConfig, replay: ArtifactRef | None = None) -> Identi
         replay: earlier rows, of which `data.replay_share` mixes some in; None: there are none.
     """
     inputs = {
-        f"{source.name if source else 'path'} {n} {place.name}{side and f' ({side})'}": digest(place)
+        f"{source.name if source else 'path'} {n} {place.name}{split and f' ({split})'}": digest(place)
         for source, each in sources_of(data)
-        for n, (side, place) in enumerate([] if each.hub_id else sided_files(each))
+        for n, (split, place) in enumerate([] if each.hub_id else split_files(each))
     }
     return Identity(
         stage="download",

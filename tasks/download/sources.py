@@ -21,46 +21,36 @@ Reader = Callable[[], Iterator[Block]]
 
 def source_parts(data: DataConfig, formats: Counter[str]) -> list[tuple[str, Reader]]:
     """The source as (split, reader) parts; the split is empty if each row decides."""
-    if data.hub_id:
-        names = {data.train_split: "train", data.test_split: "test"}
-        there = hub_splits(data)
-        if data.train_split not in there:
-            raise UserError(
-                f"data.train_split: {data.hub_id} has no split {data.train_split!r}, only {', '.join(there)}."
-            )
-        given = data.test_split in there
-        return [
-            (side if given else "", functools.partial(read_hub, data, split, formats))
-            for split, side in names.items()
-            if split in there
-        ]
-    return [(side, functools.partial(read_file, place, formats)) for side, place in sided_files(data)]
+    if not data.hub_id:
+        return [(split, functools.partial(read_file, place, formats)) for split, place in split_files(data)]
+    there = hub_splits(data)
+    if data.train_split not in there:
+        raise UserError(f"data.train_split: {data.hub_id} has no split {data.train_split!r}, only {', '.join(there)}.")
+    if data.test_split not in there:
+        return [("", functools.partial(read_hub, data, data.train_split, formats))]
+    names = {data.train_split: "train", data.test_split: "test"}
+    return [(split, functools.partial(read_hub, data, name, formats)) for name, split in names.items()]
 
 
-def sided_files(data: DataConfig) -> list[tuple[str, Place]]:
-    """The files of a source, each with its split; empty if each row decides."""
-    found = places(data, "path")
-    if data.test_path:
-        return [("train", place) for place in found] + [("test", place) for place in places(data, "test_path")]
-    return _by_name(data, found)
-
-
-def _by_name(data: DataConfig, files: list[Place]) -> list[tuple[str, Place]]:
-    """Each file with the split that its name says, as on the Hub, if both splits are there.
+def split_files(data: DataConfig) -> list[tuple[str, Place]]:
+    """The files of a source, each with the split that its name says, as on the Hub; empty if each row decides.
 
     Raises:
-        UserError: a split that is no training data lies among other files, and not both sides are there.
+        UserError: a split that is no training data lies among other files, and not both splits are there.
     """
-    sides = {data.train_split: "train", data.test_split: "test"}
-    named = [(_split(place, {*sides, *_HELD_OUT}), place) for place in files]
+    files = places(data, "path")
+    if data.test_path:
+        return [("train", place) for place in files] + [("test", place) for place in places(data, "test_path")]
+    splits = {data.train_split: "train", data.test_split: "test"}
+    named = [(_split(place, {*splits, *_HELD_OUT}), place) for place in files]
     names = {name for name, _ in named}
-    if names >= set(sides):
-        return [(sides.get(name, "unused"), place) for name, place in named]
+    if names >= set(splits):
+        return [(splits.get(name, "unused"), place) for name, place in named]
     if len(names) > 1 and (other := sorted(names & {data.test_split, *_HELD_OUT})):
         missing, field = ("train", "train_split") if data.test_split in names else ("held-out", "test_split")
         raise UserError(
             f"data.path has files of the split {other[0]} among others, and no {missing} ones called "
-            f"{getattr(data, field)!r}: name the {missing} split in data.{field}, or give the files of both sides in "
+            f"{getattr(data, field)!r}: name the {missing} split in data.{field}, or give the files of both splits in "
             "data.path and data.test_path."
         )
     return [("", place) for place in files]

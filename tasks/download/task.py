@@ -39,8 +39,7 @@ def download(data: DataConfig, model: ModelConfig, replay: ArtifactRef | None = 
     rows = produce(named, write, log, [replay] if replay else [])
     facts = rows.facts(RowsFacts)
     log("rows read from " + ", ".join(f"{kind} ({count:,})" for kind, count in facts.formats.items()))
-    sides = f"{facts.train:,} training and {facts.test:,} held-out rows"
-    log(f"{sides}, {facts.lost:,} lost, {facts.left_out:,} left out")
+    log(f"{facts.train:,} training and {facts.test:,} held-out rows, {facts.lost:,} lost, {facts.left_out:,} left out")
     for name, counts in facts.sources.items():
         log(f"{name}: {counts['read']:,} rows read, {counts['train']:,} to train on, {counts['test']:,} held out")
     return Source(rows=rows, model=fetch_model(model, log))

@@ -21,7 +21,7 @@ def download(tmp_path: Path, **fields: Any) -> tuple[list[dict[str, Any]], list[
     return read_rows_file(out / "rows.parquet"), pq.read_table(out / "ledger.parquet").to_pylist(), info
 
 
-def sides(rows: list[dict[str, Any]]) -> dict[str, str]:
+def splits(rows: list[dict[str, Any]]) -> dict[str, str]:
     return {row["_id"]: row["_split"] for row in rows}
 
 

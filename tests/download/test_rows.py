@@ -1,4 +1,4 @@
-"""Every row of the source is handed on or in the ledger, on the side it always has."""
+"""Every row of the source is handed on or in the ledger, in the split it always has."""
 
 import gzip
 import json
@@ -13,14 +13,14 @@ from tasks.download.formats import blocks
 from tasks.download.identity import rows_identity
 from tasks.download.schema import columns_of
 from tasks.errors import UserError
-from tests.download.reading import download, sides, write_kind
+from tests.download.reading import download, splits, write_kind
 from tests.tiny import make_rows, write_jsonl
 
 
 def test_a_held_out_row_stays_held_out_as_the_data_grows_and_moves(tmp_path: Path) -> None:
-    before = sides(download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", make_rows(100))))[0])
+    before = splits(download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", make_rows(100))))[0])
     grown = make_rows(200)[::-1]
-    after = sides(download(tmp_path, path=str(write_jsonl(tmp_path / "b.jsonl", grown)))[0])
+    after = splits(download(tmp_path, path=str(write_jsonl(tmp_path / "b.jsonl", grown)))[0])
     assert {id: after[id] for id in before} == before
     assert 20 < sum(side == "test" for side in after.values()) < 60
 
@@ -37,8 +37,8 @@ def test_a_group_is_never_split(tmp_path: Path) -> None:
 
 def test_rows_without_an_id_are_named_by_their_content(tmp_path: Path) -> None:
     rows = [{"text": f"row {n}"} for n in range(20)]
-    first = sides(download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))[0])
-    again = sides(download(tmp_path, path=str(write_jsonl(tmp_path / "b.jsonl", rows[::-1])))[0])
+    first = splits(download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))[0])
+    again = splits(download(tmp_path, path=str(write_jsonl(tmp_path / "b.jsonl", rows[::-1])))[0])
     assert first == again
     assert len(first) == 20
 
@@ -53,7 +53,7 @@ def test_a_source_with_splits_keeps_them(tmp_path: Path, files: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(file, [{"id": f"{name}{n}", "text": "x"} for n in range(5)])
     found, ledger, info = download(tmp_path, path=str(folder))
-    assert sides(found) == {f"{name}{n}": name for name in ("train", "test") for n in range(5)}
+    assert splits(found) == {f"{name}{n}": name for name in ("train", "test") for n in range(5)}
     assert info["unused"] == 5 == info["left_out"]
     assert {(e["id"], e["verdict"], e["reason"]) for e in ledger} == {
         (f"validation{n}", "left out", "not used") for n in range(5)
@@ -86,12 +86,12 @@ def test_a_rename_that_changes_the_side_changes_the_key(tmp_path: Path) -> None:
 
 
 def mixed(tmp_path: Path, sizes: dict[str, int], **fields: dict[str, Any]) -> dict[str, str]:
-    """The side of each row of sources called a, b, … that name their rows 0, 1, 2, …"""
+    """The split of each row of sources called a, b, … that name their rows 0, 1, 2, …"""
     mix = []
     for name, size in sizes.items():
         rows = [{"id": n, "text": f"{name} {n}"} for n in range(size)]
         mix.append({"name": name, "path": str(write_jsonl(tmp_path / f"{name}.jsonl", rows)), **fields.get(name, {})})
-    return sides(download(tmp_path, mix=mix)[0])
+    return splits(download(tmp_path, mix=mix)[0])
 
 
 def test_more_rows_of_one_source_never_reshuffle_the_mix(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_split_column_decides(tmp_path: Path) -> None:
 
 def test_a_split_column_of_another_kind_holds_no_side(tmp_path: Path) -> None:
     rows = [{"id": str(n), "split": ["train"]} for n in range(9)]
-    with pytest.raises(UserError, match="none of the rows read is left for the train side"):
+    with pytest.raises(UserError, match="none of the rows read is left for the train split"):
         download(tmp_path, path=str(write_jsonl(tmp_path / "a.jsonl", rows)))
 
 
@@ -220,7 +220,7 @@ def test_held_out_rows_in_a_file_of_their_own(tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "a.jsonl", [{"id": f"a{n}", "summary": "s"} for n in range(5)])
     test = write_jsonl(tmp_path / "b.jsonl", [{"id": f"b{n}", "summary1": "s", "summary2": "t"} for n in range(5)])
     found, _, _ = download(tmp_path, path=str(train), test_path=str(test))
-    assert sides(found) == {**{f"a{n}": "train" for n in range(5)}, **{f"b{n}": "test" for n in range(5)}}
+    assert splits(found) == {**{f"a{n}": "train" for n in range(5)}, **{f"b{n}": "test" for n in range(5)}}
     assert "summary" not in found[0] and "summary1" not in found[5]
 
 
@@ -302,7 +302,7 @@ def test_a_row_that_cannot_be_stored_costs_itself(tmp_path: Path) -> None:
 
 def test_a_source_that_leaves_no_held_out_row_is_one_sentence(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [{"id": n, "split": "train"} for n in range(9)])
-    with pytest.raises(UserError, match="left for the test side; look at the column split"):
+    with pytest.raises(UserError, match="left for the test split; look at the column split"):
         download(tmp_path, path=str(file))
 
 
@@ -364,7 +364,7 @@ def test_packed_splits_are_splits(tmp_path: Path) -> None:
         text = "".join(json.dumps({"id": f"{name}{n}"}) + "\n" for n in range(5))
         (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     found, _, _ = download(tmp_path, path=str(folder))
-    assert sides(found) == {f"{name}{n}": name for name in ("train", "test") for n in range(5)}
+    assert splits(found) == {f"{name}{n}": name for name in ("train", "test") for n in range(5)}
 
 
 @pytest.mark.parametrize("field", ["id_column", "group_column"])
@@ -377,8 +377,8 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path, field: str) -> None
 def test_rows_without_a_group_are_no_group(tmp_path: Path) -> None:
     plain = [{**row, "group": None} for row in make_rows(40)]
     file = str(write_jsonl(tmp_path / "a.jsonl", plain))
-    grouped = sides(download(tmp_path, path=file, group_column="group")[0])
-    assert grouped == sides(download(tmp_path, path=file)[0])
+    grouped = splits(download(tmp_path, path=file, group_column="group")[0])
+    assert grouped == splits(download(tmp_path, path=file)[0])
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -5,11 +5,10 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, BinaryIO
 
 from tasks.download.formats import blocks
-from tasks.download.formats.blocks import BadRow, Block, Row
+from tasks.download.formats.blocks import BadRow, Block, Row, in_blocks
 from tasks.download.places import Place
 from tasks.errors import UserError
 
@@ -27,17 +26,14 @@ def csv_rows(stream: BinaryIO, place: Place) -> Iterator[Block]:
         UserError: the first line is no header, or a quote never closes, so that what follows it is not known.
     """
     # invalid UTF-8 becomes surrogates, so that a row is lost and not the file
-    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    lines = _Lines(text)
+    lines = _Lines(io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline=""))
     reader = csv.reader(lines, strict=True)
     try:
         header = _header(next(reader, None), place)
     except csv.Error as error:
         why = TOO_LONG if lines.too_long else error
         raise UserError(f"{place.shown} has no line of column names that can be read: {why}.") from error
-    rows = _rows(reader, lines, header, place)
-    while block := list(_together(rows)):
-        yield block
+    yield from in_blocks(_rows(reader, lines, header, place))
 
 
 class _Lines:
@@ -58,16 +54,6 @@ class _Lines:
             yield line
 
 
-def _together(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
-    """The rows of a block."""
-    size = 0
-    for row in islice(rows, blocks.BLOCK_ROWS):
-        yield row
-        size += 0 if isinstance(row, BadRow) else sum(map(len, row.values()))
-        if size > blocks.BLOCK_BYTES:
-            return
-
-
 def _header(header: list[str] | None, place: Place) -> list[str]:
     if not header:
         raise UserError(f"{place.shown} is empty; a .csv file starts with a line of column names.")
@@ -81,36 +67,33 @@ def _header(header: list[str] | None, place: Place) -> list[str]:
     return header
 
 
-def _rows(reader: Any, lines: _Lines, header: list[str], place: Place) -> Iterator[Row | BadRow]:
+def _rows(reader: Any, lines: _Lines, header: list[str], place: Place) -> Iterator[tuple[Row | BadRow, int]]:
+    """Rows, each with its size, or what is wrong with them, with the numbers of the lines that they span."""
     while True:
-        began = reader.line_num + 1
+        began, wrong = reader.line_num + 1, ""
+        values: list[str] = []
         try:
-            values = next(reader, None)
+            values = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
             if "end of data" in str(error):
                 raise UserError(f"{place.shown} has a quote in line {began} or later that never closes.") from error
-            where = _where(place, began, reader)  # the number of rows in these lines is unknown
-            why, lines.too_long = TOO_LONG if lines.too_long else error, False
-            yield from (BadRow(f"{where} cannot be read as CSV: {why}") for _ in range(began, reader.line_num + 1))
-            continue
-        if values is None:
-            return
+            wrong = f"cannot be read as CSV: {TOO_LONG if lines.too_long else error}"
+            lines.too_long = False
         if values == header:
-            yield BadRow(f"{_where(place, began, reader)} repeats the line of column names")
-        elif len(values) == len(header):
-            if _is_text(values):
-                yield dict(zip(header, values, strict=True))
-            else:
-                yield BadRow(f"{_where(place, began, reader)} is not UTF-8")
+            wrong = "repeats the line of column names"
+        elif values and len(values) != len(header):
+            wrong = f"has {len(values)} values for {len(header)} columns"
+        elif not _is_text(values):
+            wrong = "is not UTF-8"
+        if wrong:
+            to = f" to {reader.line_num}" if reader.line_num > began else ""
+            # how many rows are in lines that cannot be read is unknown: each line counts
+            for _ in range(1 if values else reader.line_num - began + 1):
+                yield BadRow(f"{place.name} line {began}{to} {wrong}"), 0
         elif values:
-            where = _where(place, began, reader)
-            yield BadRow(f"{where} has {len(values)} values for {len(header)} columns")
-
-
-def _where(place: Place, began: int, reader: Any) -> str:
-    """The line numbers of a row, which spans several lines if a quoted value has line ends."""
-    to = f" to {reader.line_num}" if reader.line_num > began else ""
-    return f"{place.name} line {began}{to}"
+            yield dict(zip(header, values, strict=True)), sum(map(len, values))
 
 
 def _is_text(values: list[str]) -> bool:
