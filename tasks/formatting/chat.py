@@ -55,7 +55,7 @@ def chat_format(folder: Path, config: FormattingConfig) -> Format:
         for n, _ in lost.dropped:
             if n >= 0 and not messages[n]["content"].strip():
                 learnt[n] = False  # nothing of it is there
-        start, end = generated[-1] if generated else template.place_last(messages, tools, whole)
+        start, end = generated[-1] if generated else template.place(messages, len(messages) - 1, tools, whole)
         spans, costs = [], []
         for n in [n for n, wanted in enumerate(learnt[:-1]) if wanted]:
             try:
@@ -101,11 +101,10 @@ def _difference(text: str, other: str) -> Span:
 
 def _with_texts(message: Message) -> Message:
     """A message whose calls have their arguments as JSON text."""
-    calls = [
-        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
-        for call in message["tool_calls"]
-    ]
-    return {**message, "tool_calls": calls}
+    functions = [call["function"] for call in message.get("tool_calls", ())]
+    texts = [{**function, "arguments": json.dumps(function["arguments"])} for function in functions]
+    calls = [{**call, "function": text} for call, text in zip(message.get("tool_calls", ()), texts, strict=True)]
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def check_chat_template(folder: Path) -> None:
@@ -173,23 +172,21 @@ class _Template:
         from transformers.utils import chat_template_utils as utils
 
         source = self._tokenizer.get_chat_template(None, tools=tools or None)
+        calls = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
         with Rendering("the chat template"):
             compiled = utils._compile_jinja_template(source)
-            asked = messages
-            if self._texts:
-                asked = [_with_texts(message) if "tool_calls" in message else message for message in messages]
+            asked = [_with_texts(message) for message in messages] if self._texts else messages
             try:
                 text, spans = utils._render_with_assistant_indices(
                     compiled, asked, tools or None, add_generation_prompt=answer_next, **self._given
                 )
-            except TypeError:
-                if self._texts or not any("tool_calls" in message for message in messages):
+                as_they_are = not self._texts and any(given and str(given) in text for given in calls)
+            except TypeError:  # it adds arguments to a text
+                if self._texts or not calls:
                     raise
-                self._texts = True  # it adds them to a text
-                return self._render(messages, tools, answer_next)
-            calls = [call for message in messages for call in message.get("tool_calls", ()) if not self._texts]
-            if any((given := call["function"]["arguments"]) and str(given) in text for call in calls):
-                self._texts = True  # it writes them as they are
+                as_they_are = True
+            if as_they_are:
+                self._texts = True
                 return self._render(messages, tools, answer_next)
             if len(text) > LONGEST_TEXT:
                 raise Runaway(f"the chat template makes more than {LONGEST_TEXT:,} characters of the row")
@@ -249,42 +246,28 @@ class _Template:
                     break
                 at += len(word)
 
-    def place_last(self, messages: list[Message], tools: list[Any], whole: str) -> Span:
-        """The span of the last answer in characters. It begins where the template asks for an answer."""
-        try:
-            before = self.render(messages[:-1], tools, answer_next=True)
-        except (LookupError, jinja2.TemplateError):  # it asks for none there
-            return self._place_by_mark(messages, len(messages) - 1, tools, whole, None, whole)
-        if not whole.startswith(before):
-            raise ValueError("the chat template renders the answer differently from where it asks for it")
-        return len(before), len(whole.rstrip())
+    def _attempted(self, messages: list[Message], tools: list[Any], answer_next: bool = False) -> str | None:
+        with contextlib.suppress(LookupError, jinja2.TemplateError):  # such as a system message alone
+            return self.render(messages, tools, answer_next)
+        return None
 
     def place(self, messages: list[Message], n: int, tools: list[Any], whole: str) -> Span:
-        """The span of an earlier answer.
+        """The span of an answer in characters: from where the template asks for it to the end of what it writes then.
+
+        Where that is no part of the whole text, its words are found by rendering others in their place.
 
         Raises:
-            ValueError: the template writes it differently if other messages follow.
+            ValueError: the template writes it differently if other messages follow, or where it asks for the last one.
         """
-        before = after = None
-        with contextlib.suppress(LookupError, jinja2.TemplateError):  # it asks for none there
-            before = self.render(messages[:n], tools, answer_next=True)
-        with contextlib.suppress(LookupError, jinja2.TemplateError):
-            after = self.render(messages[: n + 1], tools)
+        last = n == len(messages) - 1
+        before = self._attempted(messages[:n], tools, answer_next=True)
+        after = whole if last else self._attempted(messages[: n + 1], tools)
         if before is not None and after is not None and whole.startswith(before) and whole.startswith(after.rstrip()):
             return len(before), len(after.rstrip())
-        return self._place_by_mark(messages, n, tools, whole, before, after)
-
-    def _place_by_mark(
-        self, messages: list[Message], n: int, tools: list[Any], whole: str, before: str | None, after: str | None
-    ) -> Span:
-        """Where an answer stands whose words the template writes, but not what it writes around them when it is last.
-
-        Args:
-            before: the text that asks for it; None: the template asks for none there.
-            after: the conversation up to its end, likewise.
-        """
+        if last and before is not None:
+            raise ValueError("the chat template renders the answer differently from where it asks for it")
         marked = [*messages[:n], _marked(messages[n]), *messages[n + 1 :]]
-        first, last = _difference(whole, self.render(marked, tools))
+        first, end = _difference(whole, self.render(marked, tools))
         start = first
         if before is not None and whole.startswith(before) and len(before) <= first:
             start = len(before)
@@ -294,10 +277,9 @@ class _Template:
             if header and (found := whole.rfind(header, 0, first)) >= 0:
                 start = found + len(header)
         nowhere = start == first and "tool_calls" in messages[n]
-        if nowhere or first >= last or self._control.search(whole, start, first):
+        if nowhere or first >= end or self._control.search(whole, start, first):
             raise ValueError(REWRITES)
-        closing = 0
-        if after is not None:
-            _, end = _difference(after, self.render(marked[: n + 1], tools))
-            closing = len(whole[last : last + _alike(after[end:], whole[last:])].rstrip())
-        return start, last + closing
+        if after is None:
+            return start, end
+        _, alone = _difference(after, self.render(marked[: n + 1], tools))
+        return start, end + len(whole[end : end + _alike(after[alone:], whole[end:])].rstrip())

@@ -4,6 +4,17 @@ from tasks.config import FormattingConfig
 from tasks.errors import UserError
 from tasks.formatting.templates import compile_template, names_read
 
+FIELDS = {"template": ["input_column"], "chat": ["messages_column", "answer_column"], "text": ["text_column"]}
+"""Style → fields that name a column; `references` does in all of them."""
+
+DEFAULT_INPUT = FormattingConfig.model_fields["input_column"].default
+
+
+def _named(config: FormattingConfig) -> list[tuple[str, str]]:
+    """Field and column."""
+    given = [(field, getattr(config, field)) for field in FIELDS[config.style]]
+    return [("references", name) for name in config.references] + [(field, name) for field, name in given if name]
+
 
 def columns_read(config: FormattingConfig) -> set[str]:
     """The columns that a configuration reads.
@@ -11,12 +22,10 @@ def columns_read(config: FormattingConfig) -> set[str]:
     Raises:
         UserError: a template is not Jinja2.
     """
-    if config.style == "text":
-        return {config.text_column, *config.references}
-    if config.style == "chat":
-        return {config.messages_column, *config.references} | ({config.answer_column} - {""})
-    names = names_read(config.prompt, "formatting.prompt") | names_read(config.completion, "formatting.completion")
-    return names | {config.input_column, *config.references}
+    names = {name for _, name in _named(config)}
+    if config.style != "template":
+        return names
+    return names.union(*(names_read(getattr(config, part), f"formatting.{part}") for part in ("prompt", "completion")))
 
 
 def check_columns(config: FormattingConfig, columns: set[str]) -> None:
@@ -24,16 +33,8 @@ def check_columns(config: FormattingConfig, columns: set[str]) -> None:
     Raises:
         UserError: a column that is named in the configuration is not there.
     """
-    fields = [("references", name) for name in config.references]
-    if config.style == "chat":
-        fields.append(("messages_column", config.messages_column))
-        fields += [("answer_column", config.answer_column)] if config.answer_column else []
-    elif config.style == "text":
-        fields.append(("text_column", config.text_column))
-    elif config.input_column not in ("", FormattingConfig.model_fields["input_column"].default):
-        fields.append(("input_column", config.input_column))
-    for field, name in fields:
-        if name not in columns:
+    for field, name in _named(config):
+        if name not in columns and (field != "input_column" or name != DEFAULT_INPUT):
             raise UserError(
                 f"formatting.{field}: no column is called {name}; the data has {', '.join(sorted(columns))}."
             )

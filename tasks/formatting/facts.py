@@ -14,7 +14,7 @@ class PromptFacts(LedgerFacts):
         leaks: training rows left out because a held-out row equals them.
         near_leaks: training rows left out because a held-out row nearly equals them.
         shared_prompts: training rows kept that have a held-out row's prompt and another answer.
-        duplicates: rows kept that equal an earlier one of their side.
+        duplicates: rows kept that equal an earlier one of their split.
     """
 
     special_tokens: Literal["add", "rendered"]

@@ -14,25 +14,13 @@ SYSTEM = ("system", "system_prompt")
 """Columns with a system prompt beside the conversation."""
 TOOLS = ("tools", "functions")
 """Columns with the tools that the assistant may call."""
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "ipython": "tool",
+NAMES = {
+    "system": ["system", "developer"],
+    "user": ["user", "human", "prompter"],
+    "assistant": ["assistant", "gpt", "model", "bot", "function_call", "tool_call"],
+    "tool": ["tool", "function", "observation", "function_response", "tool_response", "ipython"],
 }
+ROLES = {name: role for role, names in NAMES.items() for name in names}
 """Who speaks → role of chat templates. Case and surrounding spaces make no difference."""
 CALLERS = ("function_call", "tool_call")
 """Senders whose text is a call, or a list of calls, as JSON."""

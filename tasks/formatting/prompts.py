@@ -60,7 +60,7 @@ def write_prompts(
 
 
 def _without_leaks(result: Result, ledger: Ledger, repeats: Repeats) -> pa.RecordBatch:
-    """A unit's rows for the file, its lines in the ledger. A unit is of one side."""
+    """A unit's rows for the file, its lines in the ledger. A unit is of one split."""
     for line in result.notes:
         ledger.add(*line)
     splits, ids, signs = (result.rows[name].to_pylist() for name in ("split", "id", SIGNS))

@@ -49,7 +49,7 @@ class Repeats:
         """Which rows are handed on; a line in the ledger names the held-out row that another one repeats.
 
         Args:
-            split: the side of all rows. All held-out rows come before the first training row.
+            split: of all rows. All held-out rows come before the first training row.
         """
         asked, both = _both_marks(signs)
         rows, sketches = _sketches(signs)
@@ -81,14 +81,8 @@ class Repeats:
         return kept.tolist()
 
     def totals(self) -> dict[str, Any]:
-        """Counts for `PromptFacts`, after the last row.
-
-        Left out: `leaks` and `near_leaks`, training rows equal, or nearly equal, to a held-out one. Kept and listed:
-        `shared_prompts`, training rows with a held-out row's prompt and another answer. Kept and counted: `duplicates`,
-        rows equal to an earlier one of their side.
-        """
-        duplicates = sum(len(marks) - len(marks.firsts()) for marks in (self._training, self._held_out))
-        return {**self._counts, "duplicates": duplicates}
+        """The counts of `PromptFacts`, after the last row."""
+        return {**self._counts, "duplicates": self._training.repeated() + self._held_out.repeated()}
 
 
 def trained_on(held_out: Sequence[bytes], trained: Iterable[Sequence[bytes]]) -> tuple[np.ndarray, np.ndarray]:
@@ -134,10 +128,9 @@ class _Marks:
         self._parts.append(marks.copy())
         self._sorted = None
 
-    def firsts(self) -> np.ndarray:
-        """The rows that are not equal to an earlier one."""
-        _, first = np.unique(np.concatenate(self._parts or [np.zeros(0, np.uint64)]), return_index=True)
-        return np.sort(first)
+    def repeated(self) -> int:
+        """Rows that are equal to an earlier one."""
+        return len(self) - len(np.unique(np.concatenate(self._parts or [np.zeros(0, np.uint64)])))
 
     def find(self, marks: np.ndarray) -> np.ndarray:
         """The first row with each hash; -1 if there is none."""

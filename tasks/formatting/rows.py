@@ -23,7 +23,7 @@ from tasks.formatting.templates import Render, Runaway, compile_template, names_
 from tasks.process.pool import Result, serve
 from tasks.text import answer_text
 
-SIDES = ("test", "train")  # held-out rows first, so that training rows can be compared with them
+SPLITS = ("test", "train")  # held-out rows first, so that training rows can be compared with them
 SIGNED_SCHEMA = PROMPT_SCHEMA.append(pa.field(SIGNS, pa.binary()))
 PROMPT, COMPLETION = (PROMPT_SCHEMA.get_field_index(name) for name in ("prompt", "completion"))
 BEGIN, END = "\ue000", "\ue001"
@@ -32,16 +32,8 @@ SAMPLE = 1000
 BATCH = 1000
 MOST_RUNAWAYS = 10
 """Rows of a unit that may exceed a template's limits; with more, the template is at fault."""
-UNFIT = (
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    MemoryError,
-    RecursionError,
-    jinja2.TemplateError,
-)
+UNFIT: tuple[type[Exception], ...] = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError)
+UNFIT += (MemoryError, RecursionError, jinja2.TemplateError)
 """Errors of a template that are due to the row."""
 
 
@@ -66,7 +58,7 @@ def work(job: dict[str, Any], units: Iterable[int]) -> Iterator[Result]:
     for unit in units:
         turn, group = divmod(unit, source.num_row_groups)
         table = source.read_row_group(group)
-        rows = table.filter(pc.equal(table["split"], SIDES[turn])).to_pylist()
+        rows = table.filter(pc.equal(table["split"], SPLITS[turn])).to_pylist()
         ledger: list[list[str]] = []
         with render_limits():
             formatted = list(_formatted(rows, format_row, config, ledger))
@@ -116,7 +108,6 @@ def _sample(source: pq.ParquetFile, format_row: Format) -> list[tuple[str, str]]
 def _template(config: FormattingConfig, columns: set[str]) -> Format:
     prompt = compile_template(config.prompt, "formatting.prompt", columns)
     completion = compile_template(config.completion, "formatting.completion", columns)
-
     read = config.input_column in names_read(config.prompt, "formatting.prompt")
 
     def format_row(row: dict[str, Any]) -> Formatted:

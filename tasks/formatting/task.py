@@ -30,7 +30,7 @@ def format_prompts(rows: ArtifactRef, model: BaseModelRef, config: FormattingCon
     log(
         f"{facts.rows:,} prompts, {facts.lost:,} rows lost, "
         f"{facts.leaks + facts.near_leaks:,} left out as copies of held-out rows; "
-        f"{facts.duplicates:,} repeat another row of their side; {facts.shared_prompts:,} share a held-out prompt"
+        f"{facts.duplicates:,} repeat another row of their split; {facts.shared_prompts:,} share a held-out prompt"
     )
     if facts.changed:
         log(

@@ -5,7 +5,7 @@ import functools
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jinja2
@@ -46,20 +46,12 @@ def compile_template(source: str, field: str, columns: set[str]) -> Render:
     Raises:
         UserError: the template is not Jinja2 or names a column that is not there.
     """
-    environment = _environment()
     odd = next((name for name in sorted(columns) if not name.isidentifier()), "")
     hint = f" A column with such a name is written {{{{ row[{json.dumps(odd, ensure_ascii=False)}] }}}}." if odd else ""
-    try:
-        unknown = _names(environment.parse(source), columns) - columns
-        template = environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{field}: line {error.lineno} is not valid Jinja2: {error.message}.{hint}") from error
-    except RecursionError as error:
-        raise UserError(f"{field}: the template is nested too deeply.") from error
-    if unknown:
+    if unknown := names_read(source, field, columns, hint) - columns:
         called = " or ".join(sorted(unknown))
         raise UserError(f"{field}: no column is called {called}; the data has {', '.join(sorted(columns))}.{hint}")
-
+    template = _environment().from_string(source)
     left, limits = [0], Rendering(field)
 
     def limited_range(*bounds: int) -> range:
@@ -123,28 +115,28 @@ def _finalize(_: Any, value: Any) -> Any:
     raise TypeError(f"a part of the template is {kind} and no text: name a part of it, or write it with | tojson")
 
 
-def names_read(source: str, field: str) -> set[str]:
-    """The columns that a template reads.
+def names_read(source: str, field: str, columns: Collection[str] = (), hint: str = "") -> set[str]:
+    """The columns that a template reads, by name or from `row`.
 
+    Args:
+        columns: that there are; one called `row` is a column like the others.
+        hint: added to what is said of a template that is wrong.
     Raises:
         UserError: it is not Jinja2.
     """
     try:
-        return _names(_environment().parse(source), set())
+        environment = _environment()
+        tree = environment.parse(source)
+        finder = jinja2.meta.TrackingCodeGenerator(environment)  # as find_undeclared_variables, which optimizes
+        finder.optimizer = None
+        finder.visit(tree)
+        environment.compile(tree)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{field}: line {error.lineno} is not valid Jinja2: {error.message}.") from error
+        raise UserError(f"{field}: line {error.lineno} is not valid Jinja2: {error.message}.{hint}") from error
     except RecursionError as error:
         raise UserError(f"{field}: the template is nested too deeply.") from error
-
-
-def _names(tree: jinja2.nodes.Template, columns: set[str]) -> set[str]:
-    """The columns that a template reads, by name or from `row`."""
-    assert tree.environment is not None
-    finder = jinja2.meta.TrackingCodeGenerator(tree.environment)  # as find_undeclared_variables, which optimizes
-    finder.optimizer = None
-    finder.visit(tree)
     names = finder.undeclared_identifiers
-    if "row" not in names - columns:
+    if "row" not in names or "row" in columns:
         return names
     for item in tree.find_all(jinja2.nodes.Getitem):
         if item.node == jinja2.nodes.Name("row", "load") and isinstance(item.arg, jinja2.nodes.Const):
@@ -152,31 +144,10 @@ def _names(tree: jinja2.nodes.Template, columns: set[str]) -> set[str]:
     return names - {"row"}
 
 
-class _Clock:
-    """Counts the renderings, so that a timer sees which one has been at it since the last tick."""
-
-    def __init__(self) -> None:
-        self._field = ""
-        self._count = self._at_last_tick = 0
-
-    def begin(self, field: str) -> None:
-        self._field = field
-        self._count += 1
-
-    def end(self) -> None:
-        self._field = ""
-
-    def tick(self, *_: Any) -> None:
-        if self._field and self._count == self._at_last_tick:
-            raise Runaway(f"{self._field} did not end within {LONGEST_SECONDS:g} s of processor time")
-        self._at_last_tick = self._count
-
-
-_clock = _Clock()
-
-
 class Rendering:
     """`with`: text of a row is made meanwhile, within the limits. A class, since it is entered once a row.
+
+    Renderings are counted, so that a timer sees which one has been at it since its last tick.
 
     Args:
         what: the template, for messages.
@@ -184,18 +155,28 @@ class Rendering:
         Runaway: it takes too long, too much memory, or calls itself without end.
     """
 
+    now = ""  # what is rendered at this moment
+    count = at_last_tick = 0
+
     def __init__(self, what: str) -> None:
         self.what = what
 
     def __enter__(self) -> None:
-        _clock.begin(self.what)
+        Rendering.now = self.what
+        Rendering.count += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        _clock.end()
+        Rendering.now = ""
         if isinstance(error, MemoryError):
             raise Runaway(f"{self.what} takes more than {MOST_MEMORY >> 30} GiB of memory for the row") from None
         if isinstance(error, RecursionError):
             raise Runaway(f"{self.what} calls itself too often for the row") from None
+
+
+def _tick(*_: Any) -> None:
+    if Rendering.now and Rendering.count == Rendering.at_last_tick:
+        raise Runaway(f"{Rendering.now} did not end within {LONGEST_SECONDS:g} s of processor time")
+    Rendering.at_last_tick = Rendering.count
 
 
 @contextlib.contextmanager
@@ -205,7 +186,7 @@ def render_limits() -> Iterator[None]:
     Signals reach the main thread alone; `spread` works in a process of its own where it is called from another one.
     """
     assert threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGVTALRM, _clock.tick)
+    before = signal.signal(signal.SIGVTALRM, _tick)
     signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST_SECONDS, LONGEST_SECONDS)
     try:
         with memory_limit(MOST_MEMORY):

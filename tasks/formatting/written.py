@@ -57,16 +57,8 @@ class Marks:
         return marked
 
     def _call(self, call: dict[str, Any], n: int, what: str) -> dict[str, Any]:
-        return {
-            name: (
-                {key: self._value(item, n, what) for key, item in value.items()}
-                if name == "function"
-                else ID
-                if name == "id"
-                else value
-            )
-            for name, value in call.items()
-        }
+        function = {name: self._value(item, n, what) for name, item in call["function"].items()}
+        return {name: ID if name == "id" else value for name, value in call.items()} | {"function": function}
 
     def _value(self, value: Any, n: int, what: str) -> Any:
         if isinstance(value, str):

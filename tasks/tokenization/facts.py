@@ -4,7 +4,7 @@ from tasks.store.facts import LedgerFacts
 
 
 class TokenFacts(LedgerFacts):
-    """Of tokens.parquet: rows of each side, and tokens.
+    """Of tokens.parquet: rows of each split, and tokens.
 
     Args:
         tokens, learnt_tokens: of all rows; learnt are those with a label.
