@@ -22,11 +22,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     homes_in_store()
     groups = configuration(options)
+    from flows.run.continued import to_replay
     from tasks.download.identity import pin
     from tasks.download.models import BUNDLED, fetch_model, present_model
-    from tasks.download.rows import write_rows
+    from tasks.download.rows import EARLIER, write_rows
+    from tasks.download.schema import ROWS
     from tasks.formatting.prompts import write_prompts
     from tasks.formatting.schema import PROMPTS
+    from tasks.publishing.identity import registry_folder
     from tasks.tokenization.encode import write_tokens
 
     data, model = pin(groups["data"], groups["model"])
@@ -40,19 +43,24 @@ def main(options: argparse.Namespace) -> int:
         folders = [Path(name) / stage for stage in ("download", "format", "tokenize")]
         for folder in folders:
             folder.mkdir()
-        write_rows(data, folders[0], MOST)
-        formatted = write_prompts(folders[0] / "rows.parquet", tokenizer, groups["formatting"], folders[1])
+        replay = to_replay(data, registry_folder(groups["publishing"]), print)
+        sources = write_rows(data, folders[0], MOST, replay.path / ROWS if replay else None).sources
+        formatted = write_prompts(folders[0] / ROWS, tokenizer, groups["formatting"], folders[1])
         limit = min(tokenization.max_length, base.max_length)
         special = formatted.special_tokens
         write_tokens(folders[1] / PROMPTS, special, tokenizer, limit, tokenization, folders[2])
-        for line in (*_rows(folders[2], tokenizer, special == "rendered", options.rows), *_ledgers(folders)):
+        mixed_in = sources.get(EARLIER, {})
+        shown = _rows(folders[2], tokenizer, special == "rendered", options.rows, mixed_in)
+        for line in (*shown, *_ledgers(folders)):
             print(line)
     print(f"\nRead: the first {MOST:,} rows of each file or split, at most.")
+    if mixed_in:
+        print(f"Mixed in: {mixed_in['train']:,} earlier rows to train on, and {mixed_in['test']:,} held out.")
     return 0
 
 
-def _rows(folder: Path, tokenizer: Path, rendered: bool, count: int) -> Iterator[str]:
-    """Rows of each split, with the learnt parts between « and »."""
+def _rows(folder: Path, tokenizer: Path, rendered: bool, count: int, mixed_in: dict[str, int]) -> Iterator[str]:
+    """The first rows of each split, and one of the earlier rows that are mixed in, with « » around what is learnt."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -63,7 +71,9 @@ def _rows(folder: Path, tokenizer: Path, rendered: bool, count: int) -> Iterator
     decode: Callable[[list[int]], str] = Vocabulary(tokenizer, rendered).decode
     table = pq.read_table(folder / TOKENS)
     for split, title in (("train", "training"), ("test", "held-out")):
-        for row in table.filter(pc.equal(table["split"], split)).slice(0, count).to_pylist():
+        rows = table.filter(pc.equal(table["split"], split))
+        last = rows.slice(len(rows) - 1) if mixed_in.get(split) and len(rows) > count else rows.slice(0, 0)
+        for row in [*rows.slice(0, count).to_pylist(), *last.to_pylist()]:  # earlier rows stand at the end
             learnt = sum(label != IGNORE_INDEX for label in row["labels"])
             yield f"── {title} row {visible(row['id'])}: {len(row['input_ids']):,} tokens, {learnt:,} learnt (« »)"
             shown = ""

@@ -14,7 +14,7 @@ from tasks.store.checked import content_digest
 from tasks.store.identity import Identity, installed
 from tasks.store.root import at_home
 
-VERSION, DIFFERENCE_VERSION = 5, 2
+VERSION, DIFFERENCE_VERSION = 6, 2
 """Raised when the same source can give other rows, or a comparison other counts (docs/caching.md)."""
 UNREAD: Any = {
     **dict.fromkeys(("path", "max_lost_share", "max_removed_share", "replay_share", "files"), True),

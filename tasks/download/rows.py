@@ -195,8 +195,9 @@ class _Rows:
         self.counts[split] += times
         if source:
             self.sources[source.name][split] += times
+        odd = source and source.repeat > 1 and _USE.search(id)  # an id like that of a row's second use
         for n in range(times):
-            self.file.add(f"{id}#{n + 1}" if n else id, split, group_name, text)
+            self.file.add(f"{id}#{n + 1}" if n or odd else id, split, group_name, text)
 
     def _unused(self, digest: bytes, split: str, source: MixedSource | None) -> str:
         """Why a row is not used; empty: it is."""

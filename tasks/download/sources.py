@@ -42,7 +42,11 @@ def split_files(data: DataConfig) -> list[tuple[str, Place]]:
     if data.test_path:
         return [("train", place) for place in files] + [("test", place) for place in places(data, "test_path")]
     splits = {data.train_split: "train", data.test_split: "test"}
-    named = [(_split(place, {*splits, *_HELD_OUT}), place) for place in files]
+    folders = [place.shown.split("/")[:-1] for place in files]
+    levels = enumerate(zip(*folders, strict=False))  # what folders are called in which all files are says nothing
+    below = next((n for n, level in levels if len(set(level)) > 1), min(map(len, folders)))
+    known = {*splits, *_HELD_OUT}
+    named = [(_split(place.name, folder[below:], known), place) for place, folder in zip(files, folders, strict=True)]
     names = {name for name, _ in named}
     if names >= set(splits):
         return [(splits.get(name, "unused"), place) for name, place in named]
@@ -56,15 +60,23 @@ def split_files(data: DataConfig) -> list[tuple[str, Place]]:
     return [("", place) for place in files]
 
 
-def _split(place: Place, known: set[str]) -> str:
-    """`train` of train.jsonl.gz, train-00000-of-00002.parquet, my_train.csv and train/part.csv; else empty."""
-    name, folder = place.name.lower(), place.shown.lower().split("/")[-2:][0]
-    stem = name.removesuffix(max((e for e in ENDINGS if name.endswith(e)), key=len, default=""))
+def _split(name: str, folders: list[str], known: set[str]) -> str:
+    """`train` of train.jsonl.gz, train-00000-of-00002.parquet, my_train.csv, train/part.csv, split=train/2024/part.csv.
+
+    Args:
+        folders: in which the file stands, outermost first.
+    Returns:
+        one of the known splits; empty: the names say none.
+    """
+    stem = name.lower().removesuffix(max((e for e in ENDINGS if name.lower().endswith(e)), key=len, default=""))
     lower = {split.lower(): split for split in known}
-    words = [split for split in lower if re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", stem)]
-    if len(words) > 1:  # only the whole name tells
-        words = [split for split in words if split in (stem, re.sub(r"-\d+-of-\d+$", "", stem))]
-    return next((lower[split] for split in (*words, folder) if split in lower), "")
+    for part in (stem, *map(str.lower, reversed(folders))):
+        words = [split for split in lower if re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", part)]
+        if len(words) > 1:  # only the whole name tells
+            words = [split for split in words if split in (part, re.sub(r"-\d+-of-\d+$", "", part))]
+        if words:
+            return lower[words[0]]
+    return ""
 
 
 def read_hub(data: DataConfig, split: str, formats: Counter[str]) -> Iterator[Block]:

@@ -1,5 +1,7 @@
 """Other trainers' flags for what is learnt: obeyed as their tools define them, or refused by name."""
 
+import contextlib
+import json
 from typing import Any
 
 LEARN = {"train", "weight", "loss_weight", "loss"}
@@ -10,10 +12,6 @@ REFUSED = {"mask", "loss_mask", "loss_scale", "train_detail"}
 """Flags whose meaning differs between tools, or that refer to parts of a message."""
 OF_ROWS = {"train", "weight", "loss_weight", "mask", "masked"}
 """Flags that a row may have as a whole."""
-
-
-WORDS = {"true": True, "false": False, "1": 1, "0": 0, "1.0": 1.0, "0.0": 0.0}
-"""How a table of texts writes flags."""
 
 
 class NotLearnt(ValueError):
@@ -59,4 +57,7 @@ def check_row(row: dict[str, Any], read: set[str], refused: list[str]) -> None:
 
 
 def _flag(value: Any) -> Any:
-    return WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+    """A flag as a table of texts writes it: true, 0.5; other text stays text."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(value.lower()) if isinstance(value, str) else value
+    return value

@@ -5,7 +5,7 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, installed
 from tasks.store.model import BaseModelRef
 
-VERSION = 5
+VERSION = 6
 """Raised when the same inputs can give another result (docs/caching.md)."""
 TEMPLATE, CHAT = {"prompt", "completion", "ending", "input_column"}, {"messages_column", "answer_column", "date"}
 UNREAD = {"template": {"text_column", *CHAT}, "chat": {"text_column", *TEMPLATE}, "text": {*TEMPLATE, *CHAT}}

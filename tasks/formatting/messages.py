@@ -63,12 +63,14 @@ def conversation(
     """
     given = _turns(row.get(config.messages_column), "user" if config.answer_column else "")
     if config.answer_column:
+        if _words(given[-1:], "role") == ["assistant"] and _words(given[-1:]) in ([""], [None]):  # "… Assistant:"
+            given = given[:-1]
         answer = _turns(row.get(config.answer_column), "assistant")
         whole = len(answer) > len(given) > 0 and _words(answer[: len(given)]) == _words(given)
         if given and answer and not whole and _words(answer[:1], "role") == _words(given[-1:], "role") == ["user"]:
             raise ValueError(f"{config.answer_column} begins with another message of the user than the last one before")
         given = answer if whole else [*given, *answer]
-    tools, systems = ([name for name in names if row.get(name)] for names in (TOOLS, SYSTEM))
+    tools, systems = ([name for name in row if name.lower() in names and row[name]] for names in (TOOLS, SYSTEM))
     for columns in (tools, systems):
         if len(columns) > 1:
             raise ValueError(f"the columns {' and '.join(columns)} mean the same, and the row has both")
@@ -80,7 +82,7 @@ def conversation(
         system, _, listed = system.removeprefix("SYSTEM: ").partition(GLAIVE_TOOLS)
         if listed:
             written, system = [*written, *_objects(listed)], system + GLAIVE_TOOLS.removesuffix(" -")
-    if media := [name for name in MEDIA if row.get(name)]:
+    if media := [name for name in row if name.lower() in MEDIA and row[name]]:
         refused.append(f"the row has {' and '.join(media)}, and the model is given text alone")
     messages: list[Message] = []
     flags: list[bool | None] = []
@@ -118,7 +120,16 @@ def _words(turns: list[Any], field: str = "content") -> list[Any]:
     """The contents, or the roles, of messages as they were given."""
     other = {"content": "value", "role": "from"}[field]
     said = [turn.get(field, turn.get(other)) if isinstance(turn, dict) else turn for turn in turns]
-    return said if field == "content" else [ROLES.get(str(name).strip().lower()) for name in said]
+    return said if field == "content" else [_role(name) for name in said]
+
+
+def _name(role: Any) -> str:
+    return str(role).strip().lower()
+
+
+def _role(role: Any) -> str:
+    """The role of chat templates; another one as it is."""
+    return ROLES.get(_name(role), _name(role))
 
 
 def _says(message: Message) -> bool:
@@ -173,9 +184,9 @@ def _json(text: str, what: str) -> Any:
 
 def _objects(text: str) -> list[Any]:
     """Concatenated JSON objects."""
-    decoder, found, text = json.JSONDecoder(), [], text.strip()
+    found, text = [], text.strip()
     while text:
-        value, end = decoder.raw_decode(text)
+        value, end = UNIQUE.raw_decode(text)
         found.append(value)
         text = text[end:].strip()
     return found
@@ -186,14 +197,16 @@ def _message(message: Any, number: int, knows: Callable[[str], bool]) -> tuple[M
     if not isinstance(message, dict):
         raise ValueError(f"message {number} is no object of role and content")
     message = {name: value for name, value in message.items() if value is not None}
-    sender = message.pop("from", None)
-    if sender is not None:
+    if (sender := message.pop("from", None)) is not None:
         if "value" not in message and "content" not in message:
             raise ValueError(f"message {number}, from {sender!r}, has no value")
-        message = {"role": sender, **({"content": message.pop("value")} if "value" in message else {}), **message}
+        value = message.pop("value", message.get("content"))
+        if _role(message.get("role", sender)) != _role(sender) or message.get("content", value) != value:
+            raise ValueError(f"message {number} has from and role, or value and content, and they are not the same")
+        message = {"role": sender, "content": value} | {n: item for n, item in message.items() if n != "role"}
     if "role" not in message:
         raise ValueError(f"message {number} has no role")
-    name = str(message["role"]).strip().lower()
+    name = _name(message["role"])
     role = name if knows(name) and ROLES.get(name, "system") == "system" else ROLES.get(name)
     if role is None:
         raise ValueError(f"message {number} is from {message['role']!r}, which is none of {', '.join(ROLES)}")
@@ -238,7 +251,9 @@ def _call(call: Any, number: int) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"{what} has no name")
-    arguments = function.get("arguments", {} if function is not call else function.get("parameters", {}))
+    if function.get("arguments") and function.get("parameters"):
+        raise ValueError(f"{what} has arguments and parameters")
+    arguments = function.get("arguments") or function.get("parameters")
     if isinstance(arguments, str) and arguments.strip():
         arguments = _json(arguments, f"the argument text of {what}")
     if not isinstance(arguments or {}, dict):

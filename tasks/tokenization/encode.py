@@ -60,13 +60,14 @@ def write_tokens(
                 statistics.add(rows, lines)
                 if rows.num_rows:
                     writer.write_batch(rows.drop_columns([LEARNT]))
+    if kept := ledger.counts["kept"]:
+        log(f"{kept:,} rows hold the name of a special token, which is learnt as text; the ledger has each")
     found = statistics.write(folder, limit)["splits"]
     write_preview(folder, *statistics.training_rows(), vocabulary.decode)
+    totals = {name: sum(split[name] for split in found.values()) for name in ("rows", "tokens", "learnt_tokens")}
     return TokenFacts(
-        rows=sum(split["rows"] for split in found.values()),
+        **totals,
         **{name: split["rows"] for name, split in found.items()},
-        tokens=sum(split["tokens"] for split in found.values()),
-        learnt_tokens=sum(split["learnt_tokens"] for split in found.values()),
         longest=max(split["longest"] for split in found.values()),
         limit=limit,
         eos=vocabulary.eos,

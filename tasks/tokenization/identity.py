@@ -6,7 +6,7 @@ from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity, installed
 from tasks.store.model import BaseModelRef
 
-VERSION = 2
+VERSION = 3
 """Raised when the same inputs can give another result (docs/caching.md)."""
 
 

@@ -22,6 +22,9 @@ def write_preview(folder: Path, lengths: Any, rows: Any, decode: Decode) -> None
         rows: number of each training row in the file, an array.
     """
     import numpy as np
+    import pyarrow.parquet as pq
+
+    from tasks.tokenization.schema import TOKENS
 
     picks: dict[int, str] = {}
     if len(rows):
@@ -29,16 +32,12 @@ def write_preview(folder: Path, lengths: Any, rows: Any, decode: Decode) -> None
         picks[int(rows[0])] = "first"
         for place, label in ((0, "shortest"), (last // 2, "median"), (last, "longest")):
             picks[int(rows[order[place]])] = label
-    preview = [
-        {
-            "label": picks[number],
-            "id": row["id"],
-            "tokens": len(row["input_ids"]),
-            "learnt": sum(_learnt(row)),
-            "parts": [part for kind, text in decoded(decode, row) for part in excerpt(text, kind)],
-        }
-        for number, row in _rows_at(folder, picks)
-    ]
+    preview, file = [], pq.ParquetFile(folder / TOKENS)
+    for number in sorted(picks):
+        row = _row_at(file, number)
+        shown = {"label": picks[number], "id": row["id"], "tokens": len(row["input_ids"]), "learnt": sum(_learnt(row))}
+        parts = [part for kind, text in decoded(decode, row) for part in excerpt(text, kind)]
+        preview.append({**shown, "parts": parts})
     (folder / PREVIEW).write_text(json.dumps(preview, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
@@ -94,17 +93,10 @@ def _learnt(row: Mapping[str, Any]) -> list[bool]:
     return [label != IGNORE_INDEX for label in row["labels"]]
 
 
-def _rows_at(folder: Path, numbers: Mapping[int, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows with these numbers, in the order of the file. One row group is in memory at a time."""
-    import pyarrow.parquet as pq
-
-    from tasks.tokenization.schema import TOKENS
-
-    file, first = pq.ParquetFile(folder / TOKENS), 0
+def _row_at(file: Any, number: int) -> dict[str, Any]:
+    """A row of a Parquet file; its row group is read for it."""
     for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        inside = [number for number in sorted(numbers) if first <= number < first + count]
-        if inside:
-            table = file.read_row_group(group)
-            yield from ((number, table.slice(number - first, 1).to_pylist()[0]) for number in inside)
-        first += count
+        if number < (count := file.metadata.row_group(group).num_rows):
+            return file.read_row_group(group).slice(number, 1).to_pylist()[0]
+        number -= count
+    raise IndexError(number)

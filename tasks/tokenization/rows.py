@@ -17,6 +17,7 @@ from tasks.tokenization.vocabulary import Vocabulary
 
 COUNTED_SCHEMA = TOKEN_SCHEMA.append(pa.field(LEARNT, pa.int32()))
 COLUMNS = ["id", "split", "group", "prompt", "completion", "learnt", "input_start", "input_end"]
+AS_TEXT = "{} is learnt as text and not as the model's token, which formatting.style: chat writes"
 AT_ONCE = 64
 """Rows handed to the tokenizer together: its results take a hundred times the memory of the ids in them."""
 
@@ -48,16 +49,15 @@ def _encoded(
     ledger: list[list[str]],
 ) -> pa.RecordBatch:
     """Rows as Arrow lists over one flat array each."""
-    flat = array("i")
     kept: list[dict[str, Any]] = []
-    starts, answers, learnt = (
-        [0],
-        array("i"),
-        array("q"),
-    )  # where each kept row and its answer begin; prompt tokens learnt all the same
+    flat, starts, answers = array("i"), [0], array("i")  # where each kept row and its answer begin
+    learnt = array("q")  # tokens of prompts that are learnt all the same
     for row, ids in _texts_encoded(rows, vocabulary):
         prefix = len(vocabulary.prefix)
-        split = vocabulary.split(row["prompt"] + row["completion"], ids)
+        text = row["prompt"] + row["completion"]
+        if vocabulary.special_names and (found := vocabulary.special_names.search(text)):
+            ledger.append(["kept", row["id"], row["split"], "special token as text", AS_TEXT.format(found[0])])
+        split = vocabulary.split(text, ids)
         answer = prefix + split(len(row["prompt"]))
         spans = [(prefix + split(span["start"]), prefix + split(span["end"])) for span in row["learnt"] or ()]
         ids = [*vocabulary.prefix, *ids, *([] if ids and ids[-1] == vocabulary.eos else [vocabulary.eos])]

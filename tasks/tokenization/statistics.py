@@ -16,9 +16,10 @@ class Statistics:
     """Counts rows while they are written: 9 bytes a row."""
 
     def __init__(self) -> None:
-        self._lengths: list[Any] = []
+        import numpy as np
+
+        self._lengths, self._train = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
         self._learnt: Counter[str] = Counter()
-        self._train: list[Any] = []
         self._verdicts: Counter[tuple[str, str]] = Counter()
 
     def add(self, rows: Any, ledger: list[list[str]]) -> None:
@@ -26,33 +27,31 @@ class Statistics:
         import numpy as np
         import pyarrow.compute as pc
 
-        train = np.array(pc.equal(rows["split"], "train").to_pylist(), bool)
-        learnt = np.array(rows["learnt_tokens"].to_pylist(), np.int64)
+        splits = rows["split"].to_pylist()
         self._lengths.append(np.array(pc.list_value_length(rows["input_ids"]).to_pylist(), np.int32))
-        self._train.append(train)
-        self._learnt["train"] += int(learnt[train].sum())
-        self._learnt["test"] += int(learnt[~train].sum())
+        self._train.append(np.array([split == "train" for split in splits], bool))
+        for split, learnt in zip(splits, rows["learnt_tokens"].to_pylist(), strict=True):
+            self._learnt[split] += learnt
         self._verdicts.update((split, verdict) for verdict, _, split, *_ in ledger)
 
     def write(self, folder: Path, limit: int) -> dict[str, Any]:
         """Write statistics.json and return what it says."""
         import numpy as np
 
-        lengths = np.concatenate([*self._lengths, np.zeros(0, np.int32)])
-        train = np.concatenate([*self._train, np.zeros(0, bool)])
+        lengths, train = np.concatenate(self._lengths), np.concatenate(self._train)
         width = -(-(int(lengths.max(initial=0)) + 1) // BINS)
         found: dict[str, Any] = {"limit": limit, "width": width, "splits": {}}
         for split, there in (("train", lengths[train]), ("test", lengths[~train])):
-            ordered = np.sort(there)
+            ordered = np.sort(there) if len(there) else np.zeros(1, np.int32)
             found["splits"][split] = {
                 "rows": len(there),
                 "tokens": int(there.sum(dtype=np.int64)),
                 "learnt_tokens": self._learnt[split],
                 "shortened": self._verdicts[split, "changed"],
                 "lost": self._verdicts[split, "lost"],
-                "shortest": int(ordered[0]) if len(ordered) else 0,
-                "median": int(ordered[(len(ordered) - 1) // 2]) if len(ordered) else 0,
-                "longest": int(ordered[-1]) if len(ordered) else 0,
+                "shortest": int(ordered[0]),
+                "median": int(ordered[(len(ordered) - 1) // 2]),
+                "longest": int(ordered[-1]),
                 "rows_by_length": np.bincount(there // width).tolist(),
             }
         (folder / STATISTICS).write_text(json.dumps(found))
@@ -62,9 +61,8 @@ class Statistics:
         """Tokens of each training row, and its number in the file, as arrays."""
         import numpy as np
 
-        train = np.concatenate([*self._train, np.zeros(0, bool)])
-        lengths = np.concatenate([*self._lengths, np.zeros(0, np.int32)])
-        return lengths[train], np.flatnonzero(train)
+        train = np.concatenate(self._train)
+        return np.concatenate(self._lengths)[train], np.flatnonzero(train)
 
 
 def read_statistics(folder: Path) -> dict[str, Any]:

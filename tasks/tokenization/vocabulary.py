@@ -1,6 +1,7 @@
 """The base model's tokenizer as transformers loads it: text to ids, and positions of characters among the ids."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ class Vocabulary:
     def _set(self, tokenizer: Tokenizer, eos: int, prefix: list[int], rendered: bool, size: int) -> None:
         self.tokenizer, self.eos, self.prefix, self.rendered, self.size = tokenizer, eos, prefix, rendered, size
         tokenizer.encode_special_tokens = not rendered
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+        self.special_names = re.compile(names) if names and not rendered else None  # which are text here
         self._bytes = None
         if isinstance(tokenizer.decoder, decoders.ByteLevel):  # a token has a character for each of its bytes
             vocabulary = tokenizer.get_vocab(with_added_tokens=False)

@@ -44,10 +44,14 @@ def test_rows_without_an_id_are_named_by_their_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "files", ["{}.jsonl", "{}-00000-of-00001.jsonl", "my_{}_v2.jsonl", "{}/part.jsonl", "NAME.jsonl"]
+    "files",
+    [
+        *("{}.jsonl", "{}-00000-of-00001.jsonl", "my_{}_v2.jsonl", "{}/part.jsonl", "NAME.jsonl"),
+        *("{}/2024/05/part.jsonl", "split={}/part.jsonl", "rows_{}/part.jsonl"),
+    ],
 )
 def test_a_source_with_splits_keeps_them(tmp_path: Path, files: str) -> None:
-    folder = tmp_path / "source"
+    folder = tmp_path / "test-2024/source"  # what the folders above are called says nothing
     for name in ("train", "test", "validation"):
         file = folder / (files.format(name) if "{}" in files else files.replace("NAME", name.upper()))
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +135,14 @@ def test_groups_copies_and_repeats_are_known_across_the_mix(tmp_path: Path) -> N
     groups = pq.read_table(tmp_path / "out/rows.parquet").to_pylist()
     own = {row["id"]: row["group"] for row in groups}
     assert all(own[id] and own[id] == own[id.partition("#")[0]] for id in own if "#" in id)
+
+
+def test_every_use_of_a_row_has_a_name_of_its_own(tmp_path: Path) -> None:
+    rows = [{"id": id, "text": id} for n in range(20) for id in (f"r{n}", f"r{n}#2", f"r{n}#2#2")]
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    found, ledger, _ = download(tmp_path, mix=[{"name": "a", "path": path, "repeat": 2}])
+    assert len({row["_id"] for row in found}) == len(found) and ledger == []
+    assert {row["text"] for row in found} == {row["id"] for row in rows}
 
 
 def test_a_row_that_two_sources_have_is_a_copy(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from prefect.client.schemas.objects import State
 from safetensors.torch import load_file, save_file
 
+from flows.__main__ import main
 from flows.checks import check
 from flows.config_file import load
 from flows.retrain import retrain
@@ -84,7 +85,7 @@ def weights(nights: Nights, version: str) -> str:
     return read_manifest(nights.registry / version).files["adapter_model.safetensors"].sha256
 
 
-def test_nights(nights: Nights) -> None:
+def test_nights(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     assert start_of(nights, "v0001")[1] == ""  # no version was in use
     same = nights.run(0, 40)
     assert same.message == "Nothing changed: rows, base, configuration and code are those of night v0001"
@@ -100,7 +101,11 @@ def test_nights(nights: Nights) -> None:
     assert counts["train"] == round((facts.train - counts["train"]) / 3) > 9
     assert counts["test"] == round((facts.test - counts["test"]) / 3) > 1
     first = {row["_id"]: row for row in read_rows_file(_rows_of(nights, "v0001"))}
-    assert all(row == first[row["_id"]] for row in old)  # each is on the side that it was on
+    assert all(row == first[row["_id"]] for row in old)  # each is in the split that it was in
+    assert main(["preview", str(nights.file), "--rows", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Mixed in: {counts['train']} earlier rows to train on, and {counts['test']} held out." in shown
+    assert shown.count("── training row r0") == 1 == shown.count("── held-out row r0")
 
     # the adapter's content decides, not how it is named
     by_path = nights.run(100, 160, start_from=str(nights.registry / "v0001"))

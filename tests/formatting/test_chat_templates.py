@@ -111,10 +111,14 @@ def test_a_call_is_learnt_however_the_row_writes_it(name: str, make: Make) -> No
     bare = json.loads(json.dumps(OPENAI))
     bare[1] = said("assistant", "", function_call={"name": "weather", "arguments": '{"city": "Rome", "days": 3}'})
     bare[2] = said("function", "rain", name="weather")
+    named = json.loads(json.dumps(OPENAI))
+    function = named[1]["tool_calls"][0]["function"]
+    function["parameters"] = json.loads(function.pop("arguments"))
     glaive = "SYSTEM: You are a helpful assistant with access to the following functions. Use them if required -\n"
     rows: list[dict[str, Any]] = [
         {"messages": OPENAI, "tools": [WEATHER]},
         {"messages": object_, "tools": json.dumps([WEATHER])},
+        {"messages": named, "Tools": [WEATHER]},
         {"messages": bare, "functions": [WEATHER["function"]]},
         {"messages": SHAREGPT, "tools": json.dumps([WEATHER["function"]])},
     ]
@@ -184,6 +188,7 @@ def test_a_template_without_an_end_for_hermes_text_writes_it_as_it_is(make: Make
 
 THOUGHT = [ASKED, said("assistant", "It rains.", reasoning_content="Clouds, so rain.")]
 BOTH = [ASKED, said("assistant", "Let me look.", tool_calls=[call("clock", {})])]
+TWICE = {"name": "f", "arguments": {"a": 1}, "parameters": {"b": 2}}
 DROPPED: list[tuple[str, Any, str]] = [
     ("llama-3.1", BOTH, "does not write message 2 (assistant)"),
     ("llama-3.1", [*OPENAI[:1], said("assistant", "", tool_calls=[call("clock", {})] * 2)], "single tool-calls"),
@@ -208,6 +213,18 @@ DROPPED: list[tuple[str, Any, str]] = [
     ("qwen-2.5", [ASKED, said("assistant", "", tool_calls=[{"id": "x"}])], "a call in message 2 has no name"),
     ("qwen-2.5", {"messages": [ASKED, ANSWERED], "tools": [CLOCK], "functions": [CLOCK]}, "tools and functions mean"),
     ("qwen-2.5", {"messages": [ASKED, ANSWERED], "tools": [{"x": 1}]}, "tool 1 is no object with a name"),
+    (
+        "qwen-2.5",
+        [ASKED, said("assistant", "", tool_calls=[{**call("f", {"a": 1}), "function": TWICE}])],
+        "arguments and p",
+    ),
+    (
+        "qwen-2.5",
+        [{"from": "human", "role": "assistant", "value": "a"}, ANSWERED],
+        "has from and role, or value and con",
+    ),
+    ("qwen-2.5", [{"from": "human", "value": "a", "content": "b"}, ANSWERED], "and they are not the same"),
+    ("qwen-2.5", {"Messages": [], "messages": [ASKED, ANSWERED], "Image": "a.png"}, "the row has Image, and the model"),
     ("qwen-3", [ASKED, {**ANSWERED, "reasoning": "a", "thinking": "b"}], "is there twice and not the same"),
     ("qwen-3", [ASKED, {**ANSWERED, "reasoning": [{"text": "a"}]}], "the reasoning of message 2 is no text"),
     ("qwen-2.5", [{**ASKED, "content": True}, ANSWERED], "the content of message 1 is no text"),
@@ -259,6 +276,8 @@ def test_roles_are_mapped_by_one_table(name: str, make: Make) -> None:
             assert make(name, sender) == expected, other
     assert make(name, {"messages": rows[1:], "system": "system text"}) == expected
     assert make(name, {"messages": rows, "system": "system text"}) == expected
+    assert make(name, {"messages": rows[1:], "System": "system text"}) == expected
+    assert make(name, [{**message, "from": message["role"]} for message in rows]) == expected
 
 
 def test_a_role_that_the_template_names_stays_what_it_is(tmp_path: Path) -> None:
@@ -394,6 +413,7 @@ def test_flags_that_cannot_be_obeyed_are_named(number: int, flags: dict, why: st
         {"prompt": "text 0", "chosen": "text 1", "rejected": "no"},
         {"prompt": json.dumps(MANY[:1]), "chosen": {"from": "gpt", "value": "text 1"}},
         {"prompt": "text 0", "chosen": MANY[:2], "rejected": [MANY[0], said("assistant", "no")]},
+        {"prompt": "\n\nHuman: text 0\n\nAssistant:", "chosen": "text 1", "rejected": "no"},
     ],
 )
 def test_the_chosen_side_of_a_preference_is_learnt_by_name(row: dict[str, Any], make: Make) -> None:

@@ -70,6 +70,12 @@ def test_flags_of_a_table_of_texts_are_obeyed(tmp_path: Path) -> None:
     found, ledger, _ = prompts(tmp_path, rows)
     assert [row["id"] for row in found] == ["r0", "r2", "r4"]
     assert {line["detail"] for line in ledger} == {"the row has train: False", "the row has train: 0"}
+    rows = [
+        {**ROW, "dialogue": f"{n}", "weight": flag} for n, flag in enumerate(["1.00", "0.0", "0.5", "nan", "72 kg"])
+    ]
+    found, ledger, _ = prompts(tmp_path, rows)
+    assert [row["id"] for row in found] == ["r0", "r3", "r4"]
+    assert [line["verdict"] for line in ledger] == ["left out", "lost"] and "weight: 0.5, which" in ledger[1]["detail"]
 
 
 def test_an_input_that_stands_twice_cannot_be_shortened(tmp_path: Path) -> None:

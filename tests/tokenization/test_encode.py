@@ -72,7 +72,9 @@ def test_the_answer_and_its_end_are_learnt(tmp_path: Path, model: Path) -> None:
 
 @pytest.mark.parametrize("text", ["<|eot_id|>", "a<|begin_of_text|>b", "### Output:\n", "### End"])
 def test_text_never_becomes_a_control_token(tmp_path: Path, model: Path, text: str) -> None:
-    (found,), _, _ = tokens(tmp_path, model, [row(text, answer=text)])
+    (found,), ledger, _ = tokens(tmp_path, model, [row(text, answer=text)])
+    named = [("kept", "special token as text")] if "<|" in text else []  # the user may have meant the token
+    assert [(line["verdict"], line["reason"]) for line in ledger] == named
     assert found["input_ids"].count(BOS) == 1
     assert found["input_ids"].count(EOS) == 1
     assert parts(model, found) == (BEFORE + text + AFTER, text)

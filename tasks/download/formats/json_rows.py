@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -26,7 +27,11 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-UNIQUE = json.JSONDecoder(parse_constant=lambda name: None, object_pairs_hook=unique)
+def finite(number: str) -> float | None:
+    return value if math.isfinite(value := float(number)) else None  # 1e999
+
+
+UNIQUE = json.JSONDecoder(parse_constant=lambda name: None, parse_float=finite, object_pairs_hook=unique)
 
 
 def _names_twice(text: bytes, value: Any) -> bool:
