@@ -4,14 +4,12 @@ One frozen model per stage. Simple rules are bounds and choices, because the Pre
 triggered. Rules across fields are validators, which are enforced when the configuration is read.
 """
 
-from tasks.config.data import DataConfig, MixedSource
+from tasks.config.data import DataConfig, MixedSource, ModelConfig
 from tasks.config.evaluation import EvaluationConfig, WatchSet
 from tasks.config.execution import ExecutionConfig, ScheduleConfig
 from tasks.config.formatting import ARTICLE_PROMPT, FormattingConfig, TokenizationConfig
 from tasks.config.metrics import METRICS, TRUSTED, Metric, metric
-from tasks.config.model import ModelConfig
-from tasks.config.promotion import GUARD, PromotionConfig
-from tasks.config.publishing import PublishingConfig
+from tasks.config.publishing import GUARD, PromotionConfig, PublishingConfig
 from tasks.config.section import Section
 from tasks.config.training import TrainingConfig
 

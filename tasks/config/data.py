@@ -1,4 +1,4 @@
-"""Where the rows come from."""
+"""Where the rows and the base model come from."""
 
 from typing import Annotated, Self
 
@@ -106,3 +106,17 @@ class DataConfig(Section):
                 "data.test_path goes with data.path; a Hub data set names its held-out split in data.test_split"
             )
         return self
+
+
+class ModelConfig(Section):
+    """The base model. It is read in place and never changed."""
+
+    base: Name = Field(
+        "smollm2-135m-instruct",
+        description="A model id on the Hub (owner/name, safetensors only), a local folder, or the bundled example "
+        "model smollm2-135m-instruct.",
+        min_length=1,
+    )
+    revision: Name = Field(
+        "", description="Branch, tag or commit of a Hub model; resolved to a commit when a run begins."
+    )

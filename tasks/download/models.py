@@ -66,14 +66,10 @@ def looks_local(model: ModelConfig) -> bool:
 
 def _folder_or_snapshot(model: ModelConfig, log: Callable[[str], None] | None = None) -> BaseModelRef:
     """Without a log, nothing is fetched."""
-    if (local := at_home(model.base)).is_dir():
-        return BaseModelRef.of(local.absolute(), model.base, "")
-    return BaseModelRef.of(_snapshot(model, log), model.base, model.revision)
-
-
-def _snapshot(model: ModelConfig, log: Callable[[str], None] | None) -> Path:
+    if (local := at_home(model.base).absolute()).is_dir():
+        return BaseModelRef.of(local, model.base, "")
     if looks_local(model):
-        raise UserError(f"model.base: the folder {at_home(model.base).absolute()} does not exist.")
+        raise UserError(f"model.base: the folder {local} does not exist.")
     from huggingface_hub import snapshot_download
 
     with refusals("model.base", model.base):
@@ -85,7 +81,7 @@ def _snapshot(model: ModelConfig, log: Callable[[str], None] | None) -> Path:
             local_files_only=log is None,
             tqdm_class=_bytes_logged(log) if log else None,
         )
-    return Path(folder)
+    return BaseModelRef.of(Path(folder), model.base, model.revision)
 
 
 def _bytes_logged(log: Callable[[str], None]) -> Any:

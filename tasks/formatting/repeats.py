@@ -40,10 +40,10 @@ class Repeats:
     def __init__(self) -> None:
         self._counts = {"leaks": 0, "near_leaks": 0, "shared_prompts": 0}
         self._ids: list[str] = []  # of held-out rows
-        self._held_out = _Marks()
-        self._held_out_prompts = _Marks()
+        self._held_out = similar.Marks()
+        self._held_out_prompts = similar.Marks()
         self._index = similar.Index()
-        self._training = _Marks()
+        self._training = similar.Marks()
 
     def kept(self, split: str, ids: Sequence[str], signs: Sequence[bytes], ledger: Ledger) -> list[bool]:
         """Which rows are handed on; a line in the ledger names the held-out row that another one repeats.
@@ -112,47 +112,6 @@ def trained_on(held_out: Sequence[bytes], trained: Iterable[Sequence[bytes]]) ->
 def _both_marks(signs: Sequence[bytes]) -> np.ndarray:
     """Marks of the prompts, and of prompts with answers: uint64 `[2, rows]`."""
     return np.frombuffer(b"".join(sign[: 2 * SIZE] for sign in signs), np.uint64).reshape(-1, 2).T
-
-
-class _Marks:
-    """Hashes of rows in the order in which they were added."""
-
-    def __init__(self) -> None:
-        self._parts: list[np.ndarray] = []
-        self._sorted: tuple[np.ndarray, np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts))
-
-    def add(self, marks: np.ndarray) -> None:
-        self._parts.append(marks.copy())
-        self._sorted = None
-
-    def repeated(self) -> int:
-        """Rows that are equal to an earlier one."""
-        return len(self) - len(np.unique(np.concatenate(self._parts or [np.zeros(0, np.uint64)])))
-
-    def find(self, marks: np.ndarray) -> np.ndarray:
-        """The first row with each hash; -1 if there is none."""
-        if not len(self):
-            return np.full(len(marks), -1)
-        values, order = self._in_order()
-        place = np.minimum(np.searchsorted(values, marks), len(values) - 1)
-        return np.where(values[place] == marks, order[place], -1)
-
-    def few(self, marks: np.ndarray) -> np.ndarray:
-        """Whether each is there, and not of so many rows that it is the template and says nothing about a row."""
-        values, _ = self._in_order()
-        times = np.searchsorted(values, marks, "right") - np.searchsorted(values, marks, "left")
-        return (times > 0) & (times <= max(1, similar.COMMON_SHARE * len(values)))
-
-    def _in_order(self) -> tuple[np.ndarray, np.ndarray]:
-        """The marks sorted, and the row of each; sorted once after the last row."""
-        if self._sorted is None:
-            everything = np.concatenate([np.zeros(0, np.uint64), *self._parts])
-            order = np.argsort(everything, kind="stable")
-            self._sorted = everything[order], order
-        return self._sorted
 
 
 def _sketches(signs: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

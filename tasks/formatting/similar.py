@@ -5,6 +5,7 @@ share (the template, a system prompt) say nothing about a row and are not compar
 """
 
 import array
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -108,47 +109,75 @@ def sketch(hashes: Hashes) -> np.ndarray:
     return np.frombuffer(slots, np.uint32).astype(SLOT).reshape(-1, SLOTS)
 
 
+class Marks:
+    """Hashes of rows, 12 bytes each. All are added before the first is looked for."""
+
+    def __init__(self) -> None:
+        self._parts = [np.zeros(0, np.uint64)]
+
+    def add(self, marks: np.ndarray) -> None:
+        self._parts.append(marks.copy())
+
+    def repeated(self) -> int:
+        """Rows that are equal to an earlier one."""
+        values, _ = self._in_order
+        return int((values[1:] == values[:-1]).sum())
+
+    def find(self, marks: np.ndarray) -> np.ndarray:
+        """The first row with each hash; -1 if there is none."""
+        values, order = self._in_order
+        if not len(values):
+            return np.full(len(marks), -1)
+        place = np.minimum(np.searchsorted(values, marks), len(values) - 1)
+        return np.where(values[place] == marks, order[place], -1)
+
+    def few(self, marks: np.ndarray) -> np.ndarray:
+        """Whether each is there, and not of so many rows that it is the template and says nothing about a row."""
+        values, _ = self._in_order
+        times = np.searchsorted(values, marks, "right") - np.searchsorted(values, marks, "left")
+        return (times > 0) & (times <= max(1, COMMON_SHARE * len(values)))
+
+    @functools.cached_property
+    def _in_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """The marks sorted, and the row of each."""
+        marks, self._parts = np.concatenate(self._parts), []
+        order = np.argsort(marks, kind="stable").astype(np.int32)
+        return marks[order], order
+
+
 class Index:
     """Finds the row that a new one nearly equals among rows that were added before."""
 
     def __init__(self) -> None:
         self._sketches: list[np.ndarray] = []
         self._rows: list[np.ndarray] = []
-        self._bands: list[tuple[np.ndarray, np.ndarray]] = []
+        self._bands = [Marks() for _ in range(SLOTS // BAND)]
 
     def add(self, sketches: np.ndarray, rows: np.ndarray) -> None:
         """Args: sketches, and what `nearest` shall call each of them."""
         self._sketches.append(sketches)
         self._rows.append(rows)
-        self._bands = []
+        for band, keys in zip(self._bands, _band_keys(sketches), strict=True):
+            band.add(keys)
 
     def nearest(self, sketches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The most similar known row of each sketch, -1 for none at THRESHOLD; and the estimated similarity."""
         best, similarity = np.full(len(sketches), -1), np.zeros(len(sketches))
-        self._finish()
-        if not self._bands or not len(sketches):
+        if not self._rows or not len(sketches):
             return best, similarity
+        self._sketches, self._rows = [np.concatenate(self._sketches)], [np.concatenate(self._rows)]
         known, rows = self._sketches[0], self._rows[0]
-        for (keys, order), asked in zip(self._bands, _band_keys(sketches), strict=True):
-            place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-            hit = np.flatnonzero(keys[place] == asked)
-            candidate = order[place[hit]]
+        for band, asked in zip(self._bands, _band_keys(sketches), strict=True):
+            found = band.find(asked)
+            hit = np.flatnonzero(found >= 0)
+            candidate = found[hit]
             alike = (known[candidate] == sketches[hit]).mean(axis=1)
             better = (alike >= THRESHOLD) & (alike > similarity[hit])
             best[hit[better]], similarity[hit[better]] = rows[candidate[better]], alike[better]
         return best, similarity
 
-    def _finish(self) -> None:
-        """Sort the bands, once after the last row."""
-        if self._bands or not sum(map(len, self._rows)):
-            return
-        self._sketches, self._rows = [np.concatenate(self._sketches)], [np.concatenate(self._rows)]
-        for keys in _band_keys(self._sketches[0]):
-            order = np.argsort(keys, kind="stable").astype(np.int32)
-            self._bands.append((keys[order], order))
-
 
 def _band_keys(sketches: np.ndarray) -> Iterator[np.ndarray]:
     """One number a row for each band of slots."""
-    for start in range(0, sketches.shape[1], BAND):
+    for start in range(0, SLOTS, BAND):
         yield (sketches[:, start : start + BAND] * POWERS[1 : BAND + 1]).sum(axis=1, dtype=np.uint64)
