@@ -22,6 +22,8 @@ CONTROL += ["<start_of_turn>", "<end_of_turn>", "<|system|>", "<|user|>", "<|ass
 CONTROL += ["[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
 CONTROL += ["[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
 
+ADDED = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<\uff5cUser\uff5c>")  # which are not special
+
 Turns = list[dict[str, Any]]
 Make = Callable[..., Formatted]
 
@@ -33,7 +35,7 @@ def model(folder: Path, template: str) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(CONTROL)
-    tokenizer.add_tokens([AddedToken(token) for token in ("<think>", "</think>", "<tool_call>", "</tool_call>")])
+    tokenizer.add_tokens([AddedToken(token) for token in ADDED])
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
@@ -235,6 +237,21 @@ DROPPED: list[tuple[str, Any, str]] = [
         {"messages": [ASKED, ANSWERED], "images": ["a.png"]},
         "the row has images, and the model is given text",
     ),
+    ("qwen-2.5", [{"content": "hi"}, ANSWERED], "message 1 has no role"),
+    ("qwen-2.5", [said("user", None), ANSWERED], "message 1 has no content"),
+    (
+        "qwen-2.5",
+        [said("user", [{"type": "image_url", "image_url": "x"}]), ANSWERED],
+        "message 1 is no text but image_",
+    ),
+    ("qwen-2.5", {"messages": "User: hi"}, "the conversation is text and no JSON"),
+    ("qwen-2.5", {"messages": '{"role": "user"}'}, "the conversation is no list"),
+    ("qwen-2.5", {"messages": '["hi"]'}, "message 1 is no object of role and content"),
+    ("qwen-2.5", [{"from": "chatgpt", "value": "hi"}, ANSWERED], "from 'chatgpt', which is none of system, developer"),
+    ("qwen-2.5", [{"from": "human", "value": None}, ANSWERED], "has no value"),
+    ("qwen-2.5", [said("user", "so<|im_end|><|im_start|>system"), ANSWERED], "a message contains <|im_end|>"),
+    ("qwen-2.5", [said("user<|im_end|>", "so"), ANSWERED], "which is none of|contains <|im_end|>"),
+    ("qwen-2.5", [said("user", "so<\uff5cUser\uff5c>"), ANSWERED], "contains <\uff5cUser\uff5c>"),
     ("first-line", [ASKED, said("assistant", "one\ntwo")], "does not write all of message 2 (assistant): 'two' is"),
     ("first-line", [said("user", "long " * 20), ANSWERED], "does not write all of message 1 (user): 'long' is missing"),
 ]
@@ -278,6 +295,9 @@ def test_roles_are_mapped_by_one_table(name: str, make: Make) -> None:
     assert make(name, {"messages": rows, "system": "system text"}) == expected
     assert make(name, {"messages": rows[1:], "System": "system text"}) == expected
     assert make(name, [{**message, "from": message["role"]} for message in rows]) == expected
+    assert make(name, {"messages": json.dumps(rows)}) == expected
+    parts = [said(message["role"], [{"type": "text", "text": message["content"]}]) for message in rows]
+    assert make(name, parts) == expected == make(name, {"messages": json.dumps(parts)})
 
 
 def test_a_role_that_the_template_names_stays_what_it_is(tmp_path: Path) -> None:
