@@ -231,18 +231,24 @@ class _Template:
         return self._shapes[marks.shape]
 
     def altered(self, messages: list[Message], whole: str, lost: Unwritten) -> Iterator[str]:
-        """Messages that the template writes in part, such as their first line: a word of them is missing."""
+        """Messages of these words that the template leaves out, or writes in part, such as their first line."""
         left_out = lost.forgotten | {n for n, _ in lost.dropped}
-        for n, message in enumerate(messages):
-            text = message["content"].strip()
+        contents = {n: message["content"] for n, message in enumerate(messages) if n not in left_out}
+        together = "\n".join(contents.values())
+        for n, content in contents.items():
+            text, what = content.strip(), f"message {n + 1} ({messages[n]['role']})"
             as_json = (json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
-            if n in left_out or text in whole or any(written in whole for written in as_json):
+            if whole.count(text) >= together.count(text) or any(
+                written in whole for written in as_json if written != text
+            ):
+                continue
+            if text in whole:  # as a part of another message
+                yield f"the chat template does not write {what}"
                 continue
             at = 0
             for word in (self._tags.sub(" ", text) if self._tags else text).split():
                 if (at := whole.find(word, at)) < 0:
-                    said = f"{word[:40]!r} is missing"
-                    yield f"the chat template does not write all of message {n + 1} ({message['role']}): {said}"
+                    yield f"the chat template does not write all of {what}: {word[:40]!r} is missing"
                     break
                 at += len(word)
 

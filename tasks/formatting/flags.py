@@ -10,7 +10,7 @@ MASKED = {"masked"}
 """The opposite: 1 or true: do not learn this."""
 REFUSED = {"mask", "loss_mask", "loss_scale", "train_detail"}
 """Flags whose meaning differs between tools, or that refer to parts of a message."""
-OF_ROWS = {"train", "weight", "loss_weight", "mask", "masked"}
+OF_ROWS = {"train", "weight", "loss_weight", "masked"} | REFUSED
 """Flags that a row may have as a whole."""
 
 
@@ -40,7 +40,7 @@ def learn(holder: dict[str, Any], what: str, refused: list[str]) -> bool | None:
 
 
 def check_row(row: dict[str, Any], read: set[str], refused: list[str]) -> None:
-    """Obey the flags among the columns that the configuration does not read. Other text is no flag, but for `mask`.
+    """Obey the flags among the columns that the configuration does not read. Text is one only in REFUSED.
 
     Raises:
         NotLearnt: the row is not to be learnt.
@@ -48,7 +48,7 @@ def check_row(row: dict[str, Any], read: set[str], refused: list[str]) -> None:
     found = {
         name: value
         for name in OF_ROWS & row.keys() - read
-        if isinstance(value := _flag(row[name]), bool | int | float) or (name == "mask" and value is not None)
+        if isinstance(value := _flag(row[name]), bool | int | float) or (name in REFUSED and value is not None)
     }
     if str(found.get("mask")).lower() in ("user", "human"):  # NeMo: whose turns are not learnt
         del found["mask"]

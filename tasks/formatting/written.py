@@ -31,6 +31,7 @@ class Marks:
 
     def __init__(self, messages: list[Message], tools: list[Any], tags: re.Pattern[str] | None) -> None:
         self.places: list[tuple[str, int, str]] = []  # mark, message, description
+        self.flags: list[tuple[int, str]] = []  # message, field that is true or false, which takes no mark
         self._names: dict[str, str] = {}
         self._tags = tags
         self.messages = [self._message(message, n) for n, message in enumerate(messages)]
@@ -51,6 +52,7 @@ class Marks:
             elif name == "tool_calls":
                 marked[name] = [self._call(call, n, f"call {k} of {where}") for k, call in enumerate(value, 1)]
             else:
+                self.flags += [(n, name)] if isinstance(value, bool) else []
                 marked[name] = self._value(value, n, where if name == "content" else f"{name} of {where}")
         if "thinking" in message:  # another name of the same
             marked["thinking"] = marked["reasoning_content"]
@@ -112,4 +114,9 @@ def unwritten(marks: Marks, render: Callable[[list[Message], list[Any]], str]) -
                 continue
         if (message, what) not in found.dropped:
             found.dropped.append((message, what))
+    for n, name in marks.flags:
+        message_n = marks.messages[n]
+        other = [*marks.messages[:n], {**message_n, name: not message_n[name]}, *marks.messages[n + 1 :]]
+        if render(other, marks.tools) == text:
+            found.dropped.append((n, f"{name} of message {n + 1} ({message_n['role']})"))
     return found

@@ -237,6 +237,13 @@ DROPPED: list[tuple[str, Any, str]] = [
         {"messages": [ASKED, ANSWERED], "images": ["a.png"]},
         "the row has images, and the model is given text",
     ),
+    ("qwen-2.5", [ASKED, {**ANSWERED, "trainable": False}], "does not write trainable of message 2 (assistant)"),
+    (
+        "skips-again",
+        [said("user", "again"), ANSWERED, said("user", "again"), ANSWERED],
+        "write message 3 (user)|1 (user)",
+    ),
+    ("skips-again", [ASKED, ANSWERED, said("user", "again"), said("assistant", "again and again")], "message 3 (user)"),
     ("qwen-2.5", [{"content": "hi"}, ANSWERED], "message 1 has no role"),
     ("qwen-2.5", [said("user", None), ANSWERED], "message 1 has no content"),
     (

@@ -74,6 +74,8 @@ def test_flags_of_a_table_of_texts_are_obeyed(tmp_path: Path) -> None:
     ]
     found, ledger, _ = prompts(tmp_path, rows)
     assert [row["id"] for row in found] == ["r0", "r3", "r4"]
+    found, ledger_of_masks, _ = prompts(tmp_path, [{**ROW, "loss_mask": [0, 1]}, {**ROW, "loss_scale": "last_round"}])
+    assert not found and [line["verdict"] for line in ledger_of_masks] == ["lost", "lost"]
     assert [line["verdict"] for line in ledger] == ["left out", "lost"] and "weight: 0.5, which" in ledger[1]["detail"]
 
 
