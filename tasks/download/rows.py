@@ -176,7 +176,7 @@ class _Rows:
             other = f"a row of {first}" if first != source.name else ""
         if other:
             return self.ledger.add("left out", id, split, "copy", f"{other} has the same content in every column")
-        if why := self._unused(digest, split, source):
+        if (source or split == "unused" or data.max_train_rows) and (why := self._unused(digest, split, source)):
             self.counts["unused"] += 1
             return self.ledger.add("left out", id, "", "not used", why)
         self._seen.add(mark)
@@ -189,13 +189,15 @@ class _Rows:
             for name, count in removed:
                 self.ledger.add("changed", id, split, "control characters", f"column {name}: {count:,} taken out")
         group_name = group_digest.hex()[:16] if group_digest else None
-        times = source.repeat if source and split == "train" else 1
+        if not source:
+            self.counts[split] += 1
+            return self.file.add(id, split, group_name, text)
+        times = source.repeat if split == "train" else 1
         if times > 1:  # the same row is never validated on and trained on
             group_name = group_name or digest.hex()[:16]
         self.counts[split] += times
-        if source:
-            self.sources[source.name][split] += times
-        odd = source and source.repeat > 1 and _USE.search(id)  # an id like that of a row's second use
+        self.sources[source.name][split] += times
+        odd = source.repeat > 1 and _USE.search(id)  # an id like that of a row's second use
         for n in range(times):
             self.file.add(f"{id}#{n + 1}" if n or odd else id, split, group_name, text)
 
