@@ -11,7 +11,7 @@ from tasks.download.facts import RowsFacts
 from tasks.report import charts
 from tasks.report.tables import read
 from tasks.store.artifact import ArtifactRef
-from tasks.tokenization.files import PREVIEW, STATISTICS
+from tasks.tokenization.facts import PREVIEW, STATISTICS
 from tasks.tokenization.fill import packing
 
 LEDGER_ROWS = 8

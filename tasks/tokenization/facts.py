@@ -1,6 +1,13 @@
-"""What tokenization notes of tokens.parquet."""
+"""What tokenization notes of tokens.parquet, and the JSON beside it, which people read.
+
+STATISTICS    {"limit", "width", "splits": {split: {"rows", "tokens", "learnt_tokens", "shortened", "lost", "shortest",
+              "median", "longest", "rows_by_length": [rows of 0 to width - 1 tokens, of width to 2 * width - 1, …]}}}
+PREVIEW       [{"label", "id", "tokens", "learnt", "parts": [[kind, text], …]}, …]; kind is masked, learnt or gap
+"""
 
 from tasks.store.facts import LedgerFacts
+
+STATISTICS, PREVIEW = "statistics.json", "preview.json"
 
 
 class TokenFacts(LedgerFacts):

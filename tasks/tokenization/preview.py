@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.text import Part, code, excerpt, fenced, visible
-from tasks.tokenization.files import PREVIEW
+from tasks.tokenization.facts import PREVIEW
 
 Decode = Callable[[list[int]], str]
 BESIDE = 90

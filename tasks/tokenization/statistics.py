@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.tokenization.files import STATISTICS
+from tasks.tokenization.facts import STATISTICS
 
 BINS = 2048
 """Most bins of the length histogram. A bin is one token wide if that is enough."""
