@@ -60,13 +60,14 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, bars, *own))
 
 
-def finding(score: Mapping[str, Any]) -> str:
+def finding(score: Mapping[str, Any], prefix: str = "") -> str:
     """`better`, `worse`, `undecided`, or `single` if there is no interval because there is one group of rows."""
-    if score["low"] is None:
+    low, high = score[f"{prefix}low"], score[f"{prefix}high"]
+    if low is None:
         return "single"
-    if score["low"] <= 0 <= score["high"]:
+    if low <= 0 <= high:
         return "undecided"
-    return "better" if metric(score["metric"]).gain(score["low"]) > 0 else "worse"
+    return "better" if metric(score["metric"]).gain(low) > 0 else "worse"
 
 
 def verdict(scores: Sequence[Mapping[str, Any]]) -> str:

@@ -36,6 +36,7 @@ def scores(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "headline": first | {"title": metric(first["metric"]).title, "label": metric(first["metric"]).label},
         "percent": f"{percent} %",
         "finding": finding(first),
+        "champion_finding": finding(first, "champion_") if facts.champion else "",
         "few": 1 < first["groups"] < FEW,
         "width": PLOT,
     }

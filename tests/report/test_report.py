@@ -63,6 +63,7 @@ class Run:
     scores: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.9), (0.3, 0.4), (0.8, 0.1)])
     lost: list[tuple[str, str, str, str]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+    champion: float = 0.0  # its distance from the tuned model's score; 0: there is no champion
     validation: dict[int, float] = field(default_factory=dict)  # step: loss
 
 
@@ -144,10 +145,18 @@ def make_run(store: Path, run: Run) -> dict[str, ArtifactRef]:
             "low": low,
             "high": high,
         }
+        if run.champion:
+            bounds = (f"champion_{name}" for name in ("difference", "low", "high"))
+            score |= {"champion": 0.2, **dict.fromkeys(bounds, run.champion)}
+            made = [
+                row | {name.replace("base", "champion"): row[name] for name in row if "base" in name} for row in made
+            ]
+            pq.write_table(pa.Table.from_pylist(made, prediction_schema([*METRICS])), folder / "predictions.parquet")
         table = pa.Table.from_pylist([{"metric": name, **score} for name in METRICS], SCORE_SCHEMA)
         pq.write_table(table, folder / "scores.parquet")
-        health = {name: {"base": 0.125, "tuned": n} for n, name in enumerate(HEALTH)}
-        return noted(EvaluationFacts, rows=len(made), confidence=0.95, health=health)
+        health = {name: {"base": 0.125, "champion": 0.125, "tuned": n} for n, name in enumerate(HEALTH)}
+        champion = "v0006" if run.champion else ""
+        return noted(EvaluationFacts, rows=len(made), confidence=0.95, health=health, champion=champion)
 
     def publish(folder: Path) -> Facts:
         (folder / "README.md").write_text("card")
@@ -232,6 +241,12 @@ def test_a_plain_run_has_its_scores_figures_sources_and_tokens_and_asks_for_noth
     assert source.count("4 rows</title>") == source.count("3 rows</title>") == 1  # a bar for each split
     training = source[source.index('id="training"') : source.index('id="data"')]
     assert "validation" not in training and 'class="mark"' not in training
+
+
+def test_better_than_the_base_and_worse_than_the_champion_is_no_good_news(store: Path) -> None:
+    page = write_report(make_run(store, Run(difference=(-0.139, -0.178, -0.102), champion=0.1))).read_text()
+    assert '<div class="finding" style="--tone: var(--worse)">' in page
+    assert "Better than the base." in page and "Against the version in use, v0006: worse." in text_of(page)
 
 
 def test_second_call_finds_the_page(store: Path) -> None:
