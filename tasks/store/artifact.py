@@ -246,7 +246,7 @@ def _aside(folder: Path) -> Iterator[Path]:
     """A hidden empty folder that replaces `folder` on success and is removed on failure."""
     aside = folder.parent / f".{folder.name}"
     for left in (aside, _damaged(aside)):  # left by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+        _remove(left)
     aside.mkdir(parents=True)
     try:
         yield aside
@@ -291,6 +291,14 @@ def _damaged(aside: Path) -> Path:
     return aside.with_name(aside.name + "-damaged")
 
 
+def _remove(path: Path) -> None:
+    """Remove a folder, or the file or link that is in its place."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _permit(folder: Path) -> None:
     """Give files the permissions of their folder, which follow the umask; safetensors lets only the owner read."""
     mode = folder.stat().st_mode & 0o777
@@ -308,11 +316,11 @@ def move_into_place(aside: Path, folder: Path) -> None:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
+    if os.path.lexists(folder):
         old = _damaged(aside)
         folder.rename(old)
         aside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     else:
         aside.rename(folder)
     for path in (folder, folder.parent):

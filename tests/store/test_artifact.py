@@ -72,6 +72,19 @@ def test_damage_is_noticed_and_mended(store: Path, damage: Callable[[Path], None
     assert leftovers(store) == []
 
 
+def test_a_file_or_link_in_the_place_of_a_result_is_replaced_each_time(store: Path) -> None:
+    folder = produce(WHO, writer()).path
+    for put in (
+        lambda: folder.write_text(""),
+        lambda: folder.symlink_to("/nowhere"),
+        lambda: folder.symlink_to(folder),
+    ):
+        shutil.rmtree(folder)
+        put()
+        produce(WHO, writer()).verify()
+        assert leftovers(store) == []
+
+
 def test_a_failure_leaves_nothing_but_the_work_folder(store: Path) -> None:
     def fail(folder: Path) -> Rows:
         (folder / "half").write_text("half")
