@@ -30,7 +30,7 @@ def own_scores(name: str, ids: list[str], predictions: list[str], references: li
             except (Exception, SystemExit) as alone:
                 where, why = f"on row {id!r}", alone
                 break
-        raise UserError(f"evaluation.metrics: {name} fails {where}: {type(why).__name__}: {visible(why)}") from error
+        raise UserError(f"evaluation.metrics: {name} fails {where}: {type(why).__name__}: {why}") from error
     if len(values) != len(ids):
         raise UserError(
             f"evaluation.metrics: {name} returned {len(values):,} values for {len(ids):,} rows, {ids[0]!r} to "
