@@ -1,6 +1,5 @@
 """The flows beside `retrain`, `promote` and `rollback` that deployments run."""
 
-import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from flows.promote import base_named, find
 from flows.retrain import retrain
 from flows.run.data import check_losses
 from flows.run.summary import artifact_key
-from flows.stages import task_options
+from flows.stages import limited
 from tasks.config import SECTIONS, DataConfig, EvaluationConfig, ExecutionConfig, FormattingConfig, TokenizationConfig
 from tasks.download.identity import moving
 from tasks.download.task import ask_hub, download
@@ -103,7 +102,7 @@ def evaluate_only(
     from tasks.formatting.schema import PROMPTS
     from tasks.tokenization.schema import TOKENS
 
-    folder, limits = find(name, registry), functools.partial(task_options, execution=execution)
+    folder = find(name, registry)
     chosen = champion.intact(folder, version or versions(folder)[-1].name)
     describe(title := f"{name} {chosen.path.name}", [name])
     with in_use():
@@ -115,21 +114,19 @@ def evaluate_only(
             )
         adapter, learnt_tokens, learnt_prompts, *_ = made
         model = base_named(chosen.manifest)
-        now = ask_hub.with_options(**limits("download"))(data, model) if any(moving(data, model)) else (data, model)
-        source = download.with_options(**limits("download"))(*now)
+        now = limited(ask_hub, execution)(data, model) if any(moving(data, model)) else (data, model)
+        source = limited(download, execution)(*now)
         if source.model.digest != chosen.manifest.identity.inputs["model"]:
             raise UserError(f"The base {source.model.source} is not the one any more that {title} was trained on.")
         formatting = learnt_prompts.manifest.fields(FormattingConfig)
-        prompts = format_prompts.with_options(**limits("format"))(source.rows, source.model, formatting)
+        prompts = limited(format_prompts, execution)(source.rows, source.model, formatting)
         tokenization = learnt_tokens.manifest.fields(TokenizationConfig)
-        tokens = tokenize.with_options(**limits("tokenize"))(prompts, source.model, tokenization)
+        tokens = limited(tokenize, execution)(prompts, source.model, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
         check_scorable(tokens, prompts, source.model, evaluation)
         in_place = champion.champion_of(champion.read(folder))
         other = champion.intact(folder, in_place) if in_place not in ("", chosen.path.name) else None
-        scores = evaluate.with_options(**limits("evaluate"))(
-            adapter, tokens, prompts, source.model, evaluation, execution, other
-        )
+        scores = limited(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution, other)
         seen, _ = seen_rows(tokens.path / TOKENS, prompts.path / PROMPTS, [learnt_prompts.path / PROMPTS])
     facts = scores.facts(EvaluationFacts)
     said = f"{title} on {facts.rows:,} held-out rows: {tables.verdict(facts.scores)}"

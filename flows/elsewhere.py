@@ -21,7 +21,7 @@ from pydantic import Field
 
 from flows.clean import origins
 from flows.flow_run import unattended
-from flows.stages import BY_NAME, task_options
+from flows.stages import BY_NAME, limited
 from tasks.config import EvaluationConfig, ExecutionConfig, ModelConfig, TrainingConfig
 from tasks.download.models import fetch_model
 from tasks.errors import UserError
@@ -137,8 +137,8 @@ def gpu_stage(
                 "This machine would compute another result than the run waits for: the base model, or the version of "
                 "qlora-flow or of a library, differs. Install the same on both."
             )
-        task: Any = (train if stage == "train" else evaluate).with_options(**task_options(stage, execution))
-        task(*(there[each] for each in row.inputs.values()), base, config, execution, champion)
+        task: Any = train if stage == "train" else evaluate
+        limited(task, execution)(*(there[each] for each in row.inputs.values()), base, config, execution, champion)
     return Completed(message=f"{key} is in the remote store")
 
 

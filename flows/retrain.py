@@ -1,6 +1,5 @@
 """One retrain, from rows to a published adapter. Each line of the flow is a stage."""
 
-import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from flows.run.continued import to_begin_from, to_replay, unless_trained
 from flows.run.data import check_losses, check_removed, check_sides, show_data
 from flows.run.logs import readable_logs
 from flows.run.summary import artifact_key, leave_artifacts, skipped, summarize
-from flows.stages import task_options
+from flows.stages import limited
 from tasks.config import (
     DataConfig,
     EvaluationConfig,
@@ -83,7 +82,6 @@ def retrain(
     groups: dict[str, Any] = dict(locals())
     began = time.monotonic()
     log = get_run_logger().info
-    limits = functools.partial(task_options, execution=execution)
     registry = registry_folder(publishing)
     tags = [publishing.name, Path(model.base).name]
     describe(publishing.name, tags)
@@ -91,12 +89,12 @@ def retrain(
     def chain() -> dict[str, Any]:
         begin(registry, this_run())
         stages: dict[str, ArtifactRef] = {}
-        source = download.with_options(**limits("download"))(now[0], now[1], to_replay(data, registry, log))
+        source = limited(download, execution)(now[0], now[1], to_replay(data, registry, log))
         stages["download"], base = source.rows, source.model
         start = to_begin_from(training, registry, begun, base, log)
         changes: dict[str, Any] = {}
         if earlier := earlier_rows(registry, source.rows):
-            difference = compare_rows.with_options(**limits("download"))(earlier[1], source.rows).facts(DifferenceFacts)
+            difference = limited(compare_rows, execution)(earlier[1], source.rows).facts(DifferenceFacts)
             changes = {"since": earlier[0], **difference.model_dump()}
             log(sentence(changes))
             if not data.replay_share:  # with it, the source is expected to have new rows alone
@@ -105,26 +103,22 @@ def retrain(
                 return skipped(why, began, changes)
         new = f" (+{changes['added']:,})" if changes else ""
         describe(f"{publishing.name} · {source.rows.rows:,} rows{new} · lr {training.learning_rate:g}", tags)
-        stages["format"] = prompts = format_prompts.with_options(**limits("format"))(source.rows, base, formatting)
-        stages["tokenize"] = tokens = tokenize.with_options(**limits("tokenize"))(prompts, base, tokenization)
+        stages["format"] = prompts = limited(format_prompts, execution)(source.rows, base, formatting)
+        stages["tokenize"] = tokens = limited(tokenize, execution)(prompts, base, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
         check_sides(tokens)
         check_scorable(tokens, prompts, source.model, evaluation)
         show_data(stages, training, artifact_key("data", publishing.name))
         start = unless_trained(start, registry, tokens, base, training)
         compute_elsewhere("train", stages, base, groups | {"model": now[1]})
-        stages["train"] = adapter = train.with_options(**limits("train"))(tokens, base, training, execution, start)
+        stages["train"] = adapter = limited(train, execution)(tokens, base, training, execution, start)
         compared = opponent(registry, adapter.part("adapter"))
         compute_elsewhere("evaluate", stages, base, groups | {"model": now[1]}, compared)
-        stages["evaluate"] = scores = evaluate.with_options(**limits("evaluate"))(
+        stages["evaluate"] = scores = limited(evaluate, execution)(
             adapter, tokens, prompts, base, evaluation, execution, compared
         )
-        stages["publish"] = version = publish.with_options(**limits("publish"))(
-            adapter, scores, tokens, prompts, base, publishing
-        )
-        decision = promote.with_options(**limits("publish"))(
-            version, scores, compared, base, publishing, promotion, execution
-        )
+        stages["publish"] = version = limited(publish, execution)(adapter, scores, tokens, prompts, base, publishing)
+        decision = limited(promote, execution)(version, scores, compared, base, publishing, promotion, execution)
         with intact(stages.values()):
             report = write_report(stages, decision.sentence)
             summary = summarize(stages, began, report, changes, decision)
@@ -139,8 +133,8 @@ def retrain(
             from flows.checks import check  # imports pyarrow
 
             check(groups)  # as the command `run` does
-        begun = fetch_start.with_options(**limits("download"))(training.start_from) if training.start_from else None
-        now = ask_hub.with_options(**limits("download"))(data, model) if any(moving(data, model)) else (data, model)
+        begun = limited(fetch_start, execution)(training.start_from) if training.start_from else None
+        now = limited(ask_hub, execution)(data, model) if any(moving(data, model)) else (data, model)
         try:
             summary = chain()
         except DamagedArtifact as error:

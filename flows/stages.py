@@ -6,7 +6,7 @@ the identity.py of `decided_by`. Nothing here imports Prefect at once: `--help` 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from tasks.config import ExecutionConfig
 from tasks.download.identity import rows_identity
@@ -20,6 +20,8 @@ from tasks.store.model import BaseModelRef
 from tasks.tokenization.identity import identity as tokenize_identity
 from tasks.training.identity import identity as train_identity
 from tasks.training.start import Start
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,22 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 REFRESHABLE = [*BY_NAME][:-1]  # a published version is never changed
 
 
-def task_options(stage: str, execution: ExecutionConfig) -> dict[str, Any]:
-    """Options for `Task.with_options`: the stage's time limit, and retries after transient failures."""
+def limited(task: T, execution: ExecutionConfig) -> T:
+    """A task with the time limit of its stage, and retries after transient failures."""
     from prefect.tasks import exponential_backoff
 
     def failed_transiently(task: Any, task_run: Any, state: Any) -> bool:
         return isinstance(state.data, BaseException) and is_transient(state.data)
 
-    return {
-        "retries": execution.retries,
-        "retry_delay_seconds": exponential_backoff(execution.retry_seconds),
-        "retry_jitter_factor": 0.3,
-        "retry_condition_fn": failed_transiently,
-        "timeout_seconds": 60 * getattr(execution, f"{BY_NAME[stage].limit}_timeout_minutes"),
-    }
+    given: Any = task
+    stage = BY_NAME.get("publish" if given.name == "promote" else given.name, STAGES[0])
+    return cast(
+        T,
+        given.with_options(
+            retries=execution.retries,
+            retry_delay_seconds=exponential_backoff(execution.retry_seconds),
+            retry_jitter_factor=0.3,
+            retry_condition_fn=failed_transiently,
+            timeout_seconds=60 * getattr(execution, f"{stage.limit}_timeout_minutes"),
+        ),
+    )

@@ -17,7 +17,7 @@ from prefect import flow
 
 from flows.config_file import load
 from flows.retrain import retrain
-from flows.stages import task_options
+from flows.stages import limited
 from tasks.config import ModelConfig
 from tasks.download import identity as download_identity
 from tasks.download import task as download_room
@@ -84,7 +84,7 @@ def test_a_branch_is_asked_for_again_when_the_network_fails(
 
     @flow
     def asks() -> Any:
-        return ask_hub.with_options(**task_options("download", groups["execution"]))(groups["data"], model)
+        return limited(ask_hub, groups["execution"])(groups["data"], model)
 
     assert asks() == (groups["data"], model.model_copy(update={"revision": "0" * 40}))
     assert len(commit.calls) == 3
