@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 from uuid import UUID
 
 import coolname.data
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -149,19 +149,15 @@ class Progress(logging.Handler):
         self._bars: dict[tuple[str, str], UUID] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (said := PROGRESS.match(record.getMessage())) and said[4] and (run := getattr(record, "flow_run_id", None)):
-            # a progress bar is worth no failure
-            with contextlib.suppress(Exception), get_client(sync_client=True) as client:
-                self._show(client, run, said)
-
-    def _show(self, client: SyncPrefectClient, run: str, said: re.Match[str]) -> None:
-        what = "train" if said[1] else said[2]
-        what = f"evaluate-{what}" if what in ("base", "champion", "tuned") else what
+        said, run = PROGRESS.match(record.getMessage()), getattr(record, "flow_run_id", None)
+        if not (said and said[4] and run):
+            return
+        what = "train" if said[1] else f"evaluate-{said[2]}" if said[2] in ("base", "champion", "tuned") else said[2]
         percent = 100 * int(said[3].replace(",", "")) / int(said[4].replace(",", ""))
-        if bar := self._bars.get((run, what)):
-            client.update_artifact(bar, ArtifactUpdate(data=percent))
-        else:
-            bar_of: Any = ArtifactCreate(
-                type="progress", key=f"progress-{what}", description=what, data=percent, flow_run_id=UUID(run)
-            )
-            self._bars[run, what] = client.create_artifact(bar_of).id
+        bar: dict[str, Any] = {"type": "progress", "key": f"progress-{what}", "description": what, "flow_run_id": run}
+        # a progress bar is worth no failure
+        with contextlib.suppress(Exception), get_client(sync_client=True) as client:
+            if id := self._bars.get((run, what)):
+                client.update_artifact(id, ArtifactUpdate(data=percent))
+            else:
+                self._bars[run, what] = client.create_artifact(ArtifactCreate(data=percent, **bar)).id

@@ -30,12 +30,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    if options.summary and options.summary.is_dir():
-        raise UserError(f"--summary: {options.summary} is a folder; it takes the name of a file.")
-    if options.summary and not (parent := options.summary.absolute().parent).is_dir():
-        raise UserError(f"--summary: the folder {parent} does not exist.")
-    if options.summary and not os.access(options.summary if options.summary.exists() else parent, os.W_OK):
-        raise UserError(f"--summary: {options.summary} cannot be written by this user.")
+    file: Path | None = options.summary
+    if file and (file.is_dir() or not os.access(file if file.exists() else file.absolute().parent, os.W_OK)):
+        raise UserError(f"--summary: {file} cannot be written; it takes a file's name in a folder that exists.")
     homes_in_store()
     groups = configuration(options)
     local_settings()

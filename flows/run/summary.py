@@ -37,18 +37,18 @@ def summarize(
         return written_here.get(manifest.key, float("-inf")) >= began
 
     manifests = {name: ref.manifest for name, ref in stages.items()}
-    parts = {name: [manifest] for name, manifest in manifests.items()}
+    pieces = {name: [manifest] for name, manifest in manifests.items()}
     training = manifests["train"].facts(TrainingFacts)
     model = Path(training.model)
     if model.parent == store_root() / "artifacts":  # the bundled model, converted by the first stage
-        parts["download"].append(read_manifest(model))
+        pieces["download"].append(read_manifest(model))
     published, evaluated = manifests["publish"].facts(VersionFacts), manifests["evaluate"].facts(EvaluationFacts)
     return {
         "stages": {
             name: {
                 "key": manifest.key,
-                "outcome": "ran" if any(map(ran, parts[name])) else "reused",
-                "seconds": sum(part.seconds for part in parts[name] if ran(part)),
+                "outcome": "ran" if any(map(ran, pieces[name])) else "reused",
+                "seconds": sum(part.seconds for part in pieces[name] if ran(part)),
                 "rows": stages[name].rows,
                 "path": str(stages[name].path),
             }

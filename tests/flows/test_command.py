@@ -89,8 +89,8 @@ def test_a_missing_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--summary", "nowhere/out.json"], "nowhere does not exist"),
-        (["--summary", "."], "--summary: . is a folder"),
+        (["--summary", "nowhere/out.json"], "--summary: nowhere/out.json cannot be written"),
+        (["--summary", "."], "--summary: . cannot be written"),
         (["--store", "config.yaml"], "config.yaml is a file"),
         (["--store", "config.yaml/store"], "config.yaml is a file"),
         (["--training.lr", "1"], "training.lr: there is no such field; training has quantization"),
