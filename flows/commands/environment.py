@@ -8,12 +8,9 @@ from tasks.store.root import existing, store_root
 
 
 def check_store() -> None:
-    """Raises UserError if the store's path or a parent of it is a file, or may not be read."""
-    try:
-        if not (there := existing(store_root())).is_dir():
-            raise UserError(f"The store {store_root()} cannot be used: {there} is a file, and a store is a folder.")
-    except OSError as error:
-        raise UserError(f"The store {store_root()} cannot be used: {error.strerror}.") from error
+    """Raises UserError if the store's path or a parent of it is a file."""
+    if not (there := existing(store_root())).is_dir():
+        raise UserError(f"The store {store_root()} cannot be used: {there} is a file, and a store is a folder.")
 
 
 def homes_in_store() -> None:
