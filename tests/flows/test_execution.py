@@ -39,7 +39,7 @@ def groups(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
         f"""
 data: {{path: {data}}}
 model: {{base: {tiny_model}}}
-training: {{lora_r: 4, max_steps: 60}}
+training: {{lora_r: 4, max_steps: 2}}
 evaluation: {{max_new_tokens: 4}}
 execution: {{retry_seconds: 0}}
 """
@@ -60,6 +60,7 @@ def failing(times: int, error: Exception, then: Any) -> Any:
     return call
 
 
+@pytest.mark.usefixtures("children_here")
 def test_a_network_failure_is_tried_again(groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = failing(2, httpx.ConnectError("no route"), download_room.fetch_model)
     monkeypatch.setattr(download_room, "fetch_model", fetch)
