@@ -33,7 +33,7 @@ DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((FOLDER / "prefect.yaml").rea
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["entrypoint"])
-def test_a_deployment_names_a_flow_that_takes_its_parameters_and_ends_after_two_crashes(
+def test_a_deployment_names_a_flow_that_takes_its_parameters_and_ends_when_it_is_not_wanted(
     deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, name = deployment["entrypoint"].split(":")
@@ -44,6 +44,8 @@ def test_a_deployment_names_a_flow_that_takes_its_parameters_and_ends_after_two_
         assert deployment["concurrency_limit"]["collision_strategy"]
     monkeypatch.setattr(flow_run, "_crashed_too_often", lambda: "It has crashed twice.")
     assert flow.fn().message == "It has crashed twice."
+    monkeypatch.setattr(flow_run, "_due_again", lambda: True)
+    assert flow.fn().message.startswith("It has crashed" if name == "rollback" else "Skipped: this run is due again")
 
 
 def test_the_short_form_keeps_what_the_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
