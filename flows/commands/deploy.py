@@ -17,6 +17,7 @@ from tasks.errors import UserError
 from tasks.store.root import at_home, store_root
 
 FILE = Path("deployments/prefect.yaml")
+AUTOMATIONS = "automations.yaml"  # beside that file
 FILLED_IN = re.compile(r"\{\{\s*(?!\$|prefect\.)[\w.\-\[\]$]+\s*\}\}")
 """What Prefect fills in, with nothing if it does not know the name; environment and Prefect's variables are known."""
 
@@ -54,6 +55,8 @@ def check_file(file: Path) -> dict[str, Any]:
             f"--file: {file} is no file of deployments with name, work_pool and parameters ({why}); run this in the "
             "repository, or name another file."
         ) from error
+    if not file.with_name(AUTOMATIONS).is_file():
+        raise UserError(f"--file: {file.with_name(AUTOMATIONS)} is missing; copy deployments/{AUTOMATIONS} there.")
     return content
 
 
@@ -125,7 +128,11 @@ def deploy(file: Path) -> list[str]:
     _must("--no-prompt", "deploy", "--all", "--prefect-file", str(file))
     for one in content["deployments"]:  # flows are called as their functions are
         done.append(f"deployment {one['entrypoint'].rpartition(':')[2].replace('_', '-')}/{one['name']}")
-    return done + apply(file.with_name("automations.yaml"), os.environ.get("QLORA_FLOW_WEBHOOK", ""))
+    automations = file.with_name(AUTOMATIONS)
+    try:
+        return done + apply(automations, os.environ.get("QLORA_FLOW_WEBHOOK", ""))
+    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{automations} is no file of automations: {type(error).__name__}: {error}") from error
 
 
 def prefect(*arguments: str) -> list[str]:
