@@ -1,9 +1,10 @@
-"""A person with a browser: the forms, wrong values refused, a run watched to its end, and its artifacts.
+"""A person with a browser: forms, wrong values refused, a run watched to its end, its artifacts, promotion, rollback.
 
 `SCREENSHOTS=docs` keeps the pictures there (`make screenshots`).
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from tasks.store.manifest import read_manifest
-from tests.e2e.served import Served
+from tests.e2e.served import Served, wait_for
 from tests.tiny import make_rows, write_jsonl
 
 CHROMIUM = shutil.which("chromium")
@@ -41,7 +42,8 @@ def page(deployed: Served) -> Iterator[Page]:
 
 def form_of(page: Page, deployment: str) -> None:
     page.get_by_role("link", name="Deployments").first.click()
-    page.get_by_role("row").get_by_role("link", name=deployment, exact=True).last.click()
+    links = page.locator("a[href*='/deployments/deployment/']")
+    links.filter(has_text=re.compile(f"^{deployment}$")).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Custom run").click()
     expect(page.get_by_role("button", name="Submit")).to_be_visible()
@@ -51,17 +53,17 @@ def field(page: Page, title: str) -> Locator:
     return page.get_by_label(title, exact=True).first
 
 
-def watched(page: Page, name: str) -> None:
+def watched(deployed: Served, page: Page, name: str) -> None:
     """Submit, and follow the run of this name to its end."""
     field(page, "Run Name").fill(name)
     page.get_by_role("button", name="Submit").click()
-    page.get_by_role("link", name=name, exact=True).first.click()
+    named = {"flow_runs": {"name": {"any_": [name]}}}
+    run = wait_for(lambda: deployed.api("/flow_runs/filter", named), f"{name} was not submitted")[0]
+    page.goto(f"{deployed.url}/v2/runs/flow-run/{run['id']}")  # lists of runs may be out of date
     expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=10 * MINUTES)
 
 
-def test_a_person_changes_three_fields_and_watches_the_run(
-    deployed: Served, page: Page, tmp_path: Path, tiny_model: Path
-) -> None:
+def test_a_person_runs_promotes_and_goes_back(deployed: Served, page: Page, tmp_path: Path, tiny_model: Path) -> None:
     pictures = Path(os.environ.get("SCREENSHOTS", tmp_path)).absolute()
     taken = []
 
@@ -71,6 +73,7 @@ def test_a_person_changes_three_fields_and_watches_the_run(
         page.screenshot(path=taken[-1])
         page.set_viewport_size({"width": 1280, "height": 900})
 
+    registry = deployed.folder / "store" / "registry" / "by-hand"
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(40))
     configuration = tmp_path / "by-hand.yaml"
     configuration.write_text(
@@ -102,7 +105,7 @@ def test_a_person_changes_three_fields_and_watches_the_run(
     field(page, "configuration").scroll_into_view_if_needed()
     picture("quick", 1300)
     field(page, "configuration").fill(str(configuration))
-    watched(page, "tuned by hand")
+    watched(deployed, page, "tuned by hand")
     expect(page.get_by_text("by-hand", exact=True).first).to_be_visible()  # a tag
     made = read_manifest(next((deployed.folder / "store/artifacts").glob("train-*"))).identity.config
     assert [made[name] for name in ("lora_r", "learning_rate", "batch_size", "max_steps")] == [8, 0.01, 4, 8]
@@ -110,4 +113,32 @@ def test_a_person_changes_three_fields_and_watches_the_run(
     for key in ("data-by-hand", "progress-train", "report-by-hand"):
         expect(page.get_by_text(key, exact=True).last).to_be_visible()
     picture("run")
+    page.get_by_text("retrain-by-hand", exact=True).last.click()
+    page.locator("a[href*='/artifacts/artifact/']").first.click()
+    expect(page.get_by_role("cell", name="ROUGE-L", exact=True)).to_be_visible()
+    loss = page.get_by_role("img", name="Loss")
+    loss.scroll_into_view_if_needed()
+    assert loss.evaluate("image => image.complete && image.naturalWidth > 0")
+    picture("artifact", 1300)
+
+    # promoted and rolled back; a second version has the same weights, so nothing is trained
+    configuration.write_text(configuration.read_text().replace("name: by-hand", "name: by-hand, hub_private: false"))
+    quick = deployed.api("/deployments/name/retrain-file/quick")["id"]
+    parameters = {
+        "configuration": str(configuration),
+        "training": {"lora_r": 8, "learning_rate": 0.01, "batch_size": 4},
+    }
+    again = deployed.api(f"/deployments/{quick}/create_flow_run", {"parameters": parameters})["id"]
+    run = wait_for(lambda: deployed.finished(again), "the second run does not end")
+    assert run["state"]["message"].startswith("Published by-hand v0002"), run["state"]["message"]
+    for deployment, values, in_use in (
+        ("promote", {"name": "by-hand", "version": "v0002", "reason": "It reads better"}, "v0002"),
+        ("rollback", {"name": "by-hand", "version (Optional)": "v0001", "reason": "It does not after all"}, "v0001"),
+    ):
+        form_of(page, deployment)
+        for title, value in values.items():
+            field(page, title).fill(value)
+        watched(deployed, page, f"my {deployment}")
+        assert (registry / "champion").resolve().name == in_use
+    picture("rolled-back")
     assert all(file.stat().st_size < 200_000 for file in taken)
