@@ -1,4 +1,4 @@
-"""deployments/automations.yaml → automations of the Prefect server, and the webhook that they tell people by."""
+"""Creates the automations of deployments/automations.yaml on the Prefect server, and the webhook that they send to."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
 WEBHOOK = "qlora-flow"
-"""Name of the block; automations of the file that send notifications name none."""
+"""Name of the block that notifications are sent with."""
 
 
 def apply(file: Path, webhook: str) -> list[str]:

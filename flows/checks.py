@@ -1,4 +1,4 @@
-"""Checks before anything runs, for `run` and `plan`. All mistakes are reported at once."""
+"""Checks before anything runs. All mistakes are reported at once."""
 
 import contextlib
 import os

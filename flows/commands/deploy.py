@@ -1,4 +1,4 @@
-"""Bring work pool, deployments and automations onto the Prefect server that PREFECT_API_URL names."""
+"""Create or update work pool, deployments and automations on the Prefect server that PREFECT_API_URL names."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from tasks.store.root import at_home, store_root
 FILE = Path("deployments/prefect.yaml")
 AUTOMATIONS = "automations.yaml"  # beside that file
 FILLED_IN = re.compile(r"\{\{\s*(?!\$|prefect\.)[\w.\-\[\]$]+\s*\}\}")
-"""What Prefect fills in, with nothing if it does not know the name; environment and Prefect's variables are known."""
+"""Placeholders that Prefect replaces by nothing: names that are neither environment ($…) nor variables of its own."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -37,10 +37,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def check_file(file: Path) -> dict[str, Any]:
-    """The deployments of a file, whose data can be found from where the worker will run.
+    """The content of a file of deployments.
 
     Raises:
-        UserError: it is no such file, or a deployment has a relative path to nothing or a template.
+        UserError: it is no such file, or a deployment has a template or a relative path that does not exist here.
     """
     try:
         content: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
@@ -141,11 +141,10 @@ def prefect(*arguments: str) -> list[str]:
 
 
 def _prefect(*arguments: str) -> subprocess.CompletedProcess[str]:
-    asked_for = {"PWD": str(Path.cwd()), "QLORA_FLOW_STORE": str(store_root())}  # by deployments/prefect.yaml
-    environment = {**os.environ, **asked_for}
-    return subprocess.run(
-        prefect(*arguments), env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    # deployments/prefect.yaml reads both variables
+    environment = {**os.environ, "PWD": str(Path.cwd()), "QLORA_FLOW_STORE": str(store_root())}
+    command = prefect(*arguments)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 def _must(*arguments: str) -> None:

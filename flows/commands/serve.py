@@ -41,13 +41,13 @@ def main(options: argparse.Namespace) -> int:
         PREFECT_SERVER_API_AUTH_STRING=secret,
         PREFECT_SERVER_API_HOST=HOST,
         PREFECT_SERVER_API_PORT=str(options.port),
-        # a run's place in a limit outlives the server
+        # a run keeps its place in a limit when the server restarts
         PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="prefect.server.concurrency.lease_storage.filesystem",
     )
-    os.environ.setdefault("PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED", "events,flow_runs")  # old ones are removed
+    os.environ.setdefault("PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED", "events,flow_runs")  # old rows are removed
     reach_this_machine_directly()
     pool = content["deployments"][0]["work_pool"]["name"]
-    for number in (signal.SIGTERM, signal.SIGINT):  # a shell that starts this with & has SIGINT ignored
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell lets background jobs ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     try:
         with _started("server", "server", "start") as server:
@@ -89,7 +89,7 @@ def _log(name: str) -> Path:
 
 @contextlib.contextmanager
 def _started(name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Prefect's server or worker; whatever ends the body ends it as well, with time for its runs to save their work."""
+    """Run Prefect's server or worker while the body runs. At the end, its runs have time to save their work."""
     own = os.getpid()
 
     def as_a_child() -> None:
