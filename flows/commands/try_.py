@@ -1,7 +1,8 @@
-"""Ask a published adapter, and see its answer as it is made."""
+"""Ask a published adapter; its answer is printed as it is generated."""
 
 import argparse
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows.commands.adapters import named
@@ -24,7 +25,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     homes_in_store()
     folder, version = named(options)
-    if options.prompt and options.file:
+    if options.prompt is not None and options.file:
         raise UserError("Give a prompt or --file, one of the two.")
     if options.max_new_tokens < 1:
         raise UserError("--max-new-tokens takes a number from 1.")
@@ -46,32 +47,37 @@ def main(options: argparse.Namespace) -> int:
     config, base = FormattingConfig(**formatting), base_of(published.manifest)
     check_base(published, base)
     prompt = prompt_of(config, Path(base.folder))
+    prompts = _given(options, prompt)  # a mistake in them is said before the model is loaded
     print(f"{folder.name} {version} on {base.source}")
     from tasks.evaluation.answers.generate import Asked  # imports torch
 
     asked = Asked(Path(base.folder), published.path, probes_of(published).training, config)
-    for text in _texts(options):
-        asked.answer(prompt(text), options.max_new_tokens)
+    for each in _typed(prompt) if prompts is None else prompts:
+        asked.answer(each, options.max_new_tokens)
     return 0
 
 
-def _texts(options: argparse.Namespace) -> Iterator[str]:
-    if options.prompt:
-        yield options.prompt
-    elif options.file:
-        try:
-            whole = options.file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--file: {options.file} cannot be read: {error}") from error
-        yield from filter(str.strip, whole.splitlines() if options.file.suffix == ".jsonl" else [whole])
-    else:
-        print("A prompt a line; an empty line ends.")
-        while text := _typed():
-            yield text
-
-
-def _typed() -> str:
+def _given(options: argparse.Namespace, prompt: Callable[[str], str]) -> list[str] | None:
+    """The prompts of the command line or of a file; None if they are typed."""
+    if not options.file:
+        return None if options.prompt is None else [prompt(options.prompt)]
     try:
-        return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        return ""
+        whole = options.file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--file: {options.file} cannot be read: {error}") from error
+    if options.file.suffix != ".jsonl":
+        return [prompt(whole)]
+    prompts = []
+    for number, line in enumerate(whole.split("\n"), 1):  # a string may have other line separators
+        try:
+            prompts += [prompt(line)] if line.strip() else []
+        except UserError as error:
+            raise UserError(f"--file: {options.file}, line {number}: {error}") from error
+    return prompts
+
+
+def _typed(prompt: Callable[[str], str]) -> Iterator[str]:
+    print("A prompt a line; an empty line ends.")
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while text := input("> ").strip():
+            yield prompt(text)

@@ -71,7 +71,8 @@ def test_a_prompt_a_file_and_a_loop_are_answered_as_in_evaluation(
     answer = expected(f"<|eot_id|> {SAID}\n### Output:\n", adapter, tiny_model, False, FormattingConfig().ending)
     assert answer
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(f"{json.dumps({'dialogue': SAID})}\n\n{json.dumps({'dialogue': SAID, 'summary': 'x'})}\n")
+    other = json.dumps({"dialogue": SAID, "summary": "x\u2028y"}, ensure_ascii=False)  # which also separates lines
+    rows.write_text(f"\ufeff{json.dumps({'dialogue': SAID})}\n\n{other}\n", "utf-8")
     (tmp_path / "one.txt").write_text(SAID)
 
     def ask(*arguments: str, typed: str = "") -> str:
@@ -104,6 +105,7 @@ def test_a_prompt_a_file_and_a_loop_are_answered_as_in_evaluation(
         (["adapter@v0009", "x"], "v0009 of adapter is missing or damaged"),
         (["adapter@v0001", "x", "--file", "y"], "Give a prompt or --file, one of the two."),
         (["adapter@v0001", "--file", "nothing.txt"], "--file: nothing.txt cannot be read"),
+        (["adapter@v0001", "--file", "rows.jsonl"], "--file: rows.jsonl, line 3: The row is no JSON object"),
         (["adapter@v0001", '{"dialogue"'], "The row is no JSON object"),
         (["adapter@v0001", "x", "--max-new-tokens", "0"], "--max-new-tokens takes a number from 1"),
         (["adapter@v0002", "x"], "The prompt is made of a, b: give a row as a JSON object with them"),
@@ -123,7 +125,12 @@ def test_a_mistake_is_a_sentence(
 ) -> None:
     from tasks.evaluation.answers import generate
 
-    monkeypatch.setattr(generate, "load", lambda *_: None)
+    def load(*_: object) -> None:
+        raise AssertionError("the model is loaded before the mistake is said")
+
+    monkeypatch.setattr(generate, "load", load)
+    monkeypatch.chdir(store.parent)
+    Path("rows.jsonl").write_text(f"{json.dumps({'dialogue': SAID})}\n\n{{dialogue}}\n")
     publish(adapter, tiny_model, store, TEMPLATE)
     publish(adapter, tiny_model, store, TEMPLATE | {"formatting.prompt": "{{ a }} {{ b }}"})
     publish(adapter, tiny_model, store, {})
