@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,15 @@ class Place:
         """
         if self.mark and self.mark != _mark(self.where, self.field):
             raise UserError(f"{self.field}: {self.shown} changed while this run read it; run again.")
+
+
+def check_names(columns: list[str], place: Place) -> None:
+    """
+    Raises:
+        UserError: two columns of a file have one name.
+    """
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise UserError(f"{place.shown} has two columns called {twice[0]!r}; every column needs a name of its own.")
 
 
 def sources_of(data: DataConfig) -> list[tuple[MixedSource | None, DataConfig]]:

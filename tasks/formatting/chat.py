@@ -234,7 +234,7 @@ class _Template:
         """Messages of these words that the template leaves out, or writes in part, such as their first line."""
         left_out = lost.forgotten | {n for n, _ in lost.dropped}
         contents = {n: message["content"] for n, message in enumerate(messages) if n not in left_out}
-        together = "\n".join(contents.values())
+        together = "\0".join(contents.values())  # which no text holds
         for n, content in contents.items():
             text, what = content.strip(), f"message {n + 1} ({messages[n]['role']})"
             as_json = (json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))

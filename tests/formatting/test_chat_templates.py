@@ -271,6 +271,11 @@ def test_what_the_template_does_not_write_is_an_error(name: str, row: Any, why: 
     assert any(part in str(caught.value) for part in why.split("|"))
 
 
+def test_a_text_that_two_messages_make_together_is_written_once(make: Make) -> None:
+    rows = [said("user", "a"), said("assistant", "b"), said("user", "a\nb"), ANSWERED]
+    assert make("qwen-2.5", rows).notes == []
+
+
 def test_what_is_dropped_may_be_allowed_and_is_listed(make: Make) -> None:
     found = make("smollm", {"messages": THOUGHT, "tools": [WEATHER]}, dropped="allow")
     assert learnt(found) == ["It rains.<|im_end|>"]

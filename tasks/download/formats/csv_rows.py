@@ -3,13 +3,12 @@
 import csv
 import functools
 import io
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from tasks.download.formats import blocks
 from tasks.download.formats.blocks import BadRow, Block, Row, in_blocks
-from tasks.download.places import Place
+from tasks.download.places import Place, check_names
 from tasks.errors import UserError
 
 csv.field_size_limit(blocks.LONGEST_LINE)
@@ -58,8 +57,7 @@ def _header(header: list[str] | None, place: Place) -> list[str]:
     if not header:
         raise UserError(f"{place.shown} is empty; a .csv file starts with a line of column names.")
     header = [name.strip() for name in header]
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise UserError(f"{place.shown} has two columns called {twice[0]!r}; every column needs a name of its own.")
+    check_names(header, place)
     if len(header) == 1 and (sign := next((sign for sign in ";\t|" if sign in header[0]), "")):
         raise UserError(f"{place.shown} has columns between {sign!r}; a .csv file has them between commas.")
     if not _is_text(header):

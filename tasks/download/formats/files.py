@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 from tasks.download.formats.blocks import BLOCK_BYTES, Block
 from tasks.download.formats.csv_rows import csv_rows
 from tasks.download.formats.json_rows import BOM, json_lines, json_list
-from tasks.download.places import ENDINGS, Place, trouble
+from tasks.download.places import ENDINGS, Place, check_names, trouble
 from tasks.errors import UserError
 
 BATCH_ROWS = 1024
@@ -74,15 +74,9 @@ def _recognised(stream: BinaryIO, place: Place) -> str:
     text = head.removeprefix(BOM).lstrip()
     name = place.name.lower().removesuffix(".gz").removesuffix(".zst")
     named = next((kind for ending, kind in NAMES.items() if name.endswith(ending)), "")
-    found = ""
-    if head.startswith(b"PAR1"):
-        found = "Parquet"
-    elif head.startswith(b"ARROW1") or head.startswith(b"\xff\xff\xff\xff"):
-        found = "Arrow"
-    elif named != "CSV" and text.startswith(b"["):
-        found = "JSON list"
-    elif named != "CSV" and text.startswith(b"{"):
-        found = "JSON lines"
+    found = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "")
+    if not found and named != "CSV":
+        found = {b"[": "JSON list", b"{": "JSON lines"}.get(text[:1], "")
     if found and named and found != named and not {found, named} <= {"JSON list", "JSON lines"}:
         raise UserError(f"{place.shown} holds {found} and is named like {named}; its name has to say what it holds.")
     if not found and named in ("Parquet", "Arrow") and head:
@@ -105,7 +99,7 @@ def _parquet(stream: BinaryIO, place: Place) -> Iterator[Block]:
         file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=place.remote)
         groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
         row_bytes = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
-        _check_names(file.schema_arrow.names, place)
+        check_names(file.schema_arrow.names, place)
         size = max(1, min(BATCH_ROWS, BLOCK_BYTES // max(1, row_bytes)))
         # of a remote file one row group at a time, since all that are asked for are fetched ahead
         for some in [[n] for n in range(file.num_row_groups)] if place.remote else [None]:
@@ -125,11 +119,11 @@ def _arrow(stream: BinaryIO, place: Place) -> Iterator[Block]:
 
     if _head(stream).startswith(b"ARROW1"):
         reader = pa.ipc.open_file(pa.PythonFile(stream) if place.remote else pa.memory_map(place.where))
-        _check_names(reader.schema.names, place)
+        check_names(reader.schema.names, place)
         batches: Iterator[Any] = (reader.get_batch(n) for n in range(reader.num_record_batches))
     else:
         batches = iter(reader := pa.ipc.open_stream(pa.PythonFile(stream)))
-        _check_names(reader.schema.names, place)
+        check_names(reader.schema.names, place)
     for batch in batches:
         for start in range(0, len(batch), BATCH_ROWS):
             yield _typed(batch.slice(start, BATCH_ROWS), place)
@@ -144,11 +138,7 @@ def _typed(batch: Any, place: Place) -> Block:
         raise UserError(f"{place.shown} holds a value that cannot be read: {error}.") from error
 
 
-def _check_names(names: list[str], place: Place) -> None:
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{place.shown} has two columns called {twice[0]!r}; every column needs a name of its own.")
-
-
+MAGIC = {b"PAR1": "Parquet", b"ARROW1": "Arrow", b"\xff\xff\xff\xff": "Arrow"}
 NAMES = {".jsonl": "JSON lines", ".json": "JSON list", ".csv": "CSV", ".parquet": "Parquet", ".arrow": "Arrow"}
 READERS: dict[str, Callable[[BinaryIO, Place], Iterator[Block]]] = {
     "JSON lines": json_lines,
