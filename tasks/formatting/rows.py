@@ -21,6 +21,7 @@ from tasks.formatting.repeats import common_part, signs
 from tasks.formatting.schema import PROMPT_SCHEMA, SIGNS
 from tasks.formatting.templates import Render, Runaway, compile_template, names_read, render_limits
 from tasks.process.pool import Result, serve
+from tasks.process.quiet import without_torch
 from tasks.text import answer_text
 
 SPLITS = ("test", "train")  # held-out rows first, so that training rows can be compared with them
@@ -202,4 +203,5 @@ def _references(row: dict[str, Any], columns: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    without_torch()
     serve(work)

@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -25,6 +26,15 @@ def compile_cache() -> Path:
     new = tempfile.mkdtemp(prefix="qlora-flow-compiled-")
     atexit.register(shutil.rmtree, new, ignore_errors=True)
     return Path(new)
+
+
+def without_torch() -> None:
+    """Load tokenizers and chat templates without torch, which transformers would import: seconds, and half a GiB.
+
+    For a process that uses transformers for nothing else.
+    """
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails, and nothing looks for it
 
 
 def silence() -> None:

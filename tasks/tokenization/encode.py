@@ -16,7 +16,7 @@ from tasks.tokenization.facts import TokenFacts
 from tasks.tokenization.preview import write_preview
 from tasks.tokenization.schema import LEARNT, TOKEN_SCHEMA, TOKENS
 from tasks.tokenization.statistics import Statistics
-from tasks.tokenization.vocabulary import Vocabulary
+from tasks.tokenization.vocabulary import Vocabulary, saved_vocabulary
 
 LAYOUT: dict[str, Any] = {
     "compression": "zstd",
@@ -44,9 +44,9 @@ def write_tokens(
         limit: longest row in tokens.
     """
     ledger, statistics = Ledger("tokenize", folder), Statistics()
-    vocabulary = Vocabulary(model, rendered=special_tokens == "rendered")
     with tempfile.TemporaryDirectory() as scratch:
-        saved = vocabulary.saved(Path(scratch) / "tokenizer.json")
+        saved = saved_vocabulary(model, special_tokens == "rendered", Path(scratch), log)
+        vocabulary = Vocabulary.opened(**saved)
         job = {"prompts": str(prompts), "vocabulary": saved, "limit": limit, "config": config.model_dump()}
         source = pq.ParquetFile(prompts).metadata
         units = source.num_row_groups

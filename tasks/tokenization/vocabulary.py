@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import numpy as np
 from tokenizers import Tokenizer, decoders
 
 from tasks.errors import UserError
+from tasks.process.child import main, run_child
+from tasks.process.quiet import without_torch
+
+SAVED = "vocabulary.json"
 
 Split = Callable[[int], int]
 """A place in a text, in characters → how many tokens end there or before."""
@@ -95,7 +100,33 @@ class Vocabulary:
         return lambda place: int(np.searchsorted(found, place, "right"))
 
 
+def saved_vocabulary(folder: Path, rendered: bool, scratch: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    """Arguments of `Vocabulary.opened`. A process without transformers stays without it: a child loads the tokenizer.
+
+    Args:
+        folder, rendered: as for `Vocabulary`.
+        scratch: folder for files that are read as long as the vocabulary is.
+    """
+    job = {"folder": str(folder), "rendered": rendered, "scratch": str(scratch)}
+    if "transformers" in sys.modules:
+        _save(job)
+    else:
+        run_child("tasks.tokenization.vocabulary", job, log)
+    return json.loads((scratch / SAVED).read_text())
+
+
+def _save(job: dict[str, Any]) -> None:
+    scratch = Path(job["scratch"])
+    saved = Vocabulary(Path(job["folder"]), job["rendered"]).saved(scratch / "tokenizer.json")
+    (scratch / SAVED).write_text(json.dumps(saved))
+
+
 def _embeddings(folder: Path) -> int:
     """Tokens that the model has embeddings for; 0: its configuration does not say."""
     config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
     return int(config.get("text_config", config).get("vocab_size") or 0)
+
+
+if __name__ == "__main__":
+    without_torch()
+    main(_save)

@@ -123,9 +123,9 @@ def test_an_example_formats_its_rows(name: str, source: Any, tmp_path: Path, tin
         assert row["references"] == [f"It is {2 * number}."]
 
 
-def test_a_topic_of_the_table_is_on_one_side(source: Any, tmp_path: Path) -> None:
+def test_a_topic_of_the_table_is_in_one_split(source: Any, tmp_path: Path) -> None:
     write_rows(source("csv")[0], tmp_path)
-    sides: dict[str, set[str]] = {}
+    splits: dict[str, set[str]] = {}
     for row in read_rows_file(tmp_path / "rows.parquet"):
-        sides.setdefault(row["topic"], set()).add(row["_split"])
-    assert len(sides) == 15 and all(len(side) == 1 for side in sides.values())
+        splits.setdefault(row["topic"], set()).add(row["_split"])
+    assert len(splits) == 15 and all(len(side) == 1 for side in splits.values())

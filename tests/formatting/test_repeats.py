@@ -58,7 +58,7 @@ def test_the_held_out_row_is_named(tmp_path: Path) -> None:
     assert counts == {"leaks": 1, "near_leaks": 2, "shared_prompts": 0, "duplicates": 0}
 
 
-def test_what_repeats_within_the_training_side_is_counted_and_kept(tmp_path: Path) -> None:
+def test_what_repeats_within_the_training_split_is_counted_and_kept(tmp_path: Path) -> None:
     first = (text(), text(20))
     training = [first, (text(), text(20)), (altered(first[0]), first[1]), first, (text(), text(20)), first]
     kept, details, counts = compare(tmp_path, [(text(), text(20)) for _ in range(5)], training)

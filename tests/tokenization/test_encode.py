@@ -1,5 +1,7 @@
 """Ids and labels: only the answer and its end are learnt, and nothing is cut without a line in the ledger."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,25 @@ def test_text_never_becomes_a_control_token(tmp_path: Path, model: Path, text: s
     assert found["input_ids"].count(BOS) == 1
     assert found["input_ids"].count(EOS) == 1
     assert parts(model, found) == (BEFORE + text + AFTER, text)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tasks.config import TokenizationConfig
+from tasks.tokenization.encode import write_tokens
+folder, model = map(Path, sys.argv[1:])
+write_tokens(folder / "prompts.parquet", "add", model, 512, TokenizationConfig(), folder)
+assert not {"transformers", "torch"} & sys.modules.keys()
+"""
+
+
+def test_a_process_without_transformers_makes_the_same_tokens(tmp_path: Path, model: Path) -> None:
+    tokens(tmp_path, model, [row("你好 👋")])
+    here = (tmp_path / "tokens.parquet").read_bytes()
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), str(model)], cwd=root, check=True)
+    assert (tmp_path / "tokens.parquet").read_bytes() == here
 
 
 def test_a_rendered_chat_gets_no_second_beginning_or_end(tmp_path: Path, model: Path) -> None:
