@@ -38,6 +38,8 @@ PROGRESS = re.compile(
 )
 """Log lines of stages that tell their progress."""
 MOST_CRASHES = 2
+EACH_COUNTS = ("rollback", "gpu_stage")
+"""Flows that are never skipped: two rollbacks go back two versions, and a run waits for each gpu-stage."""
 
 
 def unattended(function: Callable[P, Any]) -> Callable[P, Any]:
@@ -49,7 +51,7 @@ def unattended(function: Callable[P, Any]) -> Callable[P, Any]:
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> Any:
-        if function.__name__ != "rollback" and _due_again():  # two rollbacks go back two versions
+        if function.__name__ not in EACH_COUNTS and _due_again():
             why = "Skipped: this run is due again, and of runs that were missed only the last one catches up."
             return Completed(message=why, data={"outcome": "skipped", "said": why})
         if why := _crashed_too_often():

@@ -32,7 +32,11 @@ EXAMPLE = "examples/dialogue-summary.yaml"
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((FOLDER / "prefect.yaml").read_text())["deployments"]
 
 
-@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["entrypoint"])
+@pytest.mark.parametrize(
+    "deployment",
+    [*DEPLOYMENTS, {"entrypoint": "flows.elsewhere:gpu_stage"}],
+    ids=lambda deployment: deployment["entrypoint"],
+)
 def test_a_deployment_names_a_flow_that_takes_its_parameters_and_ends_when_it_is_not_wanted(
     deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,7 +49,9 @@ def test_a_deployment_names_a_flow_that_takes_its_parameters_and_ends_when_it_is
     monkeypatch.setattr(flow_run, "_crashed_too_often", lambda: "It has crashed twice.")
     assert flow.fn().message == "It has crashed twice."
     monkeypatch.setattr(flow_run, "_due_again", lambda: True)
-    assert flow.fn().message.startswith("It has crashed" if name == "rollback" else "Skipped: this run is due again")
+    assert flow.fn().message.startswith(
+        "It has crashed" if name in ("rollback", "gpu_stage") else "Skipped: this run is due again"
+    )
 
 
 def test_the_short_form_keeps_what_the_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
