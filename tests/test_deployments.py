@@ -119,13 +119,16 @@ def test_a_file_that_holds_no_deployments_is_one_sentence(
     assert f"--file: {file} is no file of deployments" in capsys.readouterr().err
 
 
-def test_a_copy_without_automations_is_refused(
+def test_a_copy_without_automations_and_a_wrong_webhook_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
     file = shutil.copy(FOLDER / "prefect.yaml", tmp_path)
     assert main(["deploy", "--file", file]) == 2
     assert "automations.yaml is missing; copy deployments/automations.yaml there." in capsys.readouterr().err
+    monkeypatch.setenv("QLORA_FLOW_WEBHOOK", "hooks.example/secret")
+    assert main(["deploy"]) == 2
+    assert capsys.readouterr().err == "QLORA_FLOW_WEBHOOK takes a URL, which begins with https:// (or http://).\n"
 
 
 def test_a_server_that_cannot_be_reached_is_one_sentence(

@@ -57,6 +57,8 @@ def check_file(file: Path) -> dict[str, Any]:
         ) from error
     if not file.with_name(AUTOMATIONS).is_file():
         raise UserError(f"--file: {file.with_name(AUTOMATIONS)} is missing; copy deployments/{AUTOMATIONS} there.")
+    if not re.match("https?://.|$", os.environ.get("QLORA_FLOW_WEBHOOK", "")):  # it is a secret
+        raise UserError("QLORA_FLOW_WEBHOOK takes a URL, which begins with https:// (or http://).")
     return content
 
 
