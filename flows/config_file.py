@@ -48,7 +48,9 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Section]
 
 def files_of(path: Path) -> list[Path]:
     """The configurations in a folder, by name; a file is its own."""
-    return [path] if path.is_file() else sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    return sorted(file for file in path.iterdir() if file.suffix in (".yaml", ".yml"))  # glob hides a refusal
 
 
 class _Loader(yaml.SafeLoader):
