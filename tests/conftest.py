@@ -82,27 +82,26 @@ class Lines(io.StringIO):
         return len(text)
 
 
+def run_here(module: str, job: Any, log: Callable[[str], None], hang_minutes: float | None = None) -> None:
+    """`run_child` in the tests' own process, which has imported torch already; a child takes seconds to import it."""
+    worker = importlib.import_module(module)
+    work = worker.train_in_one_process if module == "tasks.training.worker" else worker.evaluate
+    environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.redirect_stdout(Lines(log)):
+            work(job if isinstance(job, BaseModel) else json.loads(json.dumps(job)))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
 @pytest.fixture(scope="module")
 def children_here() -> Iterator[None]:
-    """Training and evaluation in the tests' own process, which has imported torch already.
-
-    Each child costs several seconds of imports. tests/e2e, test_execution.py and tests/test_child.py start real ones.
-    """
+    """Training and evaluation by `run_here`. tests/e2e, test_execution.py and tests/training start real children."""
 
     from tasks.evaluation import task as evaluation_room
     from tasks.training import task as training_room
-
-    def run_here(module: str, job: Any, log: Callable[[str], None], hang_minutes: float) -> None:
-        worker = importlib.import_module(module)
-        work = worker.train_in_one_process if module == "tasks.training.worker" else worker.evaluate
-        environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
-        try:
-            with contextlib.redirect_stdout(Lines(log)):
-                work(job if isinstance(job, BaseModel) else json.loads(json.dumps(job)))
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-            os.environ.clear()
-            os.environ.update(environment)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_room, "run_child", run_here)

@@ -21,7 +21,7 @@ from tests.tiny import make_rows, write_jsonl
 NOT_RUN = {
     "make run": "takes minutes; the bundled model is trained below",
     "make test": "it would run itself",
-    ".venv/bin/python -P -m tasks.training.distributed.join": "waits; tests/training/test_nodes.py has both nodes",
+    ".venv/bin/python -P -m tasks.training.distributed.join": "waits; tests/training/test_processes.py has both nodes",
 }
 """Command lines that no test executes, and why."""
 NOT_RUN_SPANS = {

@@ -69,7 +69,10 @@ def load(
 
 def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
     """LoRA on the target modules. Its weights are float32, and `config.seed` decides their initialization."""
-    linear = _linear_names(base)
+    head = base.get_output_embeddings()
+    layers = [(name, module) for name, module in base.named_modules() if module is not head]
+    # by exact type: a mixture's router is a subclass
+    linear = {name.rpartition(".")[2] for name, module in layers if type(module) in (torch.nn.Linear, Linear4bit)}
     if not linear:
         raise UserError("this base has no linear layers (torch.nn.Linear) for an adapter")
     asked = config.target_modules
@@ -96,46 +99,23 @@ def add_adapter(base: PreTrainedModel, config: TrainingConfig) -> PeftModel:
 
 
 def take_over(model: PeftModel, adapter: Path) -> None:
-    """Give the new layers of `model` the weights of an adapter in safetensors.
-
-    Raises:
-        UserError: it has other layers or shapes, or a weight that is not finite.
-    """
+    """Give the new layers an adapter's weights. Raises UserError if shapes differ, or a weight is not finite."""
     given = load_file(adapter / "adapter_model.safetensors")
-    wanted = {name: tuple(weight.shape) for name, weight in get_peft_model_state_dict(model).items()}
-    there = {name: tuple(weight.shape) for name, weight in given.items()}
+    wanted = {name: f"as {list(weight.shape)}" for name, weight in get_peft_model_state_dict(model).items()}
+    there = {name: f"as {list(weight.shape)}" for name, weight in given.items()}
     for name in sorted(wanted.keys() | there.keys()):
         if wanted.get(name) != there.get(name):
             raise UserError(
-                f"training.start_from: {adapter} has {name} {_shape(there.get(name))}, and this run trains it "
-                f"{_shape(wanted.get(name))}: training.target_modules and training.lora_r have to be its own"
+                f"training.start_from: {adapter} has {name} {there.get(name, 'not at all')}, and this run trains it "
+                f"{wanted.get(name, 'not at all')}: training.target_modules and training.lora_r have to be its own"
             )
         if not given[name].isfinite().all():
             raise UserError(f"training.start_from: {adapter}: {name} is not finite")
     set_peft_model_state_dict(model, given)
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "not at all" if shape is None else f"as {list(shape)}"
-
-
-def _linear_names(base: PreTrainedModel) -> set[str]:
-    """Last parts of the names of all linear layers except the head."""
-    head = base.get_output_embeddings()
-    return {
-        name.rsplit(".", 1)[-1]
-        for name, module in base.named_modules()
-        if type(module) in (torch.nn.Linear, Linear4bit)
-        and module is not head  # not a mixture's router, which is a subclass
-    }
-
-
 def check_quantized(model: PeftModel) -> None:
-    """Check that every adapted layer holds 4-bit weights.
-
-    Raises:
-        RuntimeError: naming a layer that does not.
-    """
+    """Raises RuntimeError that names an adapted layer without 4-bit weights."""
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
             layer = module.get_base_layer()

@@ -39,15 +39,14 @@ def peer_errors() -> Iterator[None]:
 def process_group(rendezvous: str) -> Iterator[None]:
     """Join the process group of this run; rank and size are in the environment.
 
-    Args:
-        rendezvous: a file of this machine, or host:port of the first node's launcher.
+    `rendezvous` is a file of this machine, or host:port of the first node's launcher.
     """
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store: Any
     with peer_errors():
-        store: Any
         if rendezvous.startswith("/"):
             store = dist.FileStore(rendezvous, count)
         else:
@@ -85,7 +84,6 @@ class Collectives:
         return -self.max(-value)
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         self.max(0)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:

@@ -24,16 +24,6 @@ from torch import Tensor
 _BLOCK = 64  # bitsandbytes' default block of 4-bit weights, the one transformers quantizes with
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same input
 
-_library = torch.library.Library("qlora_flow", "DEF")  # not `custom_op`: its checks cost more than a small kernel
-_library.define(
-    "lora_linear(Tensor x, Tensor? dropped, Tensor inner, Tensor weight, Tensor? absmax, str kind, Tensor[] a, "
-    "Tensor[] b, Tensor a_compute, Tensor b_compute, float scale) -> Tensor"
-)
-_library.define(
-    "lora_linear_backward(Tensor grad, Tensor seen, bool apart, Tensor inner, Tensor weight, Tensor? absmax, str kind, "
-    "Tensor a_compute, Tensor b_compute, float scale) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-
 
 def _dense(weight: Tensor, absmax: Tensor | None, kind: str, shape: tuple[int, int], x: Tensor) -> Tensor:
     """`[out, in]` in x's dtype, from packed 4-bit values ("nf4", "fp4") or as it is ("")."""
@@ -105,8 +95,10 @@ def _backward_products(
     return dx.view(seen.shape), d_seen, da, db
 
 
-_library.impl("lora_linear", _forward, "CompositeExplicitAutograd")
-_library.impl("lora_linear_backward", _backward_products, "CompositeExplicitAutograd")
+_library = torch.library.Library("qlora_flow", "DEF")  # not `custom_op`: its checks cost more than a small kernel
+for _name, _function in (("lora_linear", _forward), ("lora_linear_backward", _backward_products)):
+    _library.define(torch.library.infer_schema(_function, mutates_args=(), op_name=_name))
+    _library.impl(_name, _function, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("qlora_flow::lora_linear")
@@ -132,12 +124,9 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     dx, d_seen, da, db = torch.ops.qlora_flow.lora_linear_backward(
         grad, seen, ctx.apart, inner, weight, absmax, ctx.kind, a_compute, b_compute, ctx.scale
     )
-    r, top = ctx.rank, 0
-    das, dbs = [], []
-    for i, width in enumerate(ctx.widths):
-        das.append(da[i * r : (i + 1) * r].clone())
-        dbs.append(db[top : top + width, i * r : (i + 1) * r].float().contiguous())
-        top += width
+    das = [part.clone() for part in da.split(ctx.rank)]
+    columns = db.split(ctx.widths)
+    dbs = [b[:, i * ctx.rank : (i + 1) * ctx.rank].float().contiguous() for i, b in enumerate(columns)]
     return dx, d_seen if ctx.apart else None, None, None, None, None, das, dbs, None, None, None
 
 
@@ -151,10 +140,9 @@ class LoraGroup:
     """
 
     def __init__(self, members: list[Any]) -> None:
-        self.members = members
+        self.members, first = members, members[0]
         self.pending: list[Tensor] = []
         self.input: Tensor | None = None
-        first = members[0]
         self.kind, self.factor = first.kind, first.factor
         rank, self.widths = first.lora_A["default"].weight.shape[0], [m.out_features for m in members]
         weights = [m.get_base_layer().weight for m in members]
@@ -173,7 +161,7 @@ class LoraGroup:
         options = {"dtype": first.compute_dtype, "device": self.weight.device}
         self.a_compute = torch.zeros(rank * len(members), first.in_features, **options)
         self.b_compute = torch.zeros(sum(self.widths), rank * len(members), **options)
-        self.norms: Tensor | None = None
+        self.norms: Tensor | None = None  # of the rows of DoRA layers' adapted weights, `[out]` in float32
         if first.lora_magnitude_vector:
             self.frozen_squares = self.dense().float().square().sum(1)
             self.norms = torch.empty_like(self.frozen_squares)
@@ -209,35 +197,27 @@ class LoraGroup:
         first = self.members[0]
         if first.disable_adapters:
             out = torch.nn.functional.linear(x, self.dense().to(x.dtype))
-            return out.split(self.widths, dim=-1) if len(self.widths) > 1 else (out,)
-        dropout = first.lora_dropout["default"]
-        dropped = None if isinstance(dropout, torch.nn.Identity) or not first.training else dropout(x)
-        seen = x if dropped is None else dropped
-        inner = seen.detach().reshape(-1, x.shape[-1]) @ self.a_compute.t()
-        out = torch.ops.qlora_flow.lora_linear(
-            x,
-            dropped,
-            inner,
-            self.weight,
-            self._absmax(),
-            self.kind,
-            [m.lora_A["default"].weight for m in self.members],
-            [m.lora_B["default"].weight for m in self.members],
-            self.a_compute,
-            self.b_compute,
-            self.factor,
-        )
+        else:
+            dropout = first.lora_dropout["default"]
+            dropped = None if isinstance(dropout, torch.nn.Identity) or not first.training else dropout(x)
+            inner = (x if dropped is None else dropped).detach().reshape(-1, x.shape[-1]) @ self.a_compute.t()
+            weight = (self.weight, self._absmax(), self.kind)
+            a = [m.lora_A["default"].weight for m in self.members]
+            b = [m.lora_B["default"].weight for m in self.members]
+            out = torch.ops.qlora_flow.lora_linear(
+                x, dropped, inner, *weight, a, b, self.a_compute, self.b_compute, self.factor
+            )
         return out.split(self.widths, dim=-1) if len(self.widths) > 1 else (out,)
 
     def output(self, member: int, x: Tensor) -> Tensor:
         """One member's output. Members must be called in order and with the same x."""
         if member == 0:
-            outputs = self.outputs(x)
-            if len(outputs) > 1:
-                self.pending = list(outputs[1:])
+            first, *others = self.outputs(x)
+            if others:
+                self.pending = others
                 if not torch.compiler.is_compiling():
                     self.input = x
-            return outputs[0]
+            return first
         if not torch.compiler.is_compiling() and self.input is not x:
             raise RuntimeError("layers of one group were given different inputs")
         out = self.pending[member - 1]
@@ -245,16 +225,11 @@ class LoraGroup:
             self.pending, self.input = [], None
         return out
 
-    def norm(self, member: int) -> Tensor:
-        """Norms of the rows of a DoRA layer's adapted weight, `[out]` in float32."""
-        assert self.norms is not None
-        return self.norms.split(self.widths)[member]
-
     def copies(self, member: int) -> tuple[Tensor, Tensor]:
         """Views of a member's A and B in the compute-dtype copies."""
-        rank, top = self.a_compute.shape[0] // len(self.members), sum(self.widths[:member])
-        across = slice(member * rank, (member + 1) * rank)
-        return self.a_compute[across], self.b_compute[top : top + self.widths[member], across]
+        rank = self.a_compute.shape[0] // len(self.members)
+        own_rows, own_columns = self.b_compute.split(self.widths)[member], slice(member * rank, (member + 1) * rank)
+        return self.a_compute[own_columns], own_rows[:, own_columns]
 
 
 class _Fused:
@@ -277,27 +252,25 @@ class _Fused:
         out, bias = self.group.output(self.member, x), self.get_base_layer().bias
         if self.lora_magnitude_vector and not self.disable_adapters:
             # in float32: bfloat16 would lose small steps of the magnitude
-            factor = self.lora_magnitude_vector["default"].weight / self.group.norm(self.member)
+            norms = self.group.norms.split(self.group.widths)[self.member]
+            factor = self.lora_magnitude_vector["default"].weight / norms
             out = (out * factor).to(x.dtype)
         return out if bias is None else out + bias.to(x.dtype)
 
 
-class FusedLinear4bit(_Fused, PeftLinear4bit):
-    """An adapted layer of a base in 4 bits."""
+class FusedLinear4bit(_Fused, PeftLinear4bit): ...
 
 
-class FusedLinear(_Fused, PeftLinear):
-    """An adapted layer of a base in full precision."""
+class FusedLinear(_Fused, PeftLinear): ...
 
 
 def fuse(model: PeftModel, compute_dtype: torch.dtype) -> None:
     """Turn every adapted layer of `model` into its fused form, in place."""
-    for module in list(model.modules()):
-        for peft_class, fused in ((PeftLinear4bit, FusedLinear4bit), (PeftLinear, FusedLinear)):
-            if type(module) is peft_class:
-                layer: Any = module
-                layer.__class__ = fused
-                layer.set_up(compute_dtype)
+    fused: dict[Any, Any] = {PeftLinear4bit: FusedLinear4bit, PeftLinear: FusedLinear}
+    for layer in list[Any](model.modules()):
+        if type(layer) in fused:
+            layer.__class__ = fused[type(layer)]
+            layer.set_up(compute_dtype)
     for parent in list(model.modules()):
         children = {name: child for name, child in parent.named_children() if isinstance(child, _Fused)}
         together = [[children.pop(n) for n in names] for names in _SIBLINGS if children.keys() >= set(names)]
@@ -310,21 +283,18 @@ def fuse(model: PeftModel, compute_dtype: torch.dtype) -> None:
 
 def groups(model: torch.nn.Module) -> list[LoraGroup]:
     """The groups of a model or a part of it, in the order of its layers."""
-    fused: list[Any] = [m for m in model.modules() if isinstance(m, FusedLinear4bit | FusedLinear)]
-    return list(dict.fromkeys(m.group for m in fused))
+    return list(dict.fromkeys(m.group for m in model.modules() if isinstance(m, _Fused)))
 
 
 @torch.no_grad()
 def refresh(model: torch.nn.Module) -> None:
     """Renew the compute-dtype copies of the adapters' weights; needed whenever the weights have changed."""
-    copies: list[Tensor] = []
-    weights: list[Tensor] = []
-    scales: list[float] = []
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, FusedLinear4bit | FusedLinear)]
-    for layer in layers:
-        copies += layer.group.copies(layer.member)
-        weights += [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
-        scales += [layer.factor, 1.0]
+    copies, weights, scales = list[Tensor](), list[Tensor](), list[float]()
+    for group in groups(model):
+        for number, layer in enumerate(group.members):
+            copies += group.copies(number)
+            weights += [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+            scales += [group.factor, 1.0]
     if copies:
         torch._foreach_copy_(copies, weights)
         torch._foreach_mul_(copies, scales)

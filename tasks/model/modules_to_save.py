@@ -13,11 +13,7 @@ from tasks.errors import UserError
 
 
 def check(base: PreTrainedModel, asked: list[str]) -> None:
-    """Refuse modules that cannot be trained in full.
-
-    Raises:
-        UserError: a name is neither the embedding's nor the head's, or the base has one matrix for both.
-    """
+    """Raises UserError if a name is neither the embedding's nor the head's, or the base has one matrix for both."""
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     names = [name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module is embedding or module is head]
     if unknown := [name for name in asked if name not in names]:

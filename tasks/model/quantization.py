@@ -6,11 +6,7 @@ FIELDS = ("quantization", "quant_type", "compute_dtype", "double_quant")
 
 
 def load_options(*, quantization: str, quant_type: str, compute_dtype: str, double_quant: bool) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: compute dtype, quantization for "4bit", safetensors only, no code of the model.
-
-    Args:
-        quantization, quant_type, compute_dtype, double_quant: as in `training` of the configuration.
-    """
+    """Arguments of `from_pretrained`, from fields of `training`: also safetensors only, and no code of the model."""
     import torch  # here: the flow reads the names above without it
     from transformers import BitsAndBytesConfig
 

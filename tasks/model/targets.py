@@ -1,4 +1,4 @@
-"""Check `training.target_modules` against the names in a model's safetensors files, without torch."""
+"""The names of layers in safetensors files, read without torch; `training.target_modules` is checked against them."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from tasks.errors import UserError
 
 
 def check_targets(folder: Path, config: TrainingConfig) -> None:
-    """Check that every configured layer has a weight of two dimensions; loading the base checks the rest.
-
-    Raises:
-        UserError: one has none, or a file is no safetensors.
-    """
+    """Raises UserError if a configured layer has no weight of two dimensions; loading the base checks the rest."""
     asked = [name for name in config.target_modules if name != "all-linear"]
     if not asked:
         return
-    there = {name.split(".")[-2] for file in folder.glob("*.safetensors") for name in _matrices(file)}
+    try:
+        tensors = [tensor for file in folder.glob("*.safetensors") for tensor in tensors_of(file).items()]
+    except ValueError as error:
+        raise UserError(f"model.base: {error}.") from error
+    there = {name.split(".")[-2] for name, (_, shape) in tensors if "." in name and len(shape) == 2}
     if unknown := [name for name in asked if name not in there]:
         raise UserError(
             f"training.target_modules: no linear layer is named {', '.join(unknown)}; this base has "
@@ -23,13 +23,13 @@ def check_targets(folder: Path, config: TrainingConfig) -> None:
         )
 
 
-def _matrices(file: Path) -> list[str]:
-    """Names of the weights of two dimensions, such as `model.layers.0.mlp.up_proj.weight`."""
+def tensors_of(file: Path) -> dict[str, tuple[str, list[int]]]:
+    """Name → type, such as "BF16", and shape, from a file's header. Raises ValueError if it is no safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, "numpy") as weights:
-            names: list[str] = [*weights.keys()]
-            return [name for name in names if "." in name and len(weights.get_slice(name).get_shape()) == 2]
-    except SafetensorError as error:
-        raise UserError(f"model.base: {file} is no safetensors file, or damaged: {error}.") from error
+        with safe_open(file, "numpy") as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+            return {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{file} is no safetensors file, or damaged: {error}") from error

@@ -40,7 +40,7 @@ def run_child(
     """Run `python -m MODULE` on a job and wait. An interruption of the wait also ends the child and its children.
 
     Args:
-        module: importable module that calls `main`.
+        module: calls `main`.
         job: goes to the child as JSON.
         log: receives every line the child prints.
         hang_minutes: a child that prints nothing for this long is ended.
@@ -61,7 +61,10 @@ def started(
     Args:
         pass_fds: open file descriptors that the child inherits under the same numbers.
     """
-    with _memory_file() as job_file, _memory_file() as sentence:
+    with contextlib.ExitStack() as stack:
+        job_file, sentence = (os.memfd_create("qlora-flow") for _ in range(2))  # in memory: no kill leaves them behind
+        stack.callback(os.close, job_file)
+        stack.callback(os.close, sentence)
         os.write(job_file, to_json(job))
         process = subprocess.Popen(
             [sys.executable, "-m", module, f"/proc/self/fd/{job_file}", str(os.getpid()), f"/proc/self/fd/{sentence}"],
@@ -100,15 +103,13 @@ class Child:
 
     def finish(self, hang_minutes: float | None = None) -> None:
         """Wait for its end; raises as `run_child` does."""
-        code = self._wait(hang_minutes)
-        if code == 0:
-            return
-        if code == USER_ERROR_EXIT:
+        if (code := self._wait(hang_minutes)) == USER_ERROR_EXIT:
             raise UserError(*os.pread(self.sentence, 1 << 20, 0).decode().split("\n"))
-        self.reader.join(timeout=5)  # for its last lines
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        transient = code < 0 or code in (STOPPED_EXIT, TRANSIENT_EXIT)
-        raise ChildFailed(f"{self.module} {how}:\n" + "\n".join(self.lines[-25:]), transient)
+        if code:
+            self.reader.join(timeout=5)  # for its last lines
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            transient = code < 0 or code in (STOPPED_EXIT, TRANSIENT_EXIT)
+            raise ChildFailed(f"{self.module} {how}:\n" + "\n".join(self.lines[-25:]), transient)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -127,16 +128,6 @@ class Child:
         raise ChildFailed(f"the child printed nothing for {hang_minutes:g} minutes and was ended", transient=True)
 
 
-@contextlib.contextmanager
-def _memory_file() -> Iterator[int]:
-    """A file in memory, which no kill leaves behind."""
-    descriptor = os.memfd_create("qlora-flow")
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _end(process: subprocess.Popen[str]) -> None:
     """Send SIGTERM, wait while the child saves a checkpoint, then send SIGKILL to the whole process group."""
     with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
@@ -148,11 +139,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def follow_parent(parent: int) -> None:
-    """Ask the kernel to send this process SIGTERM when its parent dies.
-
-    Args:
-        parent: process id. If that process is gone already, this one exits.
-    """
+    """Ask the kernel to send this process SIGTERM when its parent dies; if that is gone already, exit."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before prctl took effect
         sys.exit(STOPPED_EXIT)

@@ -98,6 +98,4 @@ def _is_transient(error: BaseException) -> bool:
         return error.transient
     if (status := http_status(error)) is not None:
         return status in TRANSIENT_STATUS
-    if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO:
-        return True
-    return is_network_error(error)
+    return (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO) or is_network_error(error)

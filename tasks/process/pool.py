@@ -56,13 +56,14 @@ def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], No
         yield from importlib.import_module(module).work(job, range(units))
         return
     with contextlib.ExitStack() as stack:
-        at_work = [
-            stack.enter_context(_process(module, job, range(n, units, processes), log)) for n in range(processes)
-        ]
+        shares = [range(n, units, processes) for n in range(processes)]
+        at_work = [stack.enter_context(_process(module, job, share, log)) for share in shares]
         for unit in range(units):
-            yield at_work[unit % processes].next_result()
-        for process in at_work:
-            process.child.finish()
+            if (result := next(at_work[unit % processes], None)) is None:
+                raise ChildFailed(f"{module} ended before its work was done", transient=False)
+            yield result
+        for results in at_work:
+            next(results, None)  # until its process has ended
 
 
 def cores() -> int:
@@ -75,7 +76,7 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def _process(module: str, job: dict[str, Any], units: range, log: Callable[[str], None]) -> Iterator["_Process"]:
+def _process(module: str, job: dict[str, Any], units: range, log: Callable[[str], None]) -> Iterator[Iterator[Result]]:
     receiving, sending = os.pipe()
     with os.fdopen(receiving, "rb") as source, contextlib.ExitStack() as stack:
         given = {"job": job, "units": [units.start, units.stop, units.step], "pipe": sending}
@@ -83,24 +84,14 @@ def _process(module: str, job: dict[str, Any], units: range, log: Callable[[str]
             child = stack.enter_context(started(module, given, log, pass_fds=(sending,)))
         finally:
             os.close(sending)
-        yield _Process(child, source)
+        yield _results(child, source)
 
 
-class _Process:
-    """A child process and the pipe with its results."""
-
-    def __init__(self, child: Child, source: BinaryIO) -> None:
-        self.child, self._source = child, source
-        self._reader: Any = None
-
-    def next_result(self) -> Result:
-        try:
-            self._reader = self._reader or pa.ipc.open_stream(self._source)
-            message = self._reader.read_next_batch_with_custom_metadata()
-        except (StopIteration, pa.ArrowInvalid, OSError):
-            self.child.finish()
-            raise ChildFailed(f"{self.child.module} ended before its work was done", transient=False) from None
-        return Result(message.batch, json.loads(message.custom_metadata[b"notes"]))
+def _results(child: Child, source: BinaryIO) -> Iterator[Result]:
+    with contextlib.suppress(pa.ArrowInvalid, OSError):  # the stream breaks off where the child does
+        for message in pa.ipc.open_stream(source).iter_batches_with_custom_metadata():
+            yield Result(message.batch, json.loads(message.custom_metadata[b"notes"]))
+    child.finish()
 
 
 def serve(work: Work) -> None:

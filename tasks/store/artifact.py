@@ -32,7 +32,7 @@ from tasks.store.manifest import (
     files_digest,
     read_manifest,
 )
-from tasks.store.remote import DamagedBlob, Remote
+from tasks.store.remote import Remote
 from tasks.store.root import store_root
 
 
@@ -42,7 +42,7 @@ class ArtifactRef(BaseModel):
     Args:
         name: folder below the store's root, or an absolute path.
         digest: sha256 over the names and contents of its files.
-        rows: rows in its main table, 0 where it has none.
+        rows: in its main table, 0 where it has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,19 +61,13 @@ class ArtifactRef(BaseModel):
         return self._same(read_manifest(self.path))
 
     def facts(self, kind: type[F]) -> F:
-        """The facts that the stage noted, as its room's facts.py declares them."""
         return self.manifest.facts(kind)
 
     def part(self, folder: str) -> str:
-        """Digest of the files below one of its folders, for a stage that reads only these."""
         return self.manifest.part(folder)
 
     def verify(self) -> None:
-        """Compare every file with the manifest, and the manifest with this reference.
-
-        Raises:
-            DamagedArtifact: naming the first difference.
-        """
+        """Raises DamagedArtifact if a file differs from the manifest, or the manifest from this reference."""
         self._same(check_folder(self.path))
 
     def _same(self, manifest: Manifest) -> Manifest:
@@ -83,19 +77,14 @@ class ArtifactRef(BaseModel):
 
 
 class Input(Protocol):
-    """Something that a stage reads."""
+    """Something that a stage reads; `verify` raises DamagedArtifact if a file is missing or has changed."""
 
-    def verify(self) -> None:
-        """Raises DamagedArtifact if a file is missing or has changed."""
+    def verify(self) -> None: ...
 
 
 @contextlib.contextmanager
 def intact(inputs: Iterable[Input]) -> Iterator[None]:
-    """Verify inputs before and after the body reads them, so that no result is made from damaged ones.
-
-    Raises:
-        DamagedArtifact: an input is damaged, also if the damage made the body fail.
-    """
+    """Verify inputs before and after the body reads them, also if it fails: no result is made from damaged ones."""
     inputs = list(inputs)
 
     def verify() -> None:
@@ -112,15 +101,8 @@ def intact(inputs: Iterable[Input]) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> Manifest:
-    """Read a folder's manifest and compare sizes and digests of the files it lists. Returns the manifest.
-
-    Raises:
-        DamagedArtifact: naming the first difference.
-        OSError: the disk does not answer. This is transient, and no damage.
-    """
+    """A folder's manifest. Raises DamagedArtifact naming the first file that differs from it; OSError is transient."""
     manifest = read_manifest(folder)
-    if manifest.format == 1 and manifest.identity.stage != "publish":  # a version cannot be computed again
-        raise DamagedArtifact(f"{folder / MANIFEST} is of an earlier version of qlora-flow and has no checksum")
     for name, expected in manifest.files.items():
         file = folder / name
         try:
@@ -156,6 +138,7 @@ def in_use() -> contextlib.AbstractContextManager[None]:
     return locked("store", fcntl.LOCK_SH)
 
 
+_DAMAGED = "-damaged"  # ends the name of a damaged folder while its replacement moves into place
 written_here: dict[str, float] = {}
 """Key → `time.monotonic()` of the results that this process computed. The summary calls them `ran`, others `reused`."""
 
@@ -169,7 +152,6 @@ def produce(
     """Return the folder of an identity: the intact one in this store or the remote one, or else a new one from `write`.
 
     Args:
-        identity: what decides the content.
         write: fills an empty folder and returns its facts; `rows` is its main table's length.
         log: receives why an existing folder was not used, and transfers from and to the remote store.
         inputs: what `write` reads.
@@ -179,18 +161,24 @@ def produce(
     key = identity.key
     folder = store_root() / "artifacts" / key
     remote = Remote.configured()
+
+    def remove_checkpoints() -> None:
+        if (checkpoints := work_folder(identity)).exists():
+            if remote:
+                remote.checkpoints(key).keep_only(None)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+
     with locked(key):
         manifest = _present(folder, identity, log) or (fetched(remote, folder, key, log) if remote else None)
         if manifest is None:
             try:
-                write_folder(identity, folder, write, inputs)
+                manifest = write_folder(identity, folder, write, inputs).manifest
             except DamagedArtifact:
-                _remove_checkpoints(identity, remote)  # they may be made from damaged inputs
+                remove_checkpoints()  # they may be made from damaged inputs
                 raise
-            manifest = read_manifest(folder)
         if remote and remote.push(manifest, folder):
             log(f"{key} is in {remote.url} now")
-        _remove_checkpoints(identity, remote)
+        remove_checkpoints()
         return reference(folder, manifest)
 
 
@@ -205,13 +193,6 @@ def _present(folder: Path, identity: Identity, log: Callable[[str], None]) -> Ma
     return None
 
 
-def _remove_checkpoints(identity: Identity, remote: Remote | None) -> None:
-    if (folder := work_folder(identity)).exists():
-        if remote:
-            remote.checkpoints(identity.key).keep_only(None)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None]) -> Manifest | None:
     """Bring a result of the remote store into place; None where there is none, or a damaged one, as the log is told."""
     if (manifest := remote.manifest(key, log)) is None:
@@ -220,7 +201,7 @@ def fetched(remote: Remote, folder: Path, key: str, log: Callable[[str], None]) 
         with _aside(folder) as aside:
             remote.fetch(manifest, aside)
             (aside / MANIFEST).write_bytes(manifest.encoded())
-    except DamagedBlob as error:
+    except DamagedArtifact as error:
         log(f"{folder.name} is not fetched: {error}")
         return None
     log(f"{folder.name} was fetched from {remote.url}")
@@ -235,7 +216,6 @@ def write_folder(
     with _aside(folder) as aside:
         with intact(inputs):
             facts = write(aside)
-        _permit(aside)  # before the digests: a later change of mode changes ctime, and every file would be read again
         manifest = write_manifest(identity, aside, facts, seconds=round(time.monotonic() - began, 3))
     written_here[identity.key] = time.monotonic()
     return reference(folder, manifest)
@@ -245,7 +225,7 @@ def write_folder(
 def _aside(folder: Path) -> Iterator[Path]:
     """A hidden empty folder that replaces `folder` on success and is removed on failure."""
     aside = folder.parent / f".{folder.name}"
-    for left in (aside, _damaged(aside)):  # left by a process that was killed
+    for left in (aside, folder.parent / f".{folder.name}{_DAMAGED}"):  # left by a process that was killed
         _remove(left)
     aside.mkdir(parents=True)
     try:
@@ -270,7 +250,16 @@ def work_folder(identity: Identity) -> Path:
 
 
 def write_manifest(identity: Identity, folder: Path, facts: Facts = Facts(), seconds: float = 0) -> Manifest:
-    """Write the manifest of a folder that has all its files."""
+    """Write the manifest of a folder that has all its files.
+
+    Files get the permissions of their folder, which follow the umask; safetensors lets only the owner read.
+    """
+    (folder / MANIFEST).touch()
+    mode = folder.stat().st_mode & 0o777
+    for path in folder.rglob("*"):  # before the digests: it changes ctime, and every file would be read again
+        wanted = mode if path.is_dir() else mode & 0o666
+        if path.stat().st_mode & 0o777 != wanted:
+            path.chmod(wanted)
     files = describe_files(folder)
     manifest = Manifest(
         format=3,
@@ -286,11 +275,6 @@ def write_manifest(identity: Identity, folder: Path, facts: Facts = Facts(), sec
     return manifest
 
 
-def _damaged(aside: Path) -> Path:
-    """Name of a damaged folder while its replacement moves into place."""
-    return aside.with_name(aside.name + "-damaged")
-
-
 def _remove(path: Path) -> None:
     """Remove a folder, or the file or link that is in its place."""
     if path.is_symlink() or path.is_file():
@@ -299,34 +283,25 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _permit(folder: Path) -> None:
-    """Give files the permissions of their folder, which follow the umask; safetensors lets only the owner read."""
-    mode = folder.stat().st_mode & 0o777
-    for path in folder.rglob("*"):
-        wanted = mode if path.is_dir() else mode & 0o666
-        if path.stat().st_mode & 0o777 != wanted:
-            path.chmod(wanted)
-
-
 def move_into_place(aside: Path, folder: Path) -> None:
     """Move a finished folder into place; a damaged one that stood there is moved out of the way first."""
-    _permit(aside)
     for file in aside.rglob("*"):
         if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+            _flush(file)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    damaged = aside.with_name(aside.name + _DAMAGED)
     if os.path.lexists(folder):
-        old = _damaged(aside)
-        folder.rename(old)
-        aside.rename(folder)
-        _remove(old)
-    else:
-        aside.rename(folder)
+        folder.rename(damaged)
+    aside.rename(folder)
+    _remove(damaged)
     for path in (folder, folder.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def reference(folder: Path, manifest: Manifest) -> ArtifactRef:

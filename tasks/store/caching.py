@@ -44,15 +44,11 @@ class VerifiedJSONSerializer(Serializer):
         return value
 
 
-def _know_no_other_serializer() -> None:
-    serializers: dict[str, Any] = get_registry_for_type(Serializer) or {}
-    for name, serializer in serializers.items():
-        if serializer is not VerifiedJSONSerializer:
-            serializer.loads = UnknownSerializer.loads  # of an instance made before, or by a record that names none
-            serializers[name] = UnknownSerializer  # which takes any options and raises when it is used
-
-
-_know_no_other_serializer()
+_serializers: dict[str, Any] = get_registry_for_type(Serializer) or {}
+for _name, _serializer in _serializers.items():
+    if _serializer is not VerifiedJSONSerializer:
+        _serializer.loads = UnknownSerializer.loads  # of an instance made before, or by a record that names none
+        _serializers[_name] = UnknownSerializer  # which takes any options and raises when it is used
 
 
 def cached(identity: Callable[..., Identity]) -> dict[str, Any]:

@@ -31,31 +31,16 @@ def content_digest(file: Path) -> str:
     status = file.stat()
     which = f"{status.st_dev}:{status.st_ino}"  # a folder that is moved into place keeps it
     now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    _load()
+    record = store_root() / "checked.jsonl"
+    if record not in _loaded and os.environ.get("QLORA_FLOW_VERIFY") != "full":
+        _loaded.add(record)
+        with contextlib.suppress(OSError):  # another user's
+            _seen.update((line[0], line[1:]) for line in lines.read(record, LINE) if line)
     if (known := _seen.get(which)) and known[:3] == now:
         return known[3]
     digest = file_digest(file)
     _seen[which] = (*now, digest)
     if status.st_size >= WORTH and time.time() - status.st_ctime > SETTLED_SECONDS:
-        _remember(which)
+        with contextlib.suppress(OSError):  # a full disk costs the shortcut, not the run
+            lines.append(record, [which, *_seen[which]])
     return digest
-
-
-def _record() -> Path:
-    return store_root() / "checked.jsonl"
-
-
-def _load() -> None:
-    record = _record()
-    if record in _loaded or os.environ.get("QLORA_FLOW_VERIFY") == "full":
-        return
-    _loaded.add(record)
-    with contextlib.suppress(OSError):  # another user's
-        for line in lines.read(record, LINE):
-            if line:
-                _seen[line[0]] = line[1:]
-
-
-def _remember(which: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk costs the shortcut, not the run
-        lines.append(_record(), [which, *_seen[which]])

@@ -6,14 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Identity(BaseModel):
@@ -24,7 +17,6 @@ class Identity(BaseModel):
         inputs: name → content digest of everything it reads.
         config: name → value of every field it reads, and no other.
         version: of the stage's code: raised when the same inputs can give another result.
-        code: digests of source files in place of a version, in manifests of formats 1 and 2.
         libraries: distribution → version (`installed`), of those that shape the result.
     """
 
@@ -33,20 +25,8 @@ class Identity(BaseModel):
     stage: str
     inputs: dict[str, str] = {}
     config: dict[str, Any] = {}
-    version: int = Field(1, ge=0)
-    code: dict[str, str] = {}
+    version: int = Field(1, ge=1)
     libraries: dict[str, str] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _earlier_format(cls, given: Any) -> Any:
-        return {"version": 0, **given} if isinstance(given, dict) and "code" in given else given
-
-    @model_serializer(mode="wrap")
-    def _version_or_code(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = written(self)
-        del content["code" if self.version else "version"]
-        return content
 
     @property
     def key(self) -> str:

@@ -29,12 +29,7 @@ LONGEST = 500
 
 
 class Ledger:
-    """Writes ledger.parquet while a stage works, batch by batch.
-
-    Args:
-        stage: its name.
-        folder: where ledger.parquet is written.
-    """
+    """Writes ledger.parquet of a stage into its folder while the stage works, batch by batch."""
 
     def __init__(self, stage: str, folder: Path) -> None:
         self.stage = stage

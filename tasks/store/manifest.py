@@ -43,16 +43,15 @@ def _inside(name: str) -> str:
 
 FileName = Annotated[str, AfterValidator(_inside)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
 F = TypeVar("F", bound=Facts)
 C = TypeVar("C", bound=Section)
+_CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class StoredFile(BaseModel):
     """Size in bytes, and sha256 of the content."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = _CONFIG
 
     size: int = Field(ge=0)
     sha256: Digest
@@ -62,8 +61,7 @@ class Manifest(BaseModel):
     """The content of manifest.json.
 
     Args:
-        format: 3. Published versions may have an earlier one: 2 has digests of source files in its identity instead of
-            the stage's version, and 1 has no checksum besides.
+        format: of the manifest; a folder with another one counts as damaged.
         key: `<stage>-<32 hex digits>`, made from `identity`.
         identity: what decided the content.
         created: UTC.
@@ -74,9 +72,9 @@ class Manifest(BaseModel):
         checksum: sha256 of all the rest.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = _CONFIG
 
-    format: Literal[1, 2, 3] = 1
+    format: Literal[3]
     key: str
     identity: Identity
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
@@ -88,8 +86,6 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Manifest":
-        if (self.format == 3) != bool(self.identity.version) or (self.format == 1 and self.checksum):
-            raise ValueError("its format number does not fit its content")
         datetime.fromisoformat(self.created)
         if self.key != self.identity.key:
             raise ValueError("its key is not that of its identity")
@@ -103,18 +99,14 @@ class Manifest(BaseModel):
 
     @classmethod
     def parse(cls, raw: bytes) -> "Manifest":
-        """Read the bytes of a manifest.
-
-        Raises:
-            ValueError: they are no manifest, or have changed since they were written.
-        """
+        """Raises ValueError if the bytes are no manifest, or have changed since they were written."""
         if len(raw) > LARGEST:
             raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
         try:
             manifest = cls.model_validate_json(raw)
         except ValidationError as error:
             raise ValueError(_first(error)) from None
-        if manifest.format > 1 and manifest.encoded() != raw:
+        if manifest.encoded() != raw:
             raise ValueError("its checksum says that it has changed")
         return manifest
 
@@ -126,11 +118,7 @@ class Manifest(BaseModel):
         return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
     def facts(self, kind: type[F]) -> F:
-        """The facts that the stage noted.
-
-        Raises:
-            DamagedArtifact: another version of qlora-flow wrote other facts.
-        """
+        """The facts that the stage noted. Raises DamagedArtifact if another version of qlora-flow wrote other ones."""
         try:
             return kind.model_validate(self.info)
         except ValidationError as error:
@@ -156,16 +144,16 @@ class Manifest(BaseModel):
 
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
+    if first["loc"] == ("format",):
+        return (
+            "another version of qlora-flow wrote it, and this one cannot read it; a stage runs again, and a "
+            "published version can be moved out of the registry"
+        )
     return f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
-
-    Raises:
-        DamagedArtifact: there is none, or it is damaged.
-        OSError: the disk does not answer. This is transient, and no damage.
-    """
+    """Raises DamagedArtifact if a folder's manifest is missing or damaged, OSError (transient) if the disk fails."""
     try:
         with (folder / MANIFEST).open("rb") as file:
             return Manifest.parse(file.read(LARGEST + 1))

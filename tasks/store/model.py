@@ -124,11 +124,7 @@ def _kernel_of_a_repository(config: Any) -> str:
 
 
 def refuse_code(folder: Path) -> None:
-    """Refuse a model that transformers can load only by running Python code of the model's author.
-
-    Raises:
-        UserError: this is such a model.
-    """
+    """Raises UserError for a model that transformers can load only by running Python code of the model's author."""
     files = [folder / name for name in ("config.json", "tokenizer_config.json")]
     if not any(b'"auto_map"' in file.read_bytes() for file in files if file.exists()):
         return  # what follows imports torch
@@ -136,10 +132,8 @@ def refuse_code(folder: Path) -> None:
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if (
-            "AutoModelForCausalLM" in getattr(config, "auto_map", {})
-            and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
-        ):
+        own = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+        if own and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError("trust_remote_code")
         AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ValueError as error:
@@ -158,11 +152,7 @@ class _Index(BaseModel):
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The files that hold a model's weights: one, or an index and its parts.
-
-    Raises:
-        UserError: there are none as safetensors, or the index names others than files beside it.
-    """
+    """The files of a model's weights: one, or an index and its parts. Raises UserError if they are no safetensors."""
     index = folder / f"{WEIGHTS}.index.json"
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]

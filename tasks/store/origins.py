@@ -37,5 +37,4 @@ def made_from(version: Manifest, manifests: dict[Path, Manifest], holding: dict[
 
 def rows_of(version: Manifest, manifests: dict[Path, Manifest], holding: dict[str, list[Path]]) -> ArtifactRef | None:
     """The rows that a published version was made from; None where a result on the way is not in this store."""
-    found = made_from(version, manifests, holding)
-    return found[3] if len(found) == 4 else None
+    return next(iter(made_from(version, manifests, holding)[3:]), None)

@@ -20,19 +20,14 @@ from pathlib import Path, PurePosixPath
 
 from tasks.errors import UserError
 from tasks.store.identity import file_digest
-from tasks.store.manifest import LARGEST, Manifest
+from tasks.store.manifest import LARGEST, DamagedArtifact, Manifest
 from tasks.text import hide_secrets, public_url, visible
 
 _KEY, _MANIFEST = re.compile(r"[a-z]+-[0-9a-f]{32}"), re.compile(r"[a-z]+-[0-9a-f]{32}\.json")
 _DIGEST = re.compile("[0-9a-f]{64}")
-
-
+_UNUSABLE = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 RENEWED_AFTER = timedelta(days=7)
 """Age of a manifest at which fetching its result makes it new."""
-
-
-class DamagedBlob(RuntimeError):
-    """A blob of the remote store does not match its name. It has been removed, and its result is computed again."""
 
 
 class Remote:
@@ -70,14 +65,13 @@ class Remote:
     def manifest(self, key: str, log: Callable[[str], None] = lambda line: None) -> Manifest | None:
         """The manifest of a result, None where it has none or a damaged one, which the log is told."""
         with self._reaching():
-            size = self._size(self._manifest(key))
-            raw = self.fs.cat_file(self._manifest(key)) if size and size <= LARGEST else b""
-        if size is None:
-            return None
+            if (size := self._size(self._manifest(key))) is None:
+                return None
+            raw = self.fs.cat_file(self._manifest(key)) if size <= LARGEST else b""
         try:
             manifest = Manifest.parse(raw)
-            if manifest.key != key or manifest.format == 1:
-                raise ValueError("it is another result's, or of an earlier version of qlora-flow")
+            if manifest.key != key:
+                raise ValueError("it is another result's")
         except ValueError as error:
             log(f"{key} is not fetched: its manifest in {self.url} is damaged ({error})")
             return None
@@ -87,7 +81,7 @@ class Remote:
         """Bring a result's files into an empty folder.
 
         Raises:
-            DamagedBlob: one is missing or changed; its manifest is gone now, so that the next result replaces both.
+            DamagedArtifact: one is missing or changed. It and the manifest are removed; the next result replaces both.
         """
         with contextlib.suppress(Exception):  # so that `expire` sees that it is of use; some may only read
             if self._written(self._manifest(manifest.key)) < datetime.now(UTC) - RENEWED_AFTER:
@@ -101,7 +95,7 @@ class Remote:
             if not file.is_file() or file_digest(file) != expected.sha256:
                 self.forget(manifest.key)
                 self._remove(blob)
-                raise DamagedBlob(f"{name} in {self.url} is missing or not what its manifest says")
+                raise DamagedArtifact(f"{name} in {self.url} is missing or not what its manifest says")
 
     def push(self, manifest: Manifest, folder: Path, replace: bool = False) -> bool:
         """Bring a finished result there, unless one of its key is there already. Returns whether anything was to do.
@@ -126,11 +120,7 @@ class Remote:
         self._remove(self._manifest(key))
 
     def expire(self, days: float, keep: Collection[str]) -> None:
-        """Remove results and checkpoints not written or fetched for so long, and files that no result names any more.
-
-        Args:
-            keep: keys of results that stay.
-        """
+        """Remove what was not written or fetched for so long, except keys in `keep`, and blobs that no result names."""
         since = datetime.now(UTC) - timedelta(days=days)
         for key in self._names("checkpoints", _KEY):
             place = self.checkpoints(key)
@@ -161,9 +151,9 @@ class Remote:
         for digest in set(self._names("blobs", _DIGEST)) - digests:
             self._remove(self._blob(digest))
         if manifest is None:
-            for folder in (self.root / "blobs", self.root / "manifests", self.root):
+            for folder in ("blobs", "manifests", ""):
                 with contextlib.suppress(Exception):  # an object store has no folders
-                    self.fs.rmdir(str(folder))
+                    self.fs.rmdir(str(self.root / folder))
 
     def _names(self, place: str, kind: re.Pattern[str]) -> list[str]:
         """Of the files in a folder that are called as ours are; a listing may hold anything."""
@@ -197,10 +187,7 @@ class Remote:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except (
-            *(ImportError, ValueError, PermissionError),
-            *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
-        ) as error:
+        except (ImportError, ValueError, *_UNUSABLE) as error:
             raise UserError(f"QLORA_FLOW_REMOTE={self.url} cannot be used: {error}.") from error
         except OSError as error:
             hide_secrets(error)

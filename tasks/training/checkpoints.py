@@ -31,9 +31,9 @@ class Schedule:
     All processes save together and their clocks differ, so they agree on `due`.
     """
 
+    steps, due = 0, False
+
     def __init__(self) -> None:
-        self.steps = 0
-        self.due = False
         self.saved = now()
 
     def late(self) -> bool:
@@ -60,18 +60,20 @@ def last_valid(folder: Path, log: Callable[[str], None] = print) -> Path | None:
     """The newest intact checkpoint; None if there is none.
 
     Removes damaged checkpoints, which must not count among the `KEPT`, and what a killed attempt was writing.
-
-    Args:
-        log: receives a line for each damaged checkpoint.
     """
     for path in folder.glob(".writing-*"):
         _remove(path)
     for path in _newest_first(folder):
-        if damage := _damage(path):
-            log(f"{path.name} is damaged and removed: {damage}")
-            _remove(path)
-        else:
+        try:
+            manifest = check_folder(path)
+            if manifest.key != _identity(path.name).key:
+                raise DamagedArtifact(f"{MANIFEST} belongs to another checkpoint")
+            if odd := sorted({file.name for file in path.iterdir()} - {MANIFEST, *manifest.files}):
+                raise DamagedArtifact(f"the manifest does not list {odd[0]!r}")
             return path
+        except (DamagedArtifact, OSError) as error:
+            log(f"{path.name} is damaged and removed: {error}")
+            _remove(path)
     return None
 
 
@@ -79,10 +81,7 @@ def last_valid(folder: Path, log: Callable[[str], None] = print) -> Path | None:
 def mirrored(folder: Path, log: Callable[[str], None], warn: Callable[[str], None]) -> Iterator[None]:
     """Fetch the remote store's last checkpoint where it is newer, and copy each new one there while the body runs.
 
-    Whatever goes wrong with the remote store is a warning: training needs none.
-
-    Args:
-        folder: of the checkpoints, called as the stage's key.
+    Whatever goes wrong with the remote store is a warning: training needs none. `folder` is called as the stage's key.
     """
     if (remote := Remote.configured()) is None:
         yield
@@ -92,98 +91,69 @@ def mirrored(folder: Path, log: Callable[[str], None], warn: Callable[[str], Non
         _fetch_newer(place, folder, log)
     except (OSError, UserError) as error:
         warn(f"no checkpoint is fetched from {place.url}: {error}")
-    copies = _Copies(place, folder, log, warn)
+    over, there = threading.Event(), ""
+
+    def copy() -> bool:
+        nonlocal there
+        newest = next(iter(_newest_first(folder)), None)
+        if newest is None or newest.name == there:
+            return True
+        try:
+            manifest = read_manifest(newest)
+            if place.push(manifest, newest, replace=True) and not there:
+                log(f"{newest.name} is in {place.url} now, and later ones will be")
+            place.keep_only(manifest)
+            there = newest.name
+        except (OSError, UserError, DamagedArtifact) as error:
+            if newest.exists():  # else it made room for later ones
+                warn(f"{newest.name} is not copied to {place.url} for now: {error}")
+                return False
+        return True
+
+    def copy_each() -> None:
+        pause = POLL_SECONDS
+        while not over.wait(pause):
+            pause = POLL_SECONDS if copy() else min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    copies = threading.Thread(target=copy_each, daemon=True)
     copies.start()
     try:
         yield
     except BaseException:
-        copies.end(last=True)  # of a process that was asked to end
+        over.set()
+        copies.join()
+        copy()  # the last one of a process that was asked to end
         raise
-    copies.end(last=False)
+    over.set()
+    copies.join()
 
 
 def _fetch_newer(place: Remote, folder: Path, log: Callable[[str], None]) -> None:
-    local = last_valid(folder, log)
     there = []
     for key in place.listed():
         if manifest := place.manifest(key, log):
-            name = str(manifest.identity.config.get("name"))
-            if _NAME.fullmatch(name) and _key(name) == key:
-                there.append(name)
+            path = folder / str(manifest.identity.config.get("name"))
+            if _NAME.fullmatch(path.name) and _identity(path.name).key == key:
+                there.append(path)
             else:
                 log(f"{key} is not fetched: it is no checkpoint of this version of qlora-flow")
-    for name in sorted(there, key=_step, reverse=True):
-        if (local and _step(name) <= _step(local.name)) or fetched(place, folder / name, _key(name), log):
+    local = last_valid(folder, log)
+    for path in sorted(there, key=_step, reverse=True):
+        if (local and _step(path) <= _step(local)) or fetched(place, path, _identity(path.name).key, log):
             return
-
-
-class _Copies(threading.Thread):
-    """Copies the newest checkpoint to the remote store; training goes on meanwhile, in a process of its own."""
-
-    def __init__(self, place: Remote, folder: Path, log: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        super().__init__(daemon=True)
-        self.place, self.folder, self.log, self.warn = place, folder, log, warn
-        self._over, self._last, self._there = threading.Event(), False, ""
-
-    def end(self, last: bool) -> None:
-        """Finish what is being copied, and copy the newest one if `last`."""
-        self._last = last
-        self._over.set()
-        self.join()
-
-    def run(self) -> None:
-        pause = POLL_SECONDS
-        while not self._over.wait(pause):
-            pause = POLL_SECONDS if self._copy() else min(2 * pause, LONGEST_PAUSE_SECONDS)
-        if self._last:
-            self._copy()
-
-    def _copy(self) -> bool:
-        newest = next(iter(_newest_first(self.folder)), None)
-        if newest is None or newest.name == self._there:
-            return True
-        try:
-            manifest = read_manifest(newest)
-            if self.place.push(manifest, newest, replace=True) and not self._there:
-                self.log(f"{newest.name} is in {self.place.url} now, and later ones will be")
-            self.place.keep_only(manifest)
-        except (OSError, UserError, DamagedArtifact) as error:
-            if newest.exists():  # else it made room for later ones
-                self.warn(f"{newest.name} is not copied to {self.place.url} for now: {error}")
-                return False
-        else:
-            self._there = newest.name
-        return True
 
 
 def _newest_first(folder: Path) -> list[Path]:
     found = (path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name))
-    return sorted(found, key=lambda path: _step(path.name), reverse=True)
+    return sorted(found, key=_step, reverse=True)
 
 
-def _step(name: str) -> int:
-    return int(name.removeprefix("checkpoint-"))
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def _identity(name: str) -> Identity:
     return Identity(stage="checkpoint", config={"name": name})
-
-
-def _key(name: str) -> str:
-    return _identity(name).key
-
-
-def _damage(path: Path) -> str:
-    """Why a checkpoint is damaged, or an empty string. A file that the manifest does not list is damage, too."""
-    try:
-        manifest = check_folder(path)
-        there = {file.name for file in path.iterdir()} - {MANIFEST}
-    except (DamagedArtifact, OSError) as error:
-        return str(error)
-    if manifest.key != _key(path.name):
-        return f"{MANIFEST} belongs to another checkpoint"
-    odd = sorted(there - manifest.files.keys())
-    return f"the manifest does not list {odd[0]!r}" if odd else ""
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,6 @@
 """The compute plan of a run: activation checkpointing, compilation, dequantized weights, tokens per micro-batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,27 +26,51 @@ Result = TypeVar("Result")
 _COMPILE_FROM = 3e16  # operations from which a run gains more than compilation costs: two minutes of a fast GPU
 
 
-@dataclass(frozen=True)
 class ComputePlan:
     """How this run computes; the same in all processes.
 
+    What `config` leaves open is decided from the model's size, the rows' lengths and the device's memory: what is kept
+    for the backward pass (`speed`, see activation_checkpointing.py), whether the decoder layers are compiled, and
+    whether dequantized weights are kept (`dense`).
+
     Args:
-        speed: what is kept for the backward pass (activation_checkpointing.py).
-        compiled: whether the decoder layers are compiled.
-        device: of this process.
-        available: bytes of a GPU for activations; 0 on a CPU.
-        longest: tokens of the longest row.
-        dropout: whether activation checkpointing must repeat random numbers.
-        dense: whether dequantized weights are kept.
+        arguments: the trainer's TrainingArguments.
     """
 
-    speed: str
-    compiled: bool
-    device: torch.device
-    available: int
-    longest: int
-    dropout: bool
-    dense: bool
+    def __init__(
+        self,
+        model: PeftModel,
+        rows: Dataset,
+        config: TrainingConfig,
+        arguments: Any,
+        collectives: Collectives,
+        log: Callable[[str], None],
+    ) -> None:
+        base, lengths, device = model.get_base_model(), memory.lengths(rows), arguments.device
+        longest, available, speed = int(lengths.max()), 0, str(config.speed)
+        if device.type == "cuda":
+            available = collectives.min(memory.available_bytes(device, model)) - in_flight_bytes(base)
+        step_tokens = int(lengths.mean() * arguments.train_batch_size) // collectives.count  # of one process
+        at_once, layers = config.micro_batch_tokens or step_tokens, decoder_layers(base)
+        quantized = [] if is_sharded(model) else [group for group in groups(model) if group.kind]
+        expanded = sum(sum(g.widths) * g.a_compute.shape[1] * g.a_compute.itemsize for g in quantized)  # bytes
+        if device.type == "cpu":
+            dense = memory.host_holds(expanded)
+        else:
+            limits = config.micro_batch_tokens, longest, available
+            dense = memory.worth_expanding(expanded, layers, speed, step_tokens, *limits)
+        dense = bool(expanded and collectives.min(int(dense)))
+        if speed == "auto":
+            left = available - expanded * dense
+            speed = "fast" if device.type == "cpu" else memory.choose_speed(layers, at_once, longest, left)
+        worth = step_tokens * arguments.max_steps * operations_per_token(model) > _COMPILE_FROM
+        compiled = device.type == "cuda" and (config.compile == "always" or (config.compile == "auto" and worth))
+        if is_sharded(model):
+            compiled = False
+            if config.compile == "always":
+                log("the layers are not compiled: their weights are divided among the processes")
+        self.speed, self.dense, self.compiled, self.dropout = speed, dense, compiled, config.lora_dropout > 0
+        self.device, self.available, self.longest = device, available, longest
 
     def apply(self, model: PeftModel) -> None:
         """Make the model's layers compute as planned."""
@@ -74,55 +97,10 @@ class ComputePlan:
         return collectives.min(uncompiled_on_failure(measured, model.zero_grad, log))
 
 
-def choose(
-    model: PeftModel,
-    rows: Dataset,
-    config: TrainingConfig,
-    arguments: Any,
-    collectives: Collectives,
-    log: Callable[[str], None],
-) -> ComputePlan:
-    """Decide what `config` leaves open, from the model's size, the rows' lengths and the device's memory.
-
-    Args:
-        arguments: the trainer's TrainingArguments.
-        log: receives a line for a setting that cannot be followed.
-    """
-    base, lengths, device = model.get_base_model(), memory.lengths(rows), arguments.device
-    longest, available, speed = int(lengths.max()), 0, str(config.speed)
-    if device.type == "cuda":
-        available = collectives.min(memory.available_bytes(device, model)) - in_flight_bytes(base)
-    step_tokens = int(lengths.mean() * arguments.train_batch_size) // collectives.count  # of one process
-    at_once, layers = config.micro_batch_tokens or step_tokens, decoder_layers(base)
-    expanded = 0 if is_sharded(model) else memory.expanded_bytes(model)
-    if device.type == "cpu":
-        dense = memory.host_holds(expanded)
-    else:
-        dense = memory.worth_expanding(
-            expanded, layers, speed, step_tokens, config.micro_batch_tokens, longest, available
-        )
-    dense = bool(expanded and collectives.min(int(dense)))
-    if speed == "auto":
-        left = available - expanded * dense
-        speed = "fast" if device.type == "cpu" else memory.choose_speed(layers, at_once, longest, left)
-    worth = step_tokens * arguments.max_steps * operations_per_token(model) > _COMPILE_FROM
-    compiled = config.compile == "always" or (config.compile == "auto" and worth)
-    if compiled and is_sharded(model):
-        compiled = False
-        if config.compile == "always":
-            log("the layers are not compiled: their weights are divided among the processes")
-    dropout = config.lora_dropout > 0
-    return ComputePlan(speed, compiled and device.type == "cuda", device, available, longest, dropout, dense)
-
-
 def should_shard(
     folder: Path, config: TrainingConfig, rows: Dataset, device: torch.device, collectives: Collectives
 ) -> bool:
-    """Whether the processes divide the base among them: if configured, or if it does not fit on one GPU.
-
-    Raises:
-        UserError: it is configured for one process.
-    """
+    """Whether processes divide the base: if configured (UserError for one), or if it does not fit on one GPU."""
     if config.sharding == "always" and collectives.count == 1:
         raise UserError("training.sharding always needs several processes, and this run has one")
     if config.sharding != "auto":
@@ -158,9 +136,8 @@ def uncompiled_on_failure(work: Callable[[], Result], reset: Callable[[], None],
     try:
         return work()
     except torch._dynamo.exc.TorchDynamoException as error:
-        log(
-            f"torch.compile failed, so the layers run without it, which is slower: {' '.join(str(error).split())[:300]}"
-        )
+        why = " ".join(str(error).split())[:300]
+        log(f"torch.compile failed, so the layers run without it, which is slower: {why}")
     torch.compiler.set_stance("force_eager")
     reset()
     return work()

@@ -35,7 +35,9 @@ def read_rows(file: Path, validation_share: float = 0.0) -> tuple[Dataset, Datas
     if not validation_share:
         return _data_set(table), None, []
     groups = pc.coalesce(table["group"], table["id"]).to_pylist()
-    chosen = pa.array([_is_for_validation(group, validation_share) for group in groups], pa.bool_())
+    # with a prefix: by the hash that decides the split, all training rows would be on the same side
+    digests = (hashlib.sha256(f"validation {name}".encode("utf-8", "surrogatepass")).digest() for name in groups)
+    chosen = pa.array([int.from_bytes(digest[:8]) / 2**64 < validation_share for digest in digests], pa.bool_())
     validation = table.filter(chosen)
     if not len(validation) or len(validation) == len(table):
         raise UserError(
@@ -45,12 +47,6 @@ def read_rows(file: Path, validation_share: float = 0.0) -> tuple[Dataset, Datas
         )
     training = _data_set(table.filter(pc.invert(chosen)))
     return training, _data_set(validation, "validation"), validation["id"].to_pylist()
-
-
-def _is_for_validation(name: str, share: float) -> bool:
-    """A hash with its own prefix: by the hash that decides the split, all training rows would be on the same side."""
-    digest = hashlib.sha256(f"validation {name}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) / 2**64 < share
 
 
 def _data_set(table: pa.Table, kind: str = "training") -> Dataset:

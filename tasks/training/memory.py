@@ -22,7 +22,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.model.activation_checkpointing import decoder_layers
-from tasks.model.lora import groups
 from tasks.training.packing import Row, collate, flatten, pack
 
 _USED_SHARE = 0.85  # share of the memory that is used; the rest is reserved for fragmentation
@@ -77,11 +76,6 @@ def computed_tokens(layers: list[nn.Module], speed: str, longest: int, available
     return max(longest, (available - _WORKING_BYTES) // (kept_bytes(layers, speed) + 2 * one_layer))
 
 
-def expanded_bytes(model: nn.Module) -> int:
-    """Bytes of the fused layers' 4-bit weights when they are dequantized to the compute dtype."""
-    return sum(sum(g.widths) * g.a_compute.shape[1] * g.a_compute.itemsize for g in groups(model) if g.kind)
-
-
 def host_holds(expanded: int) -> bool:
     """Whether the host has memory for this many bytes of dequantized weights beside everything else."""
     return expanded < _DENSE_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -115,9 +109,8 @@ def base_fits(folder: Path, config: TrainingConfig, longest: int, total: int) ->
     products = sum(m.weight.numel() for m in linear)
     others = sum(p.numel() for p in model.parameters()) - products
     width = getattr(torch, config.compute_dtype).itemsize
-    each: float = width
-    if config.quantization == "4bit":
-        each = 0.5 + (1 if config.double_quant else 4) / 64  # values and constants
+    quantized = 0.5 + (1 if config.double_quant else 4) / 64  # values and constants
+    each = quantized if config.quantization == "4bit" else width
     trained = config.lora_r * sum(m.in_features + m.out_features for m in linear)
     last = {name.rsplit(".", 1)[-1]: module for name, module in model.named_modules()}
     trained += sum(p.numel() for name in config.modules_to_save if name in last for p in last[name].parameters())
@@ -173,11 +166,7 @@ class ShardedOutOfMemory(RuntimeError):
 
 
 def halved_budget(shares: list[list[Row]], budget: int) -> int:
-    """Half the tokens of the largest micro-batch that the processes' rows make with this budget.
-
-    Raises:
-        UserError: the largest micro-batch is a single row, which is never divided.
-    """
+    """Half the tokens of the largest micro-batch. Raises UserError if that is a single row, which is never divided."""
     groups = [group for rows in shares for group in pack(rows, budget)]
     largest = max(sum(len(row.input_ids) for row in group) for group in groups)
     longest = max(len(row.input_ids) for group in groups for row in group)
@@ -190,12 +179,9 @@ def halved_budget(shares: list[list[Row]], budget: int) -> int:
 
 
 def end_attempt(folder: Path, budget: int, where: str) -> None:
-    """Save the budget for the next attempt, and end this one.
+    """Save the budget for the next attempt, and raise ShardedOutOfMemory.
 
     This attempt cannot repeat the step, because the other processes wait for this one in a collective of FSDP.
-
-    Raises:
-        ShardedOutOfMemory: always.
     """
     (folder / _FILE).write_text(str(budget))
     raise ShardedOutOfMemory(
@@ -209,9 +195,8 @@ def saved_budget(folder: Path, log: Callable[[str], None]) -> int:
     file = folder / _FILE
     if not file.exists():
         return 0
-    text = file.read_bytes()
-    if re.fullmatch(rb"[1-9][0-9]{0,6}", text):
-        return int(text)
-    log(f"{file} is ignored: it takes a whole number of tokens, from 1 to 9,999,999")
-    file.unlink()
-    return 0
+    if not re.fullmatch(rb"[1-9][0-9]{0,6}", text := file.read_bytes()):
+        log(f"{file} is ignored: it takes a whole number of tokens, from 1 to 9,999,999")
+        file.unlink()
+        return 0
+    return int(text)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.config import TrainingConfig
 from tasks.download.hub import refusals
 from tasks.errors import UserError
+from tasks.model.targets import tensors_of
 from tasks.store.artifact import check_folder
 from tasks.store.checked import content_digest
 from tasks.store.manifest import MANIFEST, DamagedArtifact
@@ -34,6 +35,8 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     # others, such as PiSSA, change the base's weights as well
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", None),
 }
+
+_SAME = "give both the same, or leave training.start_from empty"
 
 
 class NotFetched(Exception):
@@ -93,88 +96,66 @@ def check_start(folder: Path, name: str, config: TrainingConfig, model: BaseMode
     Raises:
         UserError: it is damaged, no LoRA adapter in safetensors, or of another base or shape.
     """
-    try:
-        place = folder.parent if folder.name == "adapter" else folder  # a result of training, or a version
-        made = check_folder(place).identity if (place / MANIFEST).exists() else None
-    except DamagedArtifact as error:
-        raise UserError(f"training.start_from: {name} is damaged: {error}.") from error
-    settings = _settings(folder, name)
-    for key, usual in _PLAIN.items():
-        if (value := settings.get(key)) not in usual:
-            raise UserError(f"training.start_from: {name} has {key} {value!r}, which cannot be continued.")
-    for key, field in _FIELDS.items():
-        if (theirs := settings.get(key, False)) != (ours := getattr(config, field)):
-            raise UserError(
-                f"training.start_from: {name} was trained with {field} {theirs}, and training.{field} is {ours}; give "
-                "both the same, or leave training.start_from empty."
-            )
-    if (theirs := sorted(settings.get("modules_to_save") or [])) != sorted(set(config.modules_to_save)):
-        raise UserError(
-            f"training.start_from: {name} has modules_to_save {theirs}, and training.modules_to_save is "
-            f"{config.modules_to_save}; give both the same, or leave training.start_from empty."
-        )
-    if model and (other := _other_base(settings, made.inputs.get("model", "") if made else "", model)):
-        raise UserError(f"training.start_from: {name} was trained on another base: {other}.")
-    if not (folder / WEIGHTS).is_file():
-        pickled = (folder / "adapter_model.bin").exists()
-        why = " (adapter_model.bin is pickled, and such files are never read: save it as safetensors)"
-        raise UserError(f"training.start_from: {name} has no {WEIGHTS}{why if pickled else ''}.")
-    _check_weights(folder / WEIGHTS, name, config)
+    if why := _why_not(folder, config, model):
+        raise UserError(f"training.start_from: {name} {why}.")
     return Start(folder=str(folder), digest=content_digest(folder / WEIGHTS))
 
 
-def _settings(folder: Path, name: str) -> dict[str, Any]:
+def _why_not(folder: Path, config: TrainingConfig, model: BaseModelRef | None) -> str:
+    """Why an adapter cannot be continued, empty where it can; the end of a sentence that begins with its name."""
+    try:
+        place = folder.parent if folder.name == "adapter" else folder  # a result of training, or a version
+        trained_on = check_folder(place).identity.inputs.get("model", "") if (place / MANIFEST).exists() else ""
+    except DamagedArtifact as error:
+        return f"is damaged: {error}"
     file = folder / SETTINGS
     if not file.is_file():
-        raise UserError(f"training.start_from: {name} is no adapter: {folder} has no {SETTINGS}.")
+        return f"is no adapter: {folder} has no {SETTINGS}"
     try:
         if file.stat().st_size > _LARGEST:
             raise ValueError("it is too large")
-        settings = json.loads(file.read_bytes())
-        if not isinstance(settings, dict):
+        if not isinstance(settings := json.loads(file.read_bytes()), dict):
             raise ValueError("it is no JSON object")
     except (ValueError, RecursionError) as error:
-        raise UserError(f"training.start_from: {file} cannot be read: {error}.") from error
-    return settings
+        return f"is no adapter: {SETTINGS} cannot be read: {error}"
+    for key, usual in _PLAIN.items():
+        if (value := settings.get(key)) not in usual:
+            return f"has {key} {value!r}, which cannot be continued"
+    for key, field in _FIELDS.items():
+        if (theirs := settings.get(key, False)) != (ours := getattr(config, field)):
+            return f"was trained with {field} {theirs}, and training.{field} is {ours}; {_SAME}"
+    if (saved := sorted(settings.get("modules_to_save") or [])) != sorted(set(config.modules_to_save)):
+        return f"has modules_to_save {saved}, and training.modules_to_save is {config.modules_to_save}; {_SAME}"
+    if model and (other := _other_base(settings, trained_on, model)):
+        return f"was trained on another base: {other}"
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        why = " (adapter_model.bin is pickled, and such files are never read: save it as safetensors)"
+        return f"has no {WEIGHTS}{why if pickled else ''}"
+    try:
+        tensors = tensors_of(folder / WEIGHTS)
+    except ValueError as error:
+        return f"cannot be continued: {error}"
+    for key, (kind, _) in tensors.items():
+        if kind not in ("F32", "F16", "BF16"):
+            return f"has {key}, which is of type {kind}, and weights are F32, F16 or BF16"
+    layers = {key.split(".lora_")[0].rpartition(".")[2] for key in tensors if ".lora_" in key}
+    if config.target_modules != ["all-linear"] and layers != set(config.target_modules):
+        return (
+            f"adapts {', '.join(sorted(layers)) or 'no layer'}, and training.target_modules is "
+            f"{', '.join(config.target_modules)}; {_SAME}"
+        )
+    return ""
 
 
 def _other_base(settings: dict[str, Any], trained_on: str, model: BaseModelRef) -> str:
-    """How the base of an adapter differs, empty where it does not: by its content where that is known, else by its
-    name."""
+    """How the base of an adapter differs, empty where it does not: by content where that is known, else by name."""
     if trained_on:
         return "" if trained_on == model.digest else "its weights, configuration or tokenizer have another content"
     theirs, revision = str(settings.get("base_model_name_or_path") or ""), settings.get("revision") or ""
-    same = theirs.lower() == model.source.lower() or (
-        theirs and at_home(theirs).absolute() == at_home(model.source).absolute()
-    )
-    if not same:
+    folders = [at_home(name).absolute() for name in (theirs, model.source)]
+    if theirs.lower() != model.source.lower() and (not theirs or folders[0] != folders[1]):
         return f"{theirs or 'it names none'}, not {model.source} (base_model_name_or_path in {SETTINGS})"
     if revision and model.revision and revision != model.revision:
         return f"commit {revision} of it, not {model.revision}"
     return ""
-
-
-def _check_weights(file: Path, name: str, config: TrainingConfig) -> None:
-    """Read the header: it is safetensors, of numbers that can be trained, for the layers that the configuration names.
-
-    Raises:
-        UserError: it is not.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "numpy") as opened:
-            # a safetensors file has keys and is no mapping
-            types = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"training.start_from: {name}: {file} is no safetensors file, or damaged: {error}.") from error
-    for key, kind in types.items():
-        if kind not in ("F32", "F16", "BF16"):
-            raise UserError(f"training.start_from: {name}: {key} is of type {kind}, and weights are F32, F16 or BF16.")
-    theirs = {key.split(".lora_")[0].rpartition(".")[2] for key in types if ".lora_" in key}
-    if config.target_modules != ["all-linear"] and theirs != set(config.target_modules):
-        raise UserError(
-            f"training.start_from: {name} adapts {', '.join(sorted(theirs)) or 'no layer'}, and "
-            f"training.target_modules is {', '.join(config.target_modules)}; give both the same, or leave "
-            "training.start_from empty."
-        )

@@ -7,6 +7,7 @@ by the random numbers of dropout and NEFTune.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,39 +33,35 @@ class Interrupted(BaseException):
     """A stop was requested while a step was computed. Not an Exception, so that no library catches it."""
 
 
+@dataclass(eq=False)
 class PackedStep:
     """Computes the gradients of one step after the other.
 
     Args:
         model: a base with an adapter whose forward returns the summed loss of a micro-batch.
-        device: of this process.
         folder: of the checkpoints.
         steps: of the whole run.
-        validation: None without validation rows.
-        log: receives progress lines.
         backward: computes the gradients of a loss; float16 needs it scaled.
         scaled: whether `backward` scales.
     """
 
-    def __init__(
-        self,
-        model: PeftModel,
-        device: torch.device,
-        folder: Path,
-        steps: int,
-        validation: Validation | None,
-        collectives: Collectives,
-        log: Callable[[str], None],
-        backward: Callable[[torch.Tensor], None],
-        scaled: bool,
-    ) -> None:
-        self.model, self.device, self.folder, self.validation = model, device, folder, validation
-        self.collectives, self.sharded = collectives, is_sharded(model)
-        self.log, self.metrics, self.schedule = log, StepLog(steps, log), checkpoints.Schedule()
-        self.micro_batch_tokens = self.halvings = 0
-        self.stop_requested = False
-        self.began = Instant(device)
-        self._backward, self._scaled = backward, scaled
+    model: PeftModel
+    device: torch.device
+    folder: Path
+    steps: int
+    validation: Validation | None
+    collectives: Collectives
+    log: Callable[[str], None]
+    backward: Callable[[torch.Tensor], None]
+    scaled: bool
+    micro_batch_tokens: int = 0
+    halvings: int = 0
+    stop_requested: bool = False
+
+    def __post_init__(self) -> None:
+        self.sharded = is_sharded(self.model)
+        self.metrics, self.schedule = StepLog(self.steps, self.log), checkpoints.Schedule()
+        self.began = Instant(self.device)
         self._pending: PendingStep | None = None
         self._computing = False
         self._shares: list[list[Row]] = []  # rows of all processes that are computed now
@@ -106,7 +103,7 @@ class PackedStep:
         computing, self._computing = self._computing, False
         last, self._pending = self._pending, None
         if last is not None and last.end is not None:
-            loss, norm = last.read(self._scaled)
+            loss, norm = last.read(self.scaled)
             seconds, self.began = last.end.since(self.began), last.end
             self.metrics.add(last, loss, norm, seconds)
         self._computing = computing
@@ -116,10 +113,7 @@ class PackedStep:
     def validate(self, step: int) -> None:
         """Renew the adapter's compute-dtype copies and, if due, validate the weights after `step`.
 
-        The time of a validation counts for no step.
-
-        Raises:
-            StopEarly: the validation loss has not fallen for too long.
+        The time of a validation counts for no step. Raises StopEarly as `compute` does.
         """
         self._random_state = random_state()
         refresh(self.model)
@@ -164,12 +158,7 @@ class PackedStep:
             yield batch
 
     def _fitting(self, work: Callable[[], torch.Tensor], where: str) -> torch.Tensor:
-        """This process's result of `work`. It is repeated with fewer tokens at once while a process runs out of memory.
-
-        Raises:
-            Interrupted: a process was asked to stop.
-            UserError: a single row does not fit.
-        """
+        """This process's result of `work`, repeated with fewer tokens at once while a process runs out of memory."""
         while True:
             result, tokens = self._attempt(work, where)
             if tokens == self.micro_batch_tokens:
@@ -210,7 +199,7 @@ class PackedStep:
         total = torch.zeros((), device=self.device)
         for number, (group, factor) in enumerate(self.micro_batches(shares)):
             loss = self.model(**vars(flatten(group, self.device))) * (factor / max(targets, 1))
-            self._backward(loss)
+            self.backward(loss)
             total += loss.detach()
             if number == 0:
                 self.finish_pending()  # of the previous step, now that the device has work queued

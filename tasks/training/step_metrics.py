@@ -101,7 +101,7 @@ class StepLog:
             self._log(self._line(row))
 
     def add_validation(self, loss: float) -> None:
-        """Record the validation loss after the last finished step."""
+        """Of the weights after the last finished step."""
         self.rows[-1] = replace(self.rows[-1], validation_loss=loss)
 
     def _line(self, row: Step) -> str:

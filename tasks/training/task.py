@@ -29,11 +29,7 @@ def train(
     execution: ExecutionConfig,
     start: Start | None = None,
 ) -> ArtifactRef:
-    """tokens.parquet → adapter/ (safetensors) and training_log.parquet.
-
-    Args:
-        start: the adapter whose weights training begins from; None: from nothing.
-    """
+    """tokens.parquet → adapter/ (safetensors) and training_log.parquet. `start`: None to begin from nothing."""
     from tasks.tokenization.schema import TOKENS
     from tasks.training import worker
     from tasks.training.distributed import launch

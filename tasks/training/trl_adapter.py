@@ -25,7 +25,8 @@ from tasks.config import TrainingConfig
 from tasks.model.collectives import Collectives
 from tasks.model.device import Instant
 from tasks.model.fused_loss import use_fused_loss
-from tasks.training import checkpoints, compute_plan
+from tasks.training import checkpoints
+from tasks.training.compute_plan import ComputePlan
 from tasks.training.memory import saved_budget
 from tasks.training.packing import collate
 from tasks.training.step import Interrupted, PackedStep
@@ -78,11 +79,8 @@ class PackedTrainer(SFTTrainer):
     Args:
         model: a base with an adapter, from `base.load`.
         rows: data set with `input_ids` and `labels` (unshifted, -100: no loss), lists of ints.
-        config: the training configuration.
-        checkpoint_folder: folder of the checkpoints.
         log: receives progress lines.
         validation_rows: the weights with the lowest loss on these rows are kept; None: the last weights.
-        collectives: over the processes of the run.
     """
 
     def __init__(
@@ -104,9 +102,7 @@ class PackedTrainer(SFTTrainer):
             processing_class=placeholder_tokenizer(),
         )
         for name, parameter in model.named_parameters():
-            if (
-                parameter.requires_grad
-            ):  # SFTTrainer casts the adapter of a 4-bit base to bfloat16; here it stays float32
+            if parameter.requires_grad:  # SFTTrainer casts the adapter of a 4-bit base to bfloat16; it stays float32
                 parameter.data = master[name]
         # not wrapped in DDP: `collectives` sums the gradients
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -115,34 +111,21 @@ class PackedTrainer(SFTTrainer):
             torch.manual_seed(config.seed + self.collectives.rank)
         self.processing_class = None  # otherwise it is saved with the weights
         self._run_folder: str | None = None
-        validation, steps = None, self.args.max_steps
-        if validation_rows is not None:
-            epoch = math.ceil(len(rows) / config.batch_size)
-            validation = Validation(validation_rows, config, epoch, steps, log)
-        self.step = PackedStep(
-            model,
-            self.args.device,
-            checkpoint_folder,
-            steps,
-            validation,
-            self.collectives,
-            log,
-            backward=self.accelerator.backward,
-            scaled=self.args.fp16,
-        )
-        self.step.micro_batch_tokens = config.micro_batch_tokens
+        device, steps, epoch = self.args.device, self.args.max_steps, math.ceil(len(rows) / config.batch_size)
+        validation = Validation(validation_rows, config, epoch, steps, log) if validation_rows else None
+        backward, scaled = self.accelerator.backward, self.args.fp16
+        run = (checkpoint_folder, steps, validation, self.collectives, log)
+        self.step = PackedStep(model, device, *run, backward, scaled, config.micro_batch_tokens)
         use_fused_loss(cast(PreTrainedModel, model.get_base_model()), config.neftune_alpha)
-        self.plan = compute_plan.choose(model, rows, config, self.args, self.collectives, log)
+        self.plan = ComputePlan(model, rows, config, self.args, self.collectives, log)
         self.plan.apply(model)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEnd(self.step))
 
     def run(self) -> None:
-        """Train from the last valid checkpoint, or from the beginning.
+        """Train from the last valid checkpoint, or from the beginning. Raises as `PackedStep.compute` does.
 
-        Raises:
-            Interrupted: a stop was requested; a checkpoint of the last finished step was written.
-            TrainingFailed: a step's loss or gradient norm is not finite, or the norm is zero.
+        After Interrupted, there is a checkpoint of the last finished step.
         """
         step, log = self.step, self.step.log
         if self.collectives.rank:

@@ -34,10 +34,8 @@ class Validation:
 
     Args:
         rows: data set with `input_ids` and `labels`; training uses none of these rows.
-        config: how often to validate, and how long to wait for a lower loss.
         epoch: optimizer steps of an epoch.
         last: the last step of training, after which there is always a validation.
-        log: receives progress lines.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class Validation:
 
         Args:
             micro_batches: makes this process's micro-batches from the rows of every process.
-            processes: number of processes that share the rows.
+            processes: that share the rows.
         """
         device = next(model.parameters()).device
         sums, last_line = torch.zeros(2, dtype=torch.float64, device=device), time.monotonic()
@@ -83,13 +81,7 @@ class Validation:
         return sums
 
     def add(self, step: int, sums: torch.Tensor, model: torch.nn.Module) -> float:
-        """Record the mean loss per target token after `step`, and the weights if it is the lowest so far.
-
-        Args:
-            sums: the result of `sums`, summed over all processes.
-        Raises:
-            TrainingFailed: the loss is not finite.
-        """
+        """Record the mean loss per target token after `step`, and the weights if it is the lowest so far."""
         total, targets = sums.tolist()
         loss, lowest = total / targets, min((loss for _, loss in self.points), default=math.inf)
         if not math.isfinite(loss):
@@ -117,7 +109,7 @@ class Validation:
             for name, parameter in _trained(model).items():
                 parameter.copy_(self.best[name])
         refresh(model)
-        lowest = min(loss for _, loss in self.points)
+        lowest = dict(self.points)[self.best_step]
         self._log(f"keeping the adapter of step {self.best_step} of {self.points[-1][0]}, validation loss {lowest:.4f}")
 
     def save(self, folder: Path) -> None:

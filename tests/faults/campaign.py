@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,14 +257,15 @@ def undisturbed(bench: Bench, folder: Path) -> Bench:
     return replace(bench, adapter=made, seconds=seconds, operations=counter.stat().st_size, kib=used_kib(store))
 
 
-def table(results: dict[str, list[str]]) -> str:
+def table(results: dict[str, list[str]], faults: Iterable[str] = FAULTS) -> str:
+    """How many runs of each fault were tried, survived and lost."""
     tried = Counter(run.split(" ", 1)[1] for run in results)
     lost = Counter(run.split(" ", 1)[1] for run, wrong in results.items() if wrong)
-    lines = [f"{'fault':18} {'tried':>6} {'survived':>9} {'lost':>5}"]
-    for name in [*FAULTS, "all"]:
-        n, bad = (tried[name], lost[name]) if name != "all" else (tried.total(), lost.total())
-        lines.append(f"{name:18} {n:6} {n - bad:9} {bad:5}")
-    return "\n".join(lines)
+    rows = [(name, tried[name], lost[name]) for name in faults] + [("all", tried.total(), lost.total())]
+    return "\n".join(
+        [f"{'fault':22} {'tried':>6} {'survived':>9} {'lost':>5}"]
+        + [f"{name:22} {count:6} {count - bad:9} {bad:5}" for name, count, bad in rows]
+    )
 
 
 def main() -> int:

@@ -36,6 +36,7 @@ from tasks.publishing.registry import versions
 from tasks.store.model import BaseModelRef
 from tests.faults import forked
 from tests.faults.bench import may_mount, mount, unmount, used_kib
+from tests.faults.campaign import table
 
 CHANGES = {"open", "os.rename", "os.mkdir", "os.symlink", "os.remove", "os.rmdir"}
 
@@ -295,16 +296,6 @@ def drawn(runs: int, seed: int) -> list[tuple[str, str]]:
     return [(name, chance.choice([*ACTIONS])) for name in names[:runs]]
 
 
-def table(results: dict[str, list[str]]) -> str:
-    tried = Counter(run.split(" ", 1)[1] for run in results)
-    lost = Counter(run.split(" ", 1)[1] for run, wrong in results.items() if wrong)
-    rows = [(name, tried[name], lost[name]) for name in FAULTS] + [("all", tried.total(), lost.total())]
-    return "\n".join(
-        [f"{'fault':22} {'tried':>6} {'survived':>9} {'lost':>5}"]
-        + [f"{name:22} {count:6} {count - bad:9} {bad:5}" for name, count, bad in rows]
-    )
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=100)
@@ -316,7 +307,7 @@ def main() -> int:
 
     root, began = Path(tempfile.mkdtemp(prefix="qlora-flow-faults-")), time.monotonic()
     results = campaign(options.runs, options.seed, root)
-    print(f"\n{table(results)}\n\n{(time.monotonic() - began) / 60:.1f} minutes, seed {options.seed}")
+    print(f"\n{table(results, FAULTS)}\n\n{(time.monotonic() - began) / 60:.1f} minutes, seed {options.seed}")
     if any(results.values()):
         print(f"what is left of the lost runs: {root}")
         return 1

@@ -23,6 +23,7 @@ from tasks.download import identity as download_identity
 from tasks.download import task as download_room
 from tasks.download.task import ask_hub
 from tasks.errors import UserError
+from tasks.store.artifact import discard
 from tests.faults.bench import is_free
 from tests.tiny import make_rows, write_jsonl
 
@@ -60,20 +61,15 @@ def failing(times: int, error: Exception, then: Any) -> Any:
     return call
 
 
-@pytest.mark.usefixtures("children_here")
-def test_a_network_failure_is_tried_again(groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch = failing(2, httpx.ConnectError("no route"), download_room.fetch_model)
-    monkeypatch.setattr(download_room, "fetch_model", fetch)
-    assert retrain(**groups)["published"]["version"] == "v0001"
-    assert len(fetch.calls) == 3
-
-
-def test_a_mistake_is_not_tried_again(groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch = failing(9, UserError("model.base: nothing there"), None)
+def test_a_network_failure_is_tried_again_and_a_mistake_is_not(
+    groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = failing(9, UserError("model.base: nothing there"), None)
+    fetch = failing(2, httpx.ConnectError("no route"), refused)
     monkeypatch.setattr(download_room, "fetch_model", fetch)
     with pytest.raises(UserError, match="nothing there"):
         retrain(**groups)
-    assert len(fetch.calls) == 1
+    assert (len(fetch.calls), len(refused.calls)) == (3, 1)
 
 
 def test_a_branch_is_asked_for_again_when_the_network_fails(
@@ -163,20 +159,22 @@ def test_an_ended_command_leaves_no_process_and_no_lock(
     assert len(list((store / "work").glob("train-*/checkpoint-*"))) == 1  # what it goes on from
 
 
-def test_killed_training_goes_on_and_ends_with_the_same_adapter(
-    groups: dict, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_killed_training_goes_on_and_ends_with_the_same_adapter(groups: dict, store: Path) -> None:
     groups["training"] = groups["training"].model_copy(update={"max_steps": 120})
     groups["execution"] = groups["execution"].model_copy(update={"checkpoint_steps": 5})
-    undisturbed = adapter_of(retrain(**groups))
+    first = retrain(**groups)
+    undisturbed = adapter_of(first)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        place, over = store.with_name(number.name), threading.Event()
-        monkeypatch.setenv("QLORA_FLOW_STORE", str(place))
-        killer, killed = kill_training(number, place, over)
+        discard(Path(first["stages"]["train"]["path"]).name)
+        over = threading.Event()
+        killer, killed = kill_training(number, store, over)
         disturbed = retrain(**groups)
         over.set()
         killer.join()
         assert killed == [number], "training ended before it was killed"
         assert adapter_of(disturbed) == undisturbed
-        assert disturbed["stages"]["train"]["outcome"] == "ran"
-        assert not any((place / "work").iterdir())
+        assert {name: disturbed["stages"][name]["outcome"] for name in ("train", "evaluate")} == {
+            "train": "ran",
+            "evaluate": "reused",
+        }
+        assert not any((store / "work").iterdir())

@@ -140,14 +140,7 @@ def start(counter: Path, seconds: float, folder: Path = ROOT, **environment: str
     return subprocess.Popen(command, cwd=folder, env=there, stdout=subprocess.PIPE, text=True)
 
 
-def test_two_processes_compute_once(store: Path, tmp_path: Path) -> None:
-    counter = tmp_path / "counter"
-    answers = [process.communicate()[0] for process in [start(counter, 1.0), start(counter, 1.0)]]
-    assert counter.read_text() == "computed\n"
-    assert len({answer.split()[-1] for answer in answers}) == 1
-
-
-def test_processes_that_see_the_store_elsewhere_compute_once(store: Path, tmp_path: Path) -> None:
+def test_two_processes_compute_once_also_where_they_see_the_store_elsewhere(store: Path, tmp_path: Path) -> None:
     """As two machines with one mount: another path, another working directory."""
     store.mkdir()
     (tmp_path / "mount").mkdir()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,10 +18,14 @@ from safetensors.torch import load_file
 
 from tasks.config import TrainingConfig
 from tasks.process.child import STOPPED_EXIT, run_child
+from tasks.process.failures import ChildFailed
 from tasks.training import checkpoints
+from tasks.training.schema import TrainingJob
+from tests.conftest import run_here
 from tests.training.conftest import make_token_rows, write_tokens
 
-SETTINGS = {"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "max_steps": 100, "compute_dtype": "float32"}
+SETTINGS = {"lora_r": 4, "batch_size": 4, "learning_rate": 3e-3, "max_steps": 125, "compute_dtype": "float32"}
+VALIDATED = {"validation_share": 0.2, "validation_steps": 25}
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,6 +43,11 @@ def make_job(base, folder, processes, rows=21, **settings):
         "processes": processes,
         **{kind: str(path) for kind, path in folders.items()},
     }
+
+
+def train_here(job, log=lambda line: None):
+    """The job in one process, the tests' own."""
+    run_here("tasks.training.worker", TrainingJob(**job), log)
 
 
 def adapter(job):
@@ -72,16 +82,17 @@ def stop(job, who="launcher"):
     file = Path(job["output"]).with_name("job.json")
     file.write_text(json.dumps(job))
     command = [sys.executable, "-m", "tasks.training.distributed.launch", str(file), str(os.getpid())]
+    before = kept(job)
     launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(Path(job["checkpoints"]))
+    wait_for(job, before)
     addresses = [address for process in (launcher.pid, *processes()) for address in listening(process)]
     assert addresses and all(ipaddress.ip_address(address).is_loopback for address in addresses), addresses
     os.kill(launcher.pid if who == "launcher" else max(processes()), signal.SIGTERM)
     output, _ = launcher.communicate()
     assert launcher.returncode == STOPPED_EXIT and not processes(), output
     step = output.split("stopped on request after step ")[1].split(";")[0]
-    kept = checkpoints.last_valid(Path(job["checkpoints"]))
-    assert kept is not None and kept.name == f"checkpoint-{step}", output
+    last = checkpoints.last_valid(Path(job["checkpoints"]))
+    assert last is not None and last.name == f"checkpoint-{step}", output
     assert not list(Path(job["output"]).iterdir())
 
 
@@ -117,12 +128,28 @@ def listening(process: int) -> list[str]:
     return [str(ipaddress.ip_address(address)) for address in found]
 
 
-def kill_one(folder: Path) -> None:
-    """SIGKILL for one of them once a checkpoint exists."""
-    wait_for(folder)
-    os.kill(max(processes()), signal.SIGKILL)
+def kept(job) -> set[str]:
+    """The names of its checkpoints."""
+    return {path.name for path in Path(job["checkpoints"]).glob("checkpoint-*")}
 
 
-def wait_for(folder: Path) -> None:
-    while not list(folder.glob("checkpoint-*")):
+def wait_for(job, before) -> None:
+    """Until this attempt has written a checkpoint."""
+    while not kept(job) - before:
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def killed(job, find):
+    """SIGKILL for the process that `find` returns once the attempt in the body has written a checkpoint."""
+
+    def kill():
+        wait_for(job, before)
+        os.kill(find(), signal.SIGKILL)
+
+    before, killer = kept(job), threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ChildFailed) as failure:
+        yield failure
+    killer.join()
+    assert failure.value.transient

@@ -17,10 +17,10 @@ from tasks.process.child import run_child
 from tasks.process.failures import ChildFailed
 from tasks.store.artifact import write_manifest
 from tasks.store.identity import Identity
-from tasks.store.manifest import Manifest
 from tasks.store.remote import Remote
 from tasks.training import checkpoints
 from tests import s3
+from tests.training.launched import train_here
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_bytes(
     pytest.importorskip("s3fs")
     worker = "tasks.training.worker"
     whole, lost = (job(name, 1) | {"checkpoint_steps": 20} for name in ("whole", "lost"))
-    run_child(worker, whole, print)
+    train_here(whole)
     with s3.served() as (bucket, environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_bytes(
             Path(lost[disk]).mkdir()
         said: list[str] = []
         with checkpoints.mirrored(Path(lost["checkpoints"]), said.append, pytest.fail):
-            run_child(worker, lost, said.append)
+            train_here(lost, said.append)
     assert any(line.startswith("resuming from the checkpoint of step ") for line in said), said
     weights = "adapter/adapter_model.safetensors"
     assert Path(lost["output"], weights).read_bytes() == Path(whole["output"], weights).read_bytes()
@@ -126,11 +126,6 @@ def test_a_newer_one_on_this_machine_is_used(remote: Any, tmp_path: Path) -> Non
         assert checkpoints.last_valid(tmp_path / "b/work").name == "checkpoint-12"
 
 
-def of_format_2(manifest: dict[str, Any]) -> bytes:
-    identity = Identity(stage="checkpoint", config=manifest["identity"]["config"], version=0)
-    return Manifest.model_validate(manifest | {"format": 2, "identity": identity, "key": identity.key}).encoded()
-
-
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -140,7 +135,6 @@ def of_format_2(manifest: dict[str, Any]) -> bytes:
         ("manifest of a list", "its manifest in memory://results is damaged"),
         ("no file", "weights in memory://results is missing or not what its manifest says"),
         ("no manifest", ""),
-        ("earlier format", "it is no checkpoint of this version of qlora-flow"),
     ],
 )
 def test_a_damaged_one_is_noticed_and_replaced(remote: Any, tmp_path: Path, damage: str, sentence: str) -> None:
@@ -157,10 +151,6 @@ def test_a_damaged_one_is_noticed_and_replaced(remote: Any, tmp_path: Path, dama
         fs.pipe_file(manifest, fs.cat_file(manifest)[:100])
     elif damage == "manifest of a list":
         fs.pipe_file(manifest, b"[]")
-    elif damage == "earlier format":
-        old = of_format_2(content)
-        fs.rm_file(manifest)
-        fs.pipe_file(f"{place}/manifests/{json.loads(old)['key']}.json", old)
     else:
         fs.rm_file(blob if damage == "no file" else manifest)
     found, said = successor(tmp_path / "b/work")

@@ -16,9 +16,15 @@ from tasks.process.child import run_child
 from tasks.process.failures import ChildFailed
 from tasks.training import memory
 from tasks.training.compute_plan import should_shard
-from tests.training.launched import assert_equal_within_rounding, assert_goes_on, steps, stop
+from tests.training.launched import (
+    VALIDATED,
+    assert_equal_within_rounding,
+    assert_goes_on,
+    steps,
+    stop,
+    train_here,
+)
 
-VALIDATED = {"validation_share": 0.2, "validation_steps": 25}
 DIVIDED = {"sharding": "always", "micro_batch_tokens": 32, **VALIDATED}
 PACKED_BYTES = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128) // 2  # 4 bits a value of two layers
 
@@ -27,7 +33,7 @@ PACKED_BYTES = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128) // 2  # 4 bits 
 def one(job):
     """What one process with the whole base does."""
     done = job("one", 1, **VALIDATED)
-    run_child("tasks.training.worker", done, print)
+    train_here(done)
     return done
 
 
@@ -45,7 +51,7 @@ def test_each_holds_its_part_and_the_result_is_the_same(one, two):
     assert held == [f"process {rank} holds {PACKED_BYTES // 2} packed bytes" for rank in (0, 1)], said
     assert_equal_within_rounding(done, one)
     losses = [[row["validation_loss"] for row in steps(run) if row["validation_loss"]] for run in (done, one)]
-    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert len(losses[0]) == 5 and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_all_stop_on_sigterm_and_the_next_attempt_goes_on(job, two):

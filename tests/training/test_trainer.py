@@ -8,11 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.model.activation_checkpointing import decoder_layers
 from tasks.training import checkpoints, worker
@@ -20,9 +18,9 @@ from tasks.training.data import read_rows
 from tasks.training.step import Interrupted
 from tasks.training.step_metrics import PendingStep, TrainingFailed
 from tests.training.conftest import make_token_rows, write_tokens
+from tests.training.launched import ROOT, steps, train_here
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 
 
 def weights(trainer):
@@ -255,27 +253,13 @@ def test_a_lone_process_sees_one_gpu_and_no_launcher(monkeypatch, visible, one):
     assert seen["CUDA_VISIBLE_DEVICES"] == one and not seen.keys() & {"WORLD_SIZE", "RANK", "LOCAL_RANK"}
 
 
-def start(job, folder):
-    (folder / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "tasks.training.worker", str(folder / "job.json"), str(os.getpid())]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 @pytest.mark.slow
-def test_child_stops_on_sigterm_and_the_next_one_finishes(bases, tmp_path):
-    config = TrainingConfig(lora_r=4, batch_size=4, max_steps=400)
-    for name in ("output", "checkpoints"):
-        (tmp_path / name).mkdir()
-    job = {
-        "tokens": str(write_tokens(tmp_path / "tokens.parquet", make_token_rows(22))),
-        "model": str(bases("llama")),
-        "source": "owner/base",
-        "config": config.model_dump(),
-        "output": str(tmp_path / "output"),
-        "checkpoints": str(tmp_path / "checkpoints"),
-        "checkpoint_steps": 0,
-    }
-    child = start(job, tmp_path)
+def test_child_stops_on_sigterm_and_the_next_attempt_finishes(job):
+    stopped = job("stopped", 1, max_steps=400) | {"checkpoint_steps": 0}
+    file = Path(stopped["output"]).with_name("job.json")
+    file.write_text(json.dumps(stopped))
+    command = [sys.executable, "-m", "tasks.training.worker", str(file), str(os.getpid())]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert child.stdout is not None
     lines = []
     for line in child.stdout:
@@ -285,17 +269,17 @@ def test_child_stops_on_sigterm_and_the_next_one_finishes(bases, tmp_path):
     child.send_signal(signal.SIGTERM)
     rest = child.stdout.read()
     assert child.wait() == worker.STOPPED_EXIT, rest
-    assert checkpoints.last_valid(tmp_path / "checkpoints") is not None, "".join(lines) + rest
-    job["config"]["max_steps"] = done = int(rest.split("stopped on request after step ")[1].split(";")[0]) + 2
-    child = start(job, tmp_path)
-    output, _ = child.communicate()
-    assert child.returncode == 0, output
-    assert "resuming from the checkpoint of step" in output and "Warning" not in output, output
-    assert {path.name for path in (tmp_path / "output" / "adapter").iterdir()} == {
+    assert checkpoints.last_valid(Path(stopped["checkpoints"])) is not None, "".join(lines) + rest
+    assert "Warning" not in "".join(lines) + rest
+    stopped["config"]["max_steps"] = done = int(rest.split("stopped on request after step ")[1].split(";")[0]) + 2
+    said: list[str] = []
+    train_here(stopped, said.append)
+    assert any("resuming from the checkpoint of step" in line for line in said), said
+    output = Path(stopped["output"])
+    assert {path.name for path in (output / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    log = pq.read_table(tmp_path / "output" / "training_log.parquet")
-    assert log["step"].to_pylist() == list(range(1, done + 1))
-    totals = json.loads((tmp_path / "output" / "training.json").read_text())
+    assert [row["step"] for row in steps(stopped)] == list(range(1, done + 1))
+    totals = json.loads((output / "training.json").read_text())
     assert totals["steps"] == done and totals["resumed_from_step"] == done - 2 and totals["tokens"] > 0

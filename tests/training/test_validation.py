@@ -15,12 +15,12 @@ from tasks.config import TrainingConfig
 from tasks.errors import UserError
 from tasks.model import base
 from tasks.model.lora import refresh
-from tasks.process.child import run_child
 from tasks.training import checkpoints
 from tasks.training.data import read_rows
 from tasks.training.step import Interrupted
 from tasks.training.trl_adapter import PackedTrainer
 from tests.training.conftest import make_token_rows, write_tokens
+from tests.training.launched import train_here
 
 CPU = torch.device("cpu")
 BACK = make_token_rows(7, seed=5)
@@ -192,36 +192,22 @@ def test_share_that_holds_back_nothing_is_refused(tmp_path):
         read_rows(write_tokens(tmp_path / "tokens.parquet", make_token_rows(5)), 0.001)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_worker_saves_the_best_and_lists_the_validation_rows(bases, tmp_path, processes):
-    config = TrainingConfig(
-        lora_r=4, batch_size=4, epochs=3, learning_rate=5e-2, compute_dtype="float32", validation_share=0.3, patience=1
-    )
-    for name in ("output", "checkpoints"):
-        (tmp_path / name).mkdir()
-    job = {
-        "tokens": str(write_tokens(tmp_path / "tokens.parquet", make_token_rows(60))),
-        "model": str(bases("llama")),
-        "source": "tiny",
-        "config": config.model_dump(),
-        "output": str(tmp_path / "output"),
-        "checkpoints": str(tmp_path / "checkpoints"),
-        "checkpoint_steps": 0,
-        "processes": processes,
-    }
-    said: list[str] = []
-    run_child(f"tasks.training.{'distributed.launch' if processes > 1 else 'worker'}", job, said.append)
-    totals = json.loads((tmp_path / "output" / "training.json").read_text())
-    log = pq.read_table(tmp_path / "output" / "training_log.parquet").to_pydict()
+def test_worker_saves_the_best_and_lists_the_validation_rows(job, bases, tmp_path):
+    settings = {"learning_rate": 5e-2, "validation_share": 0.3, "patience": 1, "max_steps": 45}
+    worked = job("best", 1, rows=60, **settings)
+    train_here(worked)
+    config, output = TrainingConfig(**worked["config"]), Path(worked["output"])
+    totals = json.loads((output / "training.json").read_text())
+    log = pq.read_table(output / "training_log.parquet").to_pydict()
     losses = {step: loss for step, loss in zip(log["step"], log["validation_loss"], strict=True) if loss}
     assert totals["stopped_early"] and totals["steps"] == max(losses) > totals["best_step"]
     assert totals["validation_loss"] == min(losses.values()) == losses[totals["best_step"]]
-    ledger = pq.read_table(tmp_path / "output" / "ledger.parquet").to_pylist()
-    rest, back, ids = read_rows(Path(job["tokens"]), 0.3)
+    ledger = pq.read_table(output / "ledger.parquet").to_pylist()
+    rest, back, ids = read_rows(Path(worked["tokens"]), 0.3)
     assert [line["id"] for line in ledger] == ids and ledger[0]["reason"] == "held back for validation"
     model = base.load(bases("llama"), config, CPU)
-    trainer = PackedTrainer(model, rest, config, tmp_path / "checkpoints", said.append, back)
-    saved = load_file(tmp_path / "output" / "adapter" / "adapter_model.safetensors")
+    trainer = PackedTrainer(model, rest, config, tmp_path, print, back)
+    saved = load_file(output / "adapter" / "adapter_model.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

@@ -18,11 +18,7 @@ from tasks.training.distributed.nodes import Nodes, NodesApart, gpus, nodes
 
 
 def join(where: Nodes) -> None:
-    """Join one training after another.
-
-    Raises:
-        UserError: this is the first node, or the only one.
-    """
+    """Join one training after another. Raises UserError on the first node, or the only one."""
     if where.number == 0:
         raise UserError("QLORA_FLOW_NODE is 0 or not set: the first node runs the flow, the others join with 1, 2, ...")
     while True:

@@ -29,11 +29,7 @@ _FIRST_FAILURE_SECONDS = 3.0  # until the launcher has seen the process that fai
 
 
 def launch(job: TrainingJob) -> None:
-    """Run one job in `job.processes` processes of this machine, and in those of the other nodes.
-
-    Raises:
-        UserError: a mistake in configuration, data or nodes.
-    """
+    """Run one job in `job.processes` processes of this machine, and in those of the other nodes."""
     where, mistake = nodes(), job.checkpoints / _MISTAKE
     mistake.unlink(missing_ok=True)
     if where.count > 1:
@@ -74,17 +70,16 @@ def start(job: TrainingJob | None, processes: int, where: Nodes) -> dict[int, in
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".rendezvous-", dir=job.checkpoints))
             rendezvous, sizes, network = str(Path(folder, "store")), [processes], _LOOPBACK
         else:
-            _store, job, sizes = meet(
-                job, processes, where
-            )  # the first node must keep its store while the others use it
+            # the first node must keep its store while the others use it
+            _store, job, sizes = meet(job, processes, where)
             rendezvous, network = where.endpoint, {"MASTER_ADDR": where.host}
         common = network | {"WORLD_SIZE": str(sum(sizes)), "LOCAL_WORLD_SIZE": str(processes)}
         if processes > 1:
             common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+        first, told = sum(sizes[: where.number]), job.model_copy(update={"rendezvous": rendezvous})
         children = []
         for number in range(processes):
-            ranks = {"RANK": str(sum(sizes[: where.number]) + number), "LOCAL_RANK": str(number)}
-            told = job.model_copy(update={"rendezvous": rendezvous})
+            ranks = {"RANK": str(first + number), "LOCAL_RANK": str(number)}
             arguments = (process, common | ranks, os.getpid(), told)
             children.append(multiprocessing.get_context("spawn").Process(target=_begin, args=arguments))
         return _run(children)
@@ -105,18 +100,16 @@ def _run(children: list[Any]) -> dict[int, int]:
     try:
         for child in children:
             child.start()
-        running, ends = dict(enumerate(children)), dict[int, int]()
-        while running and not ends:
-            connection.wait([child.sentinel for child in running.values()])
-            for number, child in list(running.items()):
-                if child.exitcode is not None:
-                    del running[number]
-                    if child.exitcode:
-                        ends[number] = child.exitcode
+        while True:
+            running = [child.sentinel for child in children if child.exitcode is None]
+            ends = {number: child.exitcode for number, child in enumerate(children) if child.exitcode}
+            if ends or not running:
+                break
+            connection.wait(running)
         patience = time.monotonic() + _GRACE_SECONDS
-        for child in running.values():
+        for child in children:
             child.terminate()
-        for child in running.values():
+        for child in children:
             child.join(max(0.0, patience - time.monotonic()))
     finally:
         for child in children:

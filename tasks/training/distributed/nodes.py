@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # it imports pyarrow
     from tasks.training.schema import TrainingJob
 
 _JOIN_SECONDS = 600  # that nodes wait for each other
-
+_NUMBERS = {"QLORA_FLOW_NODES": "1", "QLORA_FLOW_NODE": "0"}  # their defaults
 _ENDPOINT = re.compile(r"(?:[^\s:]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})")
 
 
@@ -49,12 +49,12 @@ class Nodes:
 
 
 def nodes() -> Nodes:
-    """Read the environment variables.
-
-    Raises:
-        UserError: a variable is missing or wrong.
-    """
-    count, number = _whole("QLORA_FLOW_NODES", 1), _whole("QLORA_FLOW_NODE", 0)
+    """Read the environment variables. Raises UserError if one is missing or wrong."""
+    numbers = {name: os.environ.get(name, default) for name, default in _NUMBERS.items()}
+    for name, text in numbers.items():
+        if not text.isdecimal():
+            raise UserError(f"{name} is {text!r}: it takes a whole number")
+    count, number = map(int, numbers.values())
     endpoint = os.environ.get("QLORA_FLOW_RENDEZVOUS", "")
     if count <= 1:
         return Nodes(1, 0, "")
@@ -111,19 +111,13 @@ def _trouble(job: dict[str, Any], code: str) -> str:
     """Why this node cannot train the job, or an empty string. `code` is the version of the first node."""
     if code != version():
         return f"{socket.gethostname()} has another version of qlora-flow or its libraries than the first node"
-    if unseen := [job[name] for name in ("tokens", "model", "checkpoints", "start") if not Path(job[name]).exists()]:
-        return (
-            f"{socket.gethostname()} does not see {unseen[0]}: all nodes need the store, and the models of the Hub "
-            "(HF_HOME), on a file system that they share"
-        )
+    for place in (job[name] for name in ("tokens", "model", "checkpoints", "start")):
+        if not Path(place).exists():
+            return (
+                f"{socket.gethostname()} does not see {place}: all nodes need the store, and the models of the Hub "
+                "(HF_HOME), on a file system that they share"
+            )
     return ""
-
-
-def _whole(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise UserError(f"{name} is {text!r}: it takes a whole number")
-    return int(text)
 
 
 def gpus() -> int:
