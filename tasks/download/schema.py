@@ -1,11 +1,11 @@
 """What download writes: each row of the source as JSON text, with its id, split and group."""
 
 import json
+from array import array
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,15 +30,16 @@ class RowsFile:
 
     def __init__(self, file: Path) -> None:
         self._writer = pq.ParquetWriter(file, ROW_SCHEMA, compression="zstd", use_dictionary=["split", "group"])
-        self._rows: list[tuple[str, str, str | None, bytes]] = []
-        self._bytes = 0
+        self._known: list[tuple[str, str, str | None]] = []
+        self._text, self._ends = bytearray(), array("i", [0])
         self._thread = ThreadPoolExecutor(1)
         self._packing: Future[None] | None = None
 
     def add(self, id: str, split: str, group: str | None, row: bytes) -> None:
-        self._rows.append((id, split, group, row))
-        self._bytes += len(row)
-        if len(self._rows) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
+        self._known.append((id, split, group))
+        self._text += row
+        self._ends.append(len(self._text))
+        if len(self._known) >= GROUP_ROWS or len(self._text) >= GROUP_BYTES:
             self._write_group()
 
     def close(self, columns: list[str]) -> None:
@@ -52,14 +53,13 @@ class RowsFile:
     def _write_group(self) -> None:
         if self._packing:
             self._packing.result()
-        if self._rows:
-            *known, rows = zip(*self._rows, strict=True)
-            arrays: list[pa.Array] = [pa.array(column, pa.string()) for column in known]
-            ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-            arrays.append(pa.StringArray.from_buffers(len(rows), pa.py_buffer(ends), pa.py_buffer(b"".join(rows))))
+        if self._known:
+            arrays: list[pa.Array] = [pa.array(column, pa.string()) for column in zip(*self._known, strict=True)]
+            ends, text = pa.py_buffer(self._ends), pa.py_buffer(self._text)
+            arrays.append(pa.StringArray.from_buffers(len(self._known), ends, text))
             table = pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
             self._packing = self._thread.submit(self._writer.write_table, table)
-            self._rows, self._bytes = [], 0
+            self._known, self._text, self._ends = [], bytearray(), array("i", [0])
 
 
 def columns_of(file: pq.ParquetFile) -> set[str]:
