@@ -97,7 +97,8 @@ def standing(entries: list[Entry], version: str, adapter: str) -> str:
         return "was in use"
     if not entries:
         return "not compared"
-    return "refused" if entries[-1].what == "refused" else "better" if entries[-1].better else "no better"
+    last = entries[-1]
+    return last.what if last.what in ("refused", "waiting") else "better" if last.better else "no better"
 
 
 def looks(entries: list[Entry]) -> list[Entry]:

@@ -51,7 +51,7 @@ class Decision(BaseModel):
     facts: dict[str, Any] = {}
 
 
-Kind = Literal["opened", "look", "decision", "refused", "move"]
+Kind = Literal["opened", "look", "decision", "refused", "waiting", "move"]
 
 
 class Entry(BaseModel):
@@ -62,7 +62,8 @@ class Entry(BaseModel):
         at: UTC.
         by: the run or the person.
         what: `opened`: a life of the test rows begins, with `version` in use. `look`: scores are about to be read.
-            `decision`: the result. `refused`: the version did not load. `move`: `version` replaces `champion`.
+            `decision`: the result. `refused`: the version did not load. `waiting`: it needs a person's
+            approval. `move`: `version` replaces `champion`.
         version: the candidate; in a move, the new champion.
         champion: the one it is compared with, or that it replaces; empty: the base.
         adapter: digest of the version's weights, because the number of a deleted version is given to another one.

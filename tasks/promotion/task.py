@@ -61,7 +61,11 @@ def promote(
             try:
                 try_out(version.path, model, log, execution.hang_minutes)
             except UserError as error:
-                decision = _refuse(history, decision, str(error))
+                said = sentence("refused", decision.version, history.champion, str(error))
+                changes = {"outcome": "refused", "sentence": said, "champion": history.champion}
+                decision = decision.model_copy(update=changes)
+            if decision.outcome != "promoted":
+                _record(history, decision)
         if decision.outcome == "promoted" and history.champion != decision.version:
             history.move(decision.version, decision.sentence)
     log(decision.sentence)
@@ -139,13 +143,19 @@ def announce(folder: Path, move: Entry) -> None:
         told.write_text(str(id))
 
 
-def _refuse(history: History, decision: Decision, why: str) -> Decision:
-    """Record that a better version failed the check in a separate process."""
-    said = sentence("refused", decision.version, history.champion, why)
-    last, adapter = history.entries[-1], champion.weights(history.folder, decision.version)
-    if (last.what, last.adapter, last.reason) != ("refused", adapter, said):  # a repeated run adds no second line
-        history.add("refused", version=decision.version, champion=history.champion, adapter=adapter, reason=said)
-    return decision.model_copy(update={"outcome": "refused", "sentence": said, "champion": history.champion})
+def _record(history: History, decision: Decision) -> None:
+    """Record that a better version was refused or waits; a repeated run adds no second line."""
+    adapter = champion.weights(history.folder, decision.version)
+    last = champion.about(history.entries, decision.version, adapter)[-1]
+    if (last.what, last.reason) != (decision.outcome, decision.sentence):
+        outcome: Any = decision.outcome
+        history.add(
+            outcome,
+            version=decision.version,
+            champion=history.champion,
+            adapter=adapter,
+            reason=decision.sentence,
+        )
 
 
 def _decide(

@@ -217,10 +217,13 @@ def test_approval_leaves_the_version_waiting_and_promoting_it_is_the_approval(
     import flows.promote
 
     run("a", BETTER)
-    waiting = run("b", BETTER, approval=True)
+    assert run("b", BETTER, approval=True) == (waiting := run("b", BETTER, approval=True))
     assert waiting.outcome == "waiting" and waiting.champion == "v0001" == champion.pointer(folder())
     assert waiting.sentence.startswith("v0002 waits for approval: held-out loss")
     assert waiting.sentence.endswith("qlora-flow adapters promote adapter@v0002 --reason TEXT.")
+    assert [entry.what for entry in champion.read(folder())[-2:]] == ["decision", "waiting"]  # once, for both runs
+    assert champion.read(folder())[-1].said == waiting.sentence
+    assert waiting.sentence in (folder() / "README.md").read_text()
     monkeypatch.setattr(flows.promote, "base_of", lambda _: BASE)
     monkeypatch.setattr(flows.promote, "try_out", lambda version, *_: tried.append(version.name))
     said = flows.promote.promote_version("adapter", "v0002", "read the answers")
@@ -269,7 +272,7 @@ def test_a_version_that_was_decided_twice_stands_as_it_was_decided_last(monkeypa
     flows.promote.promote_version("adapter", "v0002", "read the answers")
     assert stands("a", "b") == ["was in use", "in use"]
     run("c", BETTER, approval=True)
-    assert stands("a", "b", "c") == ["was in use", "in use", "better"]
+    assert stands("a", "b", "c") == ["was in use", "in use", "waiting"]
     with monkeypatch.context() as patch:
         patch.setattr(task, "try_out", lambda *_: (_ for _ in ()).throw(UserError("it does not load")))
         assert run("c", BETTER).outcome == "refused"
