@@ -12,7 +12,7 @@ import pytest
 from flows.__main__ import main
 from tasks.config import EvaluationConfig, ExecutionConfig
 from tasks.evaluation import worker
-from tasks.evaluation.answers import generate, loss
+from tasks.evaluation.answers import generate
 from tasks.evaluation.answers.kept import Kept
 from tasks.evaluation.facts import EvaluationFacts
 from tasks.evaluation.identity import answers_identity
@@ -134,13 +134,13 @@ def test_a_champion_that_cannot_answer_these_rows_is_left_out_and_it_is_said(mad
 def test_the_next_retrain_computes_the_new_rows_alone(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth more rows and another adapter: of base and champion only what is new is answered and predicted."""
     counts: list[tuple[str, int]] = []
-    for module, name in ((generate, "answer"), (loss, "losses")):
+    for name in ("answer", "losses"):
 
-        def counted(model: Any, rows: Any, *more: Any, name: str = name, usual: Any = getattr(module, name)) -> Any:
+        def counted(model: Any, rows: Any, *more: Any, name: str = name, usual: Any = getattr(generate, name)) -> Any:
             counts.append((name, len(rows)))
             return usual(model, rows, *more)
 
-        monkeypatch.setattr(module, name, counted)
+        monkeypatch.setattr(generate, name, counted)
     rows = make_rows(90)
     for number, row in enumerate(rows):
         row["dialogue"] += f"\nEve: Number {number}."  # no prompt comes twice

@@ -255,7 +255,7 @@ def test_a_lone_process_sees_one_gpu_and_no_launcher(monkeypatch, visible, one):
 
 @pytest.mark.slow
 def test_child_stops_on_sigterm_and_the_next_attempt_finishes(job):
-    stopped = job("stopped", 1, max_steps=400) | {"checkpoint_steps": 0}
+    stopped = job("stopped", 1, max_steps=20_000) | {"checkpoint_steps": 0}
     file = Path(stopped["output"]).with_name("job.json")
     file.write_text(json.dumps(stopped))
     command = [sys.executable, "-m", "tasks.training.worker", str(file), str(os.getpid())]
