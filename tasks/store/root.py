@@ -11,7 +11,7 @@ def store_root() -> Path:
 
 def at_home(path: str | Path) -> Path:
     """A path that may begin with ~. That of an unknown user stays as it is, and is not found."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises instead
 
 
 def existing(folder: Path) -> Path:
