@@ -23,7 +23,7 @@ from tasks.download.task import ask_hub, download
 from tasks.errors import UserError
 from tasks.evaluation import tables
 from tasks.evaluation.facts import EvaluationFacts
-from tasks.evaluation.task import check_scorable, evaluate
+from tasks.evaluation.task import evaluate
 from tasks.formatting.task import format_prompts
 from tasks.process.failures import disk_trouble
 from tasks.promotion import champion
@@ -123,7 +123,6 @@ def evaluate_only(
         tokenization = learnt_tokens.manifest.fields(TokenizationConfig)
         tokens = limited(tokenize, execution)(prompts, source.model, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
-        check_scorable(tokens, prompts, source.model, evaluation)
         in_place = champion.champion_of(champion.read(folder))
         other = champion.intact(folder, in_place) if in_place not in ("", chosen.path.name) else None
         scores = limited(evaluate, execution)(adapter, tokens, prompts, source.model, evaluation, execution, other)

@@ -15,7 +15,7 @@ from flows.run.continued import to_begin_from, to_replay, unless_trained
 from flows.run.data import check_losses, check_removed, check_sides, show_data
 from flows.run.logs import readable_logs
 from flows.run.summary import artifact_key, leave_artifacts, skipped, summarize
-from flows.stages import limited
+from flows.stages import BY_NAME, limited
 from tasks.config import (
     DataConfig,
     EvaluationConfig,
@@ -107,9 +107,10 @@ def retrain(
         stages["tokenize"] = tokens = limited(tokenize, execution)(prompts, base, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
         check_sides(tokens)
-        check_scorable(tokens, prompts, source.model, evaluation)
         show_data(stages, training, artifact_key("data", publishing.name))
         start = unless_trained(start, registry, tokens, base, training)
+        if not BY_NAME["train"].computed(stages, base, groups, start):  # before hours of training
+            check_scorable(tokens, prompts, base, evaluation)
         compute_elsewhere("train", stages, base, groups | {"model": now[1]})
         stages["train"] = adapter = limited(train, execution)(tokens, base, training, execution, start)
         compared = opponent(registry, adapter.part("adapter"))

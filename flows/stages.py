@@ -17,6 +17,7 @@ from tasks.publishing.identity import identity as publish_identity
 from tasks.store.artifact import ArtifactRef
 from tasks.store.identity import Identity
 from tasks.store.model import BaseModelRef
+from tasks.store.root import store_root
 from tasks.tokenization.identity import identity as tokenize_identity
 from tasks.training.identity import identity as train_identity
 from tasks.training.start import Start
@@ -57,6 +58,10 @@ class Stage:
         """
         read = [made[stage] for stage in self.inputs.values()]
         return self.decided_by(*read, *([model] if read else []), groups[self.group], *([earlier] if earlier else []))
+
+    def computed(self, *decisive: Any) -> bool:
+        """Whether the store has its result already; arguments as for `identity`."""
+        return (store_root() / "artifacts" / self.identity(*decisive).key).exists()
 
 
 ANSWERED = {"adapter": "train", "tokens": "tokenize", "prompts": "format"}

@@ -42,6 +42,7 @@ def evaluate(
     log = get_run_logger().info
 
     def write(folder: Path) -> EvaluationFacts:
+        check_scorable(tokens, prompts, model, config)
         training = adapter.manifest.fields(TrainingConfig).model_dump()
         left_out = why_not(champion, training, prompts, model) if champion else ""
         if left_out:
@@ -84,7 +85,7 @@ def _source(prompts: ArtifactRef) -> Path:
 
 
 def check_scorable(tokens: ArtifactRef, prompts: ArtifactRef, model: BaseModelRef, config: EvaluationConfig) -> None:
-    """Before training: check metrics, slices, references and watch sets.
+    """Before training, and again where training is reused: check metrics, slices, references and watch sets.
 
     Raises:
         UserError: a metric or column is missing, a reference cannot be scored, or a watch set is trained on.

@@ -16,8 +16,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mpmath import mp
-
 from tasks.config import GUARD
 from tasks.promotion.schema import Entry
 
@@ -76,6 +74,8 @@ def compare(differences: Sequence[float], groups: Sequence[str | None], bound: f
 
 def tail(t: float, freedom: int) -> float:
     """P(T > t) of Student's t distribution."""
+    from mpmath import mp  # takes a while to import, and the checks before a run read this file for `Guard`
+
     half = float(mp.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)) / 2
     return half if t > 0 else 1 - half
 

@@ -211,9 +211,14 @@ def test_a_reference_that_cannot_be_scored_ends_the_run_before_training(
 ) -> None:
     rows = [{**row, "summary": "👍 !"} if n % 4 == 0 else row for n, row in enumerate(make_rows(40))]
     write_jsonl(tmp_path / "rows.jsonl", rows)
+    refused = r"held-out row 'r0\d\d'.* has no word or number for rougeL to count"
     assert main(["run", str(config), "--evaluation.metrics", "loss,exact_match,rougeL"]) == 1
-    assert re.search(r"held-out row 'r0\d\d'.* has no word or number for rougeL to count", capsys.readouterr().err)
+    assert re.search(refused, capsys.readouterr().err)
     assert not [*store.glob("artifacts/train-*")]
+    run(config, "--evaluation.metrics", "loss")
+    assert main(["run", str(config), "--evaluation.metrics", "loss,rougeL"]) == 1  # training is reused
+    assert re.search(refused, capsys.readouterr().err)
+    assert len([*store.glob("artifacts/evaluate-*")]) == 1
 
 
 def test_a_run_is_scored_by_a_metric_of_the_users_own(
