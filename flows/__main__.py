@@ -2,10 +2,10 @@
 
 import argparse
 import importlib.metadata
+import io
 import os
 import signal
 import sys
-from pathlib import Path
 
 from flows.commands import adapters, clean, deploy, doctor, init, plan, preview, retrain_all, run, serve, try_
 from flows.commands.environment import check_store
@@ -24,19 +24,25 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done. 1: the run failed. 2: the configuration is wrong, nothing ran.
     """
+    _read_and_write_utf8()
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     if options.store:
-        os.environ["QLORA_FLOW_STORE"] = str(options.store)
+        os.environ["QLORA_FLOW_STORE"] = options.store
     try:
         _check_fields(unknown)
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         check_store()
-        return options.main(options)
+        status: int = options.main(options)
+        print(end="", flush=True)  # what goes wrong with the output is said here, not by Python's end
+        return status
     except (UserError, DamagedArtifact) as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads the output has read enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("\nInterrupted. Finished stages are kept: the same command goes on from there.", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -46,8 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         if not (is_transient(error) or isinstance(error, ConnectionError)):
             raise
-        print(f"The network does not answer, nothing ran: {visible(error)}", file=sys.stderr)
+        print(f"A disk or the network does not answer, nothing ran: {visible(error)}", file=sys.stderr)
         return 1
+
+
+def _read_and_write_utf8() -> None:
+    """Start again with Python's UTF-8 mode if the locale has another encoding. What cannot be printed is escaped."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # child processes inherit it
+        os.execv(sys.executable, sys.orig_argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _check_fields(unknown: list[str]) -> None:
@@ -66,9 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     for module in COMMANDS:
         name, about = module.__name__.rpartition(".")[2].replace("_", "-").rstrip("-"), module.__doc__
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        command.add_argument(
-            "--store", type=Path, metavar="FOLDER", help="where results are kept (default: .qlora-flow)"
-        )
+        command.add_argument("--store", metavar="FOLDER", help="where results are kept (default: .qlora-flow)")
         module.add_arguments(command)
         command.set_defaults(main=module.main)
     return parser

@@ -12,6 +12,7 @@ from tasks.download.models import BUNDLED, looks_local, present_model
 from tasks.errors import UserError
 from tasks.evaluation.facts import WATCH
 from tasks.evaluation.identity import own_metric
+from tasks.evaluation.slices import LENGTH, SHORTENED
 from tasks.formatting.chat import check_chat_template
 from tasks.formatting.columns import check_columns, columns_read
 from tasks.model.targets import check_targets
@@ -74,6 +75,11 @@ def _promotion(groups: dict[str, Any]) -> None:
             )
     names = [each.name for each in evaluation.watch]
     for guard in guards:
+        if guard.column not in ("", WATCH, LENGTH, SHORTENED, *evaluation.slices):
+            raise UserError(
+                f"promotion.guards: {guard.column} is not among evaluation.slices, so its rows are not scored apart; "
+                "add it there."
+            )
         if guard.column == WATCH and guard.value not in names:
             there = f"it has {', '.join(names)}" if names else "it names none"
             raise UserError(f"promotion.guards: evaluation.watch has no set called {guard.value}; {there}.")

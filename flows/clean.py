@@ -37,7 +37,7 @@ def clean(keep_last: int, keep_days: int = 30, dry_run: bool = False) -> tuple[l
         UserError: a run is using the store, or what versions were made from cannot be known.
     """
     with exclusively():
-        before = time.time() - 86_400 * keep_days
+        before = max(0, time.time() - 86_400 * keep_days)
         published = dict(_published())
         gone = set(_never_in_use(published, keep_last, before))
         kept = {folder: manifest for folder, manifest in published.items() if folder not in gone}

@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"The configuration {path} cannot be read: {error.strerror}.") from error
     except RecursionError as error:
         raise UserError(f"The configuration {path} is nested too deeply.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a number of thousands of digits
         why = " ".join(str(error).split())
         raise UserError(f"The configuration {path} is not YAML: {why}.{_quoting(text, error)}") from error
     if not isinstance(values, dict):
@@ -119,7 +119,7 @@ def _typed(model: type[Section], flags: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and model.model_fields[field].annotation in (bool, int, float):
             try:
                 typed[field] = yaml.load(value, _Loader)
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError):
                 continue
     return typed
 

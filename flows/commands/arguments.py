@@ -52,6 +52,13 @@ def overrides(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return given
 
 
+def count(text: str) -> int:
+    """Type of a flag that takes a whole number from 1."""
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError("takes a whole number from 1 to 999,999,999")
+    return int(text)
+
+
 def _kind(about: dict[str, Any]) -> str:
     if "enum" in about:
         return "|".join(map(str, about["enum"]))

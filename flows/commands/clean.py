@@ -2,6 +2,7 @@
 
 import argparse
 
+from flows.commands.arguments import count
 from tasks.errors import UserError
 from tasks.store.root import store_root
 from tasks.text import visible
@@ -10,14 +11,14 @@ from tasks.text import visible
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--keep-last",
-        type=_count,
+        type=count,
         default=3,
         metavar="N",
         help="results of a stage, versions of an adapter [default 3]",
     )
     command.add_argument(
         "--keep-days",
-        type=_count,
+        type=count,
         default=30,
         metavar="N",
         help="age at which versions that were never in use, and abandoned checkpoints, are removed [default 30]",
@@ -35,9 +36,3 @@ def main(options: argparse.Namespace) -> int:
     said = f"{len(removed)} results {would}removed, {freed / 2**20:,.1f} MiB {would}freed"
     print(*map(visible, removed), said, sep="\n")
     return 0
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("takes a whole number from 1")
-    return int(text)

@@ -16,7 +16,10 @@ def check_store() -> None:
 def homes_in_store() -> None:
     """Without a writable home, libraries keep their files in the store."""
     for name, usual in (("PREFECT_HOME", "~/.prefect"), ("HF_HOME", "~/.cache/huggingface")):
-        if name not in os.environ and not _can_write(Path(usual)):
+        if not os.environ.get(name):
+            os.environ.pop(name, None)  # an empty one would be the working directory
+            if _can_write(Path(usual)):
+                continue
             instead = store_root() / name.lower()
             instead.mkdir(parents=True, exist_ok=True)
             os.environ[name] = str(instead)
@@ -24,7 +27,8 @@ def homes_in_store() -> None:
 
 def local_settings() -> None:
     """Prefect's settings for a local run; the user's settings stay. Call it before Prefect is imported."""
-    os.environ.setdefault("PREFECT_RESULTS_LOCAL_STORAGE_PATH", str(store_root() / "results"))
+    if not os.environ.get("PREFECT_RESULTS_LOCAL_STORAGE_PATH"):
+        os.environ["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] = str(store_root() / "results")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_SERVER_LEVEL", "ERROR")
     os.environ.setdefault("DO_NOT_TRACK", "1")

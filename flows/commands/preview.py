@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flows.commands.arguments import add_configuration, configuration
+from flows.commands.arguments import add_configuration, configuration, count
 from flows.commands.environment import homes_in_store
 from tasks.errors import UserError
 from tasks.text import excerpt, visible, visible_lines
@@ -16,7 +16,7 @@ MOST = 1000
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     add_configuration(command)
-    command.add_argument("--rows", type=int, default=2, metavar="N", help="rows to show of each split [default 2]")
+    command.add_argument("--rows", type=count, default=2, metavar="N", help="rows to show of each split [default 2]")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -73,7 +73,7 @@ def _rows(folder: Path, tokenizer: Path, rendered: bool, count: int, mixed_in: d
     for split, title in (("train", "training"), ("test", "held-out")):
         rows = table.filter(pc.equal(table["split"], split))
         last = rows.slice(len(rows) - 1) if mixed_in.get(split) and len(rows) > count else rows.slice(0, 0)
-        for row in [*rows.slice(0, count).to_pylist(), *last.to_pylist()]:  # earlier rows stand at the end
+        for row in [*rows.to_pylist()[:count], *last.to_pylist()]:  # earlier rows stand at the end
             learnt = sum(label != IGNORE_INDEX for label in row["labels"])
             yield f"── {title} row {visible(row['id'])}: {len(row['input_ids']):,} tokens, {learnt:,} learnt (« »)"
             shown = ""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows.commands.adapters import named
+from flows.commands.arguments import count
 from flows.commands.environment import homes_in_store
 from tasks.errors import UserError
 
@@ -18,7 +19,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="the text that the prompt's template is about, or a row as a JSON object; without one, each line typed",
     )
     command.add_argument("--file", type=Path, help="a row a line in a .jsonl file; else one prompt")
-    command.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer [default 256]")
+    command.add_argument("--max-new-tokens", type=count, default=256, metavar="N", help="longest answer [default 256]")
     command.add_argument("--registry", default="", metavar="FOLDER", help="default: the store's, and those it knows")
 
 
@@ -27,8 +28,6 @@ def main(options: argparse.Namespace) -> int:
     folder, version = named(options)
     if options.prompt is not None and options.file:
         raise UserError("Give a prompt or --file, one of the two.")
-    if options.max_new_tokens < 1:
-        raise UserError("--max-new-tokens takes a number from 1.")
     from flows.promote import base_of
     from tasks.config import FormattingConfig
     from tasks.formatting.prompts import prompt_of

@@ -61,9 +61,9 @@ class EvaluationConfig(Section):
             raise ValueError(f"two sets are called {twice[0]}; each needs a name of its own")
         return watch
 
-    @field_validator("metrics")
+    @field_validator("metrics", "slices")
     @classmethod
-    def _each_once(cls, metrics: list[str]) -> list[str]:
-        if twice := [name for name in metrics if metrics.count(name) > 1]:
+    def _each_once(cls, names: list[str]) -> list[str]:
+        if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]} is given twice")
-        return metrics
+        return names

@@ -1,14 +1,16 @@
 """The base class of the configuration's sections, and types of their fields."""
 
 import json
+import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema, field_validator
 
 from tasks.text import SECRET
 
 SEVERAL_LINES: Any = {"format": "json-string"}
 """Gives a text a box of several lines in the form of the Prefect UI, which checks nothing else by it."""
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _WRITTEN = {"dora": "DoRA", "hub": "Hub", "id": "ID", "lora": "LoRA", "neftune": "NEFTune", "rslora": "rsLoRA"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -52,6 +54,14 @@ class Section(BaseModel):
         field_title_generator=_title,
         json_schema_extra=_show_bounds,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and NO_TEXT.search(text):
+                raise ValueError("it holds NUL or half a character, which neither a file's name nor UTF-8 has")
+        return value
 
 
 def _without_credentials(value: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 def store_root() -> Path:
     """The folder of the store."""
-    return Path(os.environ.get("QLORA_FLOW_STORE", ".qlora-flow")).absolute()
+    return at_home(os.environ.get("QLORA_FLOW_STORE") or ".qlora-flow").absolute()
 
 
 def at_home(path: str | Path) -> Path:

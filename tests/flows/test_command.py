@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 
 from flows.__main__ import _parser, main
 from flows.commands.arguments import overrides
+from flows.commands.environment import homes_in_store
 from flows.config_file import load
 from tasks.config import SECTIONS
 from tasks.errors import UserError
+from tasks.store.root import store_root
+from tests.tiny import write_jsonl
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,10 @@ from tasks.errors import UserError
         ("data: {path: 12}", ["data.path: 12 is wrong: quote it"]),
         ("data: {path: a}\npublishing: {name: true}", ["publishing.name: true is wrong: quote it"]),
         ("[" * 5000, ["nested too deeply"]),
+        (f"data: {{path: a}}\ntraining: {{seed: {'9' * 5000}}}", ["is not YAML", "4300 digits"]),
+        ('data: {path: "a\\0b"}', ["data.path: 'a\\x00b' is wrong: it holds NUL"]),
+        ('data: {path: a}\nformatting: {references: ["\\ud800"]}', ["formatting.references", "half a character"]),
+        ("data: {path: a}\nevaluation: {slices: [topic, topic]}", ["evaluation.slices", "topic is given twice"]),
     ],
 )
 def test_a_wrong_configuration_is_refused(
@@ -96,6 +104,8 @@ def test_a_missing_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
         (["--training.lr", "1"], "training.lr: there is no such field; training has quantization"),
         (["--training.lr=1"], "training.lr: there is no such field"),
         (["--training.dora", "yes"], "training.dora: 'yes' is wrong: input should be a valid boolean"),
+        (["--training.seed", "9" * 5000], "training.seed: '9999"),
+        (["--data.path", "\udcff"], "data.path: '\\udcff' is wrong: it holds NUL or half a character"),
         (["--training.lora_r", "["], "training.lora_r: '[' is wrong: input should be a valid integer"),
         (["--lora_r", "4"], "--lora_r: there is no such flag (did you mean --training.lora_r?)"),
         (["--traning.lora-r=4"], "--traning.lora-r: there is no such flag (did you mean --training.lora_r?)"),
@@ -115,6 +125,42 @@ def test_a_store_that_is_not_there_is_not_cleaned(store: Path, capsys: pytest.Ca
     assert main(["clean"]) == 2
     assert f"There is no store {store}" in capsys.readouterr().err
     assert not store.exists()
+
+
+@pytest.mark.parametrize(("value", "folder"), [("", ".qlora-flow"), ("~/store", "home/store")])
+def test_the_stores_variable_may_be_empty_or_begin_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("QLORA_FLOW_STORE", value)
+    assert store_root() == tmp_path / folder
+    monkeypatch.setenv("PREFECT_HOME", "")  # Prefect would take it for the working directory
+    homes_in_store()
+    assert os.environ.get("PREFECT_HOME") is None
+
+
+@pytest.mark.parametrize("command", [["clean", "--keep-days", "9" * 30], ["preview", "a.yaml", "--rows", "-1"]])
+def test_a_number_of_things_is_one_from_1(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "takes a whole number from 1 to 999,999,999" in capsys.readouterr().err
+
+
+def test_any_locale_will_do_and_who_stops_reading_ends_the_command_silently(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "größe.jsonl", [{"question": "wie groß?", "answer": "größer"}])
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # its encoding is ASCII
+    for output, more, status in (("a.yaml", {}, 0), ("b.yaml", locale, 0), ("c.yaml", {}, 128 + signal.SIGPIPE)):
+        reading, writing = os.pipe()
+        if status:
+            os.close(reading)
+        command = [sys.executable, "-m", "flows", "init", "größe.jsonl", "--output", output]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | more, stdout=writing, stderr=subprocess.PIPE, text=True
+        )
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (status, "")
+        assert "größe.jsonl" in (tmp_path / output).read_text("utf-8")
 
 
 def test_a_list_is_written_with_commas() -> None:
@@ -213,7 +259,9 @@ def test_a_hub_out_of_reach_is_one_sentence(
     assert "model.base: owner/name at this revision is not in the Hub's cache" in capsys.readouterr().err
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert main(["plan", str(file)]) == 1
-    sentence = "The network does not answer, nothing ran: model.base: owner/name cannot be asked for at https://"
+    sentence = (
+        "A disk or the network does not answer, nothing ran: model.base: owner/name cannot be asked for at https://"
+    )
     assert capsys.readouterr().err.startswith(sentence)
 
 

@@ -107,7 +107,6 @@ def test_a_prompt_a_file_and_a_loop_are_answered_as_in_evaluation(
         (["adapter@v0001", "--file", "nothing.txt"], "--file: nothing.txt cannot be read"),
         (["adapter@v0001", "--file", "rows.jsonl"], "--file: rows.jsonl, line 3: The row is no JSON object"),
         (["adapter@v0001", '{"dialogue"'], "The row is no JSON object"),
-        (["adapter@v0001", "x", "--max-new-tokens", "0"], "--max-new-tokens takes a number from 1"),
         (["adapter@v0002", "x"], "The prompt is made of a, b: give a row as a JSON object with them"),
         (["adapter@v0003", "x"], "v0003 of adapter was published before versions noted how they are asked"),
         (["adapter@v0004", '{"messages": 7}'], "The row cannot be formatted"),

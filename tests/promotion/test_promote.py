@@ -357,3 +357,6 @@ def test_a_metric_that_is_not_scored_is_said_before_anything_runs() -> None:
     groups["promotion"] = PromotionConfig(metric="rougeL", guards=["chrf 0.1"])
     with pytest.raises(UserError, match=r"promotion\.guards: chrf is not among"):
         check_promotion(groups)
+    groups["promotion"] = PromotionConfig(metric="rougeL", guards=["rougeL[shortened=yes] 0.1", "rougeL[topic=a] 0.1"])
+    with pytest.raises(UserError, match=r"promotion\.guards: topic is not among evaluation\.slices"):
+        check_promotion(groups)
