@@ -7,7 +7,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 POWER = 0.8
-_AT_ONCE = 500  # resamples at a time, to limit memory
+_AT_ONCE = 5_000_000  # groups drawn at a time, to limit memory
 
 
 def paired_intervals(
@@ -30,10 +30,11 @@ def paired_intervals(
         return [(mean, None, None) for mean in found]
     generator = np.random.default_rng(seed)
     means = np.empty((RESAMPLES, differences.shape[1]))
-    for first in range(0, RESAMPLES, _AT_ONCE):
-        drawn = generator.integers(0, len(counts), (_AT_ONCE, len(counts)))
+    step = max(1, min(500, _AT_ONCE // len(counts)))
+    for first in range(0, RESAMPLES, step):
+        drawn = generator.integers(0, len(counts), (min(step, RESAMPLES - first), len(counts)))
         times = np.stack([np.bincount(row, minlength=len(counts)) for row in drawn]).astype(float)
-        means[first : first + _AT_ONCE] = (times @ sums) / (times @ counts)[:, None]
+        means[first : first + step] = (times @ sums) / (times @ counts)[:, None]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return list(zip(found, low.tolist(), high.tolist(), strict=True))
 

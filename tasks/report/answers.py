@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ EACH = 4
 """Rows of each kind that are shown."""
 ALIKE = 0.5
 """Differences are marked from this share of common words on."""
+MOST_PAIRS = 500_000
+"""Of a word with an equal one in the other text."""
 _WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|\w+|\s+|.", re.S
 )  # single characters in scripts without spaces
@@ -66,13 +69,14 @@ def answer_row(row: Mapping[str, Any], metric: str, other: str) -> dict[str, Any
 def marked(old: str, new: str) -> tuple[list[Part], list[Part]]:
     """Two texts as parts: `gone` are words of the old text alone, `new` those of the new text alone.
 
-    Nothing is marked in long texts, or if little is common.
+    Nothing is marked in long texts, if little is common, or if words are repeated so often that it would take seconds.
     """
     if max(len(old), len(new)) > LONGEST_EXCERPT:
         return excerpt(old), excerpt(new)
     ours, theirs = _WORD.findall(old), _WORD.findall(new)
+    often = Counter(theirs)
     found = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
-    if found.ratio() < ALIKE:
+    if sum(often[word] for word in ours) > MOST_PAIRS or found.ratio() < ALIKE:
         return excerpt(old), excerpt(new)
     sides: tuple[list[Part], list[Part]] = ([], [])
     for kind, a, b, c, d in found.get_opcodes():

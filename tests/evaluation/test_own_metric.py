@@ -43,7 +43,8 @@ def test_each_row_gets_what_the_function_returns(installed: Path) -> None:
         ("assert len(predictions) < 3, 'many'\n    return [0]", "fails on all rows together, but on no single row"),
         ("return [0.5]", "returned 1 values for 3 rows, 'a' to 'c'"),
         ("return 0.5", "fails on row 'a': TypeError: 'float' object is not iterable"),
-        ("return [0, float('nan'), 1]", "returned nan for row 'b'; a finite number is right"),
+        ("return [0, float('nan'), 1]", "returned nan for row 'b'; a number below 1e100 is right"),
+        ("return [0, 1e200, 1]", "returned 1e+200 for row 'b'"),  # its square is no number
         ("return [0, 1, float('inf')]", "returned inf for row 'c'"),
         ("return [0, None, 1]", "returned None for row 'b'"),
         ("return [0, '1', 1]", "returned '1' for row 'b'"),

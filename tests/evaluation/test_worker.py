@@ -48,6 +48,13 @@ def test_the_best_reference_counts(tmp_path: Path) -> None:
     assert answers[0]["tuned_rouge2"] == 1
 
 
+def test_a_loss_that_is_no_number_is_named_with_its_row(tmp_path: Path) -> None:
+    answers = rows("a", "a", ["a"])
+    answers[1]["tuned_loss"] = float("inf")
+    with pytest.raises(UserError, match="the loss of tuned on row 'r1' is no finite number"):
+        score(answers, BOTH, config("loss"), tmp_path)
+
+
 def test_rouge_l_by_hand(tmp_path: Path) -> None:
     # longest common subsequence "police the gunman": 3 of 4 words on both sides
     answers = rows("police ended the gunman", "police ended the gunman", ["police killed the gunman"])

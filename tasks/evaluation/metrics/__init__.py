@@ -1,5 +1,6 @@
 """Scores of answers by the names of `evaluation.metrics`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def scores(rows: Sequence[Mapping[str, Any]], who: str, metrics: Sequence[str], 
             loss under `<who>_loss`, if that is a metric.
         scratch: a folder for the files of `evaluate`.
     Raises:
-        UserError: a metric of the user's own fails.
+        UserError: a loss is not finite, or a metric of the user's own fails.
     """
     from tasks.evaluation.metrics.exact_match.exact_match import ExactMatch
     from tasks.evaluation.metrics.health.health import Health
@@ -47,6 +48,12 @@ def scores(rows: Sequence[Mapping[str, Any]], who: str, metrics: Sequence[str], 
     from tasks.evaluation.metrics.rouge.rouge import Rouge
     from tasks.evaluation.metrics.token_f1.token_f1 import TokenF1
 
+    if "loss" in metrics and (bad := [row["id"] for row in rows if not math.isfinite(row[f"{who}_loss"])]):
+        more = f" and on {len(bad) - 1:,} more rows" if bad[1:] else ""
+        raise UserError(
+            f"evaluation: the loss of {who} on row {bad[0]!r}{more} is no finite number. "
+            "Where float16 overflows, set training.compute_dtype to bfloat16; else the base itself is damaged."
+        )
     texts = {"predictions": [row[who] for row in rows], "references": [row["references"] for row in rows]}
     found = {"loss": [row[f"{who}_loss"] for row in rows]} if "loss" in metrics else {}
     # without `evaluate.load`, which imports a copy from a folder to which others may write (HF_HOME)

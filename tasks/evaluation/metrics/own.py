@@ -2,17 +2,19 @@
 
 import importlib
 import numbers
-import sys
 
 from tasks.errors import UserError
 from tasks.text import visible
+
+LARGEST = 1e100
+"""Squares of differences, and their sums, are still numbers."""
 
 
 def own_scores(name: str, ids: list[str], predictions: list[str], references: list[list[str]]) -> list[float]:
     """The score of each row by `package.module:function`.
 
     Raises:
-        UserError: it raises, or does not return one finite number a row; metric and row are named.
+        UserError: it raises, or does not return one number a row; metric and row are named.
     """
     module, function = name.split(":")
     call = getattr(importlib.import_module(module), function)
@@ -37,7 +39,9 @@ def own_scores(name: str, ids: list[str], predictions: list[str], references: li
             f"{ids[-1]!r}; one number a row is right."
         )
     for id, value in zip(ids, values, strict=True):
-        if not (isinstance(value, numbers.Real) and abs(value) <= sys.float_info.max):  # false for NaN
+        if not (isinstance(value, numbers.Real) and abs(value) < LARGEST):  # false for NaN
             shown = visible(repr(value), 80)
-            raise UserError(f"evaluation.metrics: {name} returned {shown} for row {id!r}; a finite number is right.")
+            raise UserError(
+                f"evaluation.metrics: {name} returned {shown} for row {id!r}; a number below 1e100 is right."
+            )
     return [float(value) for value in values]
