@@ -8,6 +8,7 @@ import signal
 import sys
 
 from flows.commands import adapters, clean, deploy, doctor, init, plan, preview, retrain_all, run, serve, try_
+from flows.commands.arguments import a_path
 from flows.commands.environment import check_store
 from flows.config_file import no_such_field, no_such_flag
 from tasks.config import SECTIONS
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     if options.store:
-        os.environ["QLORA_FLOW_STORE"] = options.store
+        os.environ["QLORA_FLOW_STORE"] = str(options.store)
     try:
         _check_fields(unknown)
         if unknown:
@@ -81,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     for module in COMMANDS:
         name, about = module.__name__.rpartition(".")[2].replace("_", "-").rstrip("-"), module.__doc__
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        command.add_argument("--store", metavar="FOLDER", help="where results are kept (default: .qlora-flow)")
+        command.add_argument(
+            "--store", type=a_path, metavar="FOLDER", help="where results are kept (default: .qlora-flow)"
+        )
         module.add_arguments(command)
         command.set_defaults(main=module.main)
     return parser

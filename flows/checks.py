@@ -97,6 +97,8 @@ def _publishing(groups: dict[str, Any]) -> None:
     publishing: PublishingConfig = groups["publishing"]
     if not (there := existing(registry_folder(publishing))).is_dir():
         raise UserError(f"publishing.registry: {there} is a file, and a registry is a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"publishing.registry: this user may not write to {there}.")
     if publishing.hub_repo:
         from huggingface_hub import get_token
 

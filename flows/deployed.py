@@ -72,7 +72,7 @@ def retrain_file(
         what the flow `retrain` returns.
     """
     changed = dict(data=data, model=model, tokenization=tokenization, training=training, publishing=publishing)
-    groups: dict[str, Any] = dict(load(at_home(configuration), changed))
+    groups: dict[str, Any] = dict(load(at_home(configuration, "configuration"), changed))
     return retrain.fn(**groups)
 
 
@@ -152,8 +152,8 @@ def retrain_all(folder: str) -> Any:
     """
     describe(folder, [])
     log = get_run_logger()
-    if not (files := files_of(at_home(folder))):
-        return Failed(message=f"folder: {at_home(folder).absolute()} holds no .yaml file.")
+    if not (files := files_of(place := at_home(folder, "folder"))):
+        return Failed(message=f"folder: {place.absolute()} holds no .yaml file.")
     said: dict[str, str] = {}
     failed: dict[str, str] = {}
     adapters: dict[Path, str] = {}

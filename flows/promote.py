@@ -123,7 +123,7 @@ def find(name: str, registry: str = "") -> Path:
     Raises:
         UserError: there is none of this name, or several registries have one.
     """
-    places = [at_home(registry).absolute()] if registry else registries()
+    places = [at_home(registry, "registry").absolute()] if registry else registries()
     try:
         PublishingConfig(name=name)
         found = [place / name for place in places if versions(place / name)]

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flows.commands.arguments import a_path
 from tasks.errors import UserError
 from tasks.publishing.facts import VersionFacts
-from tasks.store.root import at_home
 from tasks.text import visible
 
 
@@ -24,7 +24,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
             action.add_argument("--reason", required=True, metavar="TEXT", help="why; it stands in the history")
         else:
             action.add_argument("--json", action="store_true", help="for programs")
-        action.add_argument("--registry", default="", metavar="FOLDER", help="default: the store's, and those it knows")
+        action.add_argument(
+            "--registry", type=a_path, metavar="FOLDER", help="default: the store's, and those it knows"
+        )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     from tasks.publishing.registry import registries, versions
 
-    places = [at_home(options.registry).absolute()] if options.registry else registries()
+    places = [options.registry.absolute()] if options.registry else registries()
     folders = sorted(folder for place in places for folder in place.glob("*") if versions(folder))
     rows = [row for folder in folders for row in _versions(folder)]
     if rows or options.json:
@@ -144,7 +146,7 @@ def named(options: argparse.Namespace) -> tuple[Path, str]:
     from tasks.publishing.registry import VERSION
 
     name, at, version = options.adapter.partition("@")
-    folder = find(name, options.registry)
+    folder = find(name, str(options.registry or ""))
     for one in ([version] if at else []) + ([other] if (other := getattr(options, "other", "")) else []):
         if not VERSION.fullmatch(one):
             raise UserError(f"{visible(one)!r} names no version of {folder.name}; a version is called v0001.")

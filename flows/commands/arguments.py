@@ -1,4 +1,4 @@
-"""A configuration on the command line: the name of the file and a flag for each field."""
+"""A configuration on the command line: the name of the file and a flag for each field. Paths on it."""
 
 import argparse
 from pathlib import Path
@@ -6,12 +6,20 @@ from typing import Any
 
 from flows.config_file import load
 from tasks.config import SECTIONS
+from tasks.store.root import impossible
+
+
+def a_path(text: str) -> Path:
+    """The `type` of options that take a path, which may begin with ~."""
+    if why := impossible(text):
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no path: {why}")
+    return Path(text).expanduser()
 
 
 def add_configuration(command: argparse.ArgumentParser) -> None:
     """CONFIG.yaml and `--group.field VALUE` for every field of tasks/config."""
     command.usage = f"{command.prog} CONFIG.yaml [--group.field VALUE …] [options]"
-    command.add_argument("config", type=Path, help="YAML file, such as examples/dialogue-summary.yaml")
+    command.add_argument("config", type=a_path, help="YAML file, such as examples/dialogue-summary.yaml")
     for name, group in SECTIONS.items():
         schema = group.model_json_schema()["properties"]
         fields = command.add_argument_group(name, (group.__doc__ or "").splitlines()[0])

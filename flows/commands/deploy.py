@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from flows.commands.arguments import a_path
 from flows.config_file import files_of, load
 from tasks.errors import UserError
 from tasks.store.root import at_home, store_root
@@ -23,7 +24,7 @@ FILLED_IN = re.compile(r"\{\{\s*(?!\$|prefect\.)[\w.\-\[\]$]+\s*\}\}")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--file", type=Path, default=FILE, metavar="FILE.yaml", help=f"deployments [default {FILE}]")
+    command.add_argument("--file", type=a_path, default=FILE, metavar="FILE.yaml", help=f"deployments [default {FILE}]")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -97,13 +98,13 @@ def _paths(groups: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _there(name: str, field: str, where: Any) -> Path:
     """A path; raises UserError where it is relative and not in the folder that is deployed."""
-    path = at_home(str(where))
-    if not path.is_absolute() and not any(Path().glob(str(path))):
+    there = at_home(str(where), f"{name}: {field}")
+    if not there.is_absolute() and not any(Path().glob(str(there))):
         raise UserError(
             f"{name}: {field} {where} is not in the folder that is deployed, {Path.cwd()}, where relative paths begin; "
             "write an absolute path that the worker has."
         )
-    return path
+    return there
 
 
 def deploy(file: Path) -> list[str]:

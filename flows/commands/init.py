@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from flows.commands.arguments import a_path
 from flows.config_file import load
 from tasks.errors import UserError
 from tasks.text import visible
@@ -51,7 +52,7 @@ publishing:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", metavar="FILE", help="rows: .jsonl, .json, .csv, .parquet, .arrow; a folder or glob")
-    command.add_argument("--output", type=Path, metavar="FILE.yaml", help="what to write [default: named after FILE]")
+    command.add_argument("--output", type=a_path, metavar="FILE.yaml", help="what to write [default: named after FILE]")
 
 
 def main(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flows.commands.arguments import add_configuration, configuration
+from flows.commands.arguments import a_path, add_configuration, configuration
 from flows.commands.environment import homes_in_store, local_settings
 from flows.stages import REFRESHABLE
 from tasks.errors import UserError
@@ -16,7 +16,7 @@ from tasks.text import visible_lines
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--summary", type=Path, metavar="FILE.json", help="write what happened as JSON")
+    command.add_argument("--summary", type=a_path, metavar="FILE.json", help="write what happened as JSON")
     command.add_argument(
         "--refresh",
         action="append",

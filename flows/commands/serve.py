@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.commands.arguments import a_path
 from flows.commands.deploy import FILE, check_file, deploy, prefect
 from flows.commands.environment import homes_in_store, local_settings
 from flows.server import HOST, end, ended_by, reach_this_machine_directly, wait_until_up
@@ -24,7 +25,7 @@ GRACE_SECONDS = 60
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--file", type=Path, default=FILE, metavar="FILE.yaml", help=f"deployments [default {FILE}]")
+    command.add_argument("--file", type=a_path, default=FILE, metavar="FILE.yaml", help=f"deployments [default {FILE}]")
     command.add_argument("--port", type=int, default=4200, metavar="N", help="of the server [default 4200]")
 
 

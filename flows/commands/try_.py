@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flows.commands.adapters import named
-from flows.commands.arguments import count
+from flows.commands.arguments import a_path, count
 from flows.commands.environment import homes_in_store
 from tasks.errors import UserError
 
@@ -18,9 +18,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         nargs="?",
         help="the text that the prompt's template is about, or a row as a JSON object; without one, each line typed",
     )
-    command.add_argument("--file", type=Path, help="a row a line in a .jsonl file; else one prompt")
+    command.add_argument("--file", type=a_path, help="a row a line in a .jsonl file; else one prompt")
     command.add_argument("--max-new-tokens", type=count, default=256, metavar="N", help="longest answer [default 256]")
-    command.add_argument("--registry", default="", metavar="FOLDER", help="default: the store's, and those it knows")
+    command.add_argument("--registry", type=a_path, metavar="FOLDER", help="default: the store's, and those it knows")
 
 
 def main(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def moving(data: DataConfig, model: ModelConfig) -> tuple[bool, bool]:
     """Whether rows and base model come from a Hub branch, a tag or a URL, whose content may change."""
-    local = model.base == BUNDLED or at_home(model.base).is_dir()
+    local = model.base == BUNDLED or at_home(model.base, "model.base").is_dir()
     return (
         is_remote(data) or any(each.hub_id and not COMMIT.fullmatch(each.hub_revision) for _, each in sources_of(data)),
         not local and model.base.count("/") == 1 and not COMMIT.fullmatch(model.revision),
@@ -104,7 +104,7 @@ def identity(data: DataConfig, model: ModelConfig, replay: ArtifactRef | None = 
     """The identity of rows and model together. Each also has its own: a new model does not read the rows again."""
     if model.base == BUNDLED:
         base = content_digest(bundled_file())
-    elif (local := at_home(model.base)).is_dir():
+    elif (local := at_home(model.base, "model.base")).is_dir():
         base = str(local.absolute())  # a relative name is another folder in another working directory
     else:
         base = f"{model.base}@{model.revision}"

@@ -61,12 +61,12 @@ def present_model(model: ModelConfig) -> BaseModelRef | None:
 def looks_local(model: ModelConfig) -> bool:
     """Whether a base is a folder, or cannot be a name on the Hub, which is owner/name."""
     here = model.base.startswith((".", "/", "~")) or model.base.count("/") != 1
-    return here or at_home(model.base).is_dir()
+    return here or at_home(model.base, "model.base").is_dir()
 
 
 def _folder_or_snapshot(model: ModelConfig, log: Callable[[str], None] | None = None) -> BaseModelRef:
     """Without a log, nothing is fetched."""
-    if (local := at_home(model.base).absolute()).is_dir():
+    if (local := at_home(model.base, "model.base").absolute()).is_dir():
         return BaseModelRef.of(local, model.base, "")
     if looks_local(model):
         raise UserError(f"model.base: the folder {local} does not exist.")

@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
 
 from tasks.config import DataConfig, MixedSource
@@ -159,11 +160,11 @@ def find_files(pattern: str, field: str) -> list[Place]:
         with trouble(pattern, field):
             alone, found = _find_remote(pattern)
     else:
-        alone, found = _find_local(at_home(pattern))
+        alone, found = _find_local(at_home(pattern, field))
     files = found if alone else [where for where in found if _is_data(public_url(where), pattern)]
     if not files:
         what = "holds no" if found else "does not exist or is empty; it takes a"
-        where = public_url(pattern) if "://" in pattern else at_home(pattern).absolute()
+        where = public_url(pattern) if "://" in pattern else at_home(pattern, field).absolute()
         hidden = "; hidden and temporary ones are not taken" if any(w.lower().endswith(ENDINGS) for w in found) else ""
         raise UserError(f"{field}: {where} {what} {', '.join(ENDINGS)} file{hidden}.")
     if not alone and any(Path(public_url(where)).name == "dataset_info.json" for where in files):
@@ -176,7 +177,7 @@ def _is_data(where: str, pattern: str) -> bool:
     """Whether a file below a folder is data, and not a file that editors, notebooks or interrupted writers left."""
     name = where.lower()
     ending = max((e for e in ENDINGS if name.endswith(e)), key=len, default="")
-    asked = at_home(public_url(pattern)).parts
+    asked = PurePath(os.path.expanduser(public_url(pattern))).parts  # noqa: PTH111
     open_parts = [part for part in asked if re.search(r"[*?\[]", part)]
     below = [part for part in Path(where).parts if part not in asked]
     return (

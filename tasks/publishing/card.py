@@ -33,7 +33,7 @@ def model_card(base: BaseModelRef, formatting: FormattingConfig, **parts: Any) -
     parts |= {
         "base": base,
         # the Hub takes no folder for a base's name
-        "on_hub": at_home(base.source).absolute() != Path(base.folder),
+        "on_hub": at_home(base.source, "model.base").absolute() != Path(base.folder),
         "formatting": formatting,
         "chat": chat,
         "row": {} if chat else dict.fromkeys(_columns(formatting.prompt), "..."),

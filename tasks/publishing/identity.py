@@ -34,4 +34,4 @@ def registry_folder(config: PublishingConfig) -> Path:
 
 
 def _registry(config: PublishingConfig) -> Path:
-    return at_home(config.registry).absolute() if config.registry else store_root() / "registry"
+    return at_home(config.registry, "publishing.registry").absolute() if config.registry else store_root() / "registry"

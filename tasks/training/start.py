@@ -5,6 +5,7 @@ Only safetensors is read. The optimizer and the learning rate begin anew.
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def adapter_folder(start_from: str, local_files_only: bool = False) -> Path | No
     """
     if start_from in ("", CHAMPION):
         return None
-    folder = at_home(start_from)
+    folder = at_home(start_from, "training.start_from")
     if folder.is_dir():
         return folder.resolve()
     if start_from.startswith((".", "/", "~")) or start_from.count("/") != 1:
@@ -153,7 +154,7 @@ def _other_base(settings: dict[str, Any], trained_on: str, model: BaseModelRef) 
     if trained_on:
         return "" if trained_on == model.digest else "its weights, configuration or tokenizer have another content"
     theirs, revision = str(settings.get("base_model_name_or_path") or ""), settings.get("revision") or ""
-    folders = [at_home(name).absolute() for name in (theirs, model.source)]
+    folders = [Path(os.path.expanduser(name)).absolute() for name in (theirs, model.source)]  # noqa: PTH111
     if theirs.lower() != model.source.lower() and (not theirs or folders[0] != folders[1]):
         return f"{theirs or 'it names none'}, not {model.source} (base_model_name_or_path in {SETTINGS})"
     if revision and model.revision and revision != model.revision:
