@@ -8,7 +8,7 @@ import signal
 import sys
 
 from flows.commands import adapters, clean, deploy, doctor, init, plan, preview, retrain_all, run, serve, try_
-from flows.commands.arguments import a_path
+from flows.commands.arguments import add_store
 from flows.commands.environment import check_store
 from flows.config_file import no_such_field, no_such_flag
 from tasks.config import SECTIONS
@@ -82,9 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     for module in COMMANDS:
         name, about = module.__name__.rpartition(".")[2].replace("_", "-").rstrip("-"), module.__doc__
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        command.add_argument(
-            "--store", type=a_path, metavar="FOLDER", help="where results are kept (default: .qlora-flow)"
-        )
+        add_store(command, None)
         module.add_arguments(command)
         command.set_defaults(main=module.main)
     return parser

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows.commands.arguments import a_path
+from flows.commands.arguments import a_path, add_store
 from tasks.errors import UserError
 from tasks.publishing.facts import VersionFacts
 from tasks.text import visible
@@ -24,6 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
             action.add_argument("--reason", required=True, metavar="TEXT", help="why; it stands in the history")
         else:
             action.add_argument("--json", action="store_true", help="for programs")
+        add_store(action, argparse.SUPPRESS)  # also before the action's name
         action.add_argument(
             "--registry", type=a_path, metavar="FOLDER", help="default: the store's, and those it knows"
         )
@@ -64,8 +65,10 @@ def _show_one(options: argparse.Namespace) -> int:
         print(json.dumps({"versions": rows, "history": decisions, "looks": spent}, indent=2))
         return 0
     _show(rows, False)
-    _show(decisions, False)
-    print(f"{spent} comparisons of this life of the test rows are spent; the champion is {folder / 'champion'}")
+    for each in decisions:
+        about = " ".join(filter(None, (each["at"], each["what"], each["version"])))
+        print(visible(f"{about}: {each['reason']} ({each['by']})", 2000))
+    print(f"Comparisons spent in this life of the test rows: {spent}. The champion is {folder / 'champion'}.")
     return 0
 
 
@@ -192,18 +195,21 @@ def _versions(folder: Path) -> list[dict[str, Any]]:
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print rows as a table, or as JSON."""
+    """Print rows as a table with the decisions below it, or as JSON."""
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from flows.commands.table import as_wide_as_needed, table_of
 
-    table = Table(*(list(rows[0]) if rows else []))
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
-    Console().print(table)
+    decisions = [(f"{row['adapter']} {row['version']}", row["decision"]) for row in rows if row.get("decision")]
+    shown = [{name: value for name, value in row.items() if name != "decision"} for row in rows]
+    for row in shown:
+        row |= {"published": row["published"][:16]} if "published" in row else {}  # to the minute
+    lines = [list(shown[0]), *([_cell(value) for value in row.values()] for row in shown)] if shown else []
+    if lines:
+        as_wide_as_needed().print(table_of(lines, "left"))
+    for name, said in decisions:
+        print(visible(f"{name}: {said}", 2000))
 
 
 def _cell(value: Any) -> str:
@@ -212,7 +218,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {score:.3f}" for name, score in [*value.items()][:3])
+        return ", ".join(f"{name} {score:.3f}" for name, score in [*value.items()][:2])
     return visible(value)
 
 

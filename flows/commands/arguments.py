@@ -16,6 +16,11 @@ def a_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def add_store(command: argparse.ArgumentParser, default: str | None) -> None:
+    about = "where results are kept (default: .qlora-flow)"
+    command.add_argument("--store", type=a_path, default=default, metavar="FOLDER", help=about)
+
+
 def add_configuration(command: argparse.ArgumentParser) -> None:
     """CONFIG.yaml and `--group.field VALUE` for every field of tasks/config."""
     command.usage = f"{command.prog} CONFIG.yaml [--group.field VALUE …] [options]"

@@ -1,8 +1,10 @@
 """Prints a summary or a plan in the terminal."""
 
+import os
+import sys
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -20,14 +22,19 @@ class _Expected(Facts):
     peak_memory_bytes: int | None = None
 
 
+def as_wide_as_needed() -> Console:
+    """A console as wide as the terminal; tables that are piped are not folded."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000)
+
+
 def show(summary: dict[str, Any], console: Console | None = None) -> None:
     """Print outcome, scores, stages, and the paths of report and adapter."""
-    console = console or Console()
+    console = console or as_wide_as_needed()
     if summary["outcome"] == "skipped":
         console.print(Text(summary["said"], "bold"), soft_wrap=True)
         return
     for part in parts(summary):
-        console.print(Text(part) if isinstance(part, str) else _table(part), soft_wrap=isinstance(part, str))
+        console.print(Text(part) if isinstance(part, str) else table_of(part), soft_wrap=isinstance(part, str))
     console.print(Text(f"{summary['said']}. {summary['verdict']}", "bold"), soft_wrap=True)
     published = summary["published"]
     minutes, seconds = divmod(round(summary["seconds"]), 60)
@@ -39,11 +46,11 @@ def show(summary: dict[str, Any], console: Console | None = None) -> None:
         console.print(Text(visible(line)), soft_wrap=True)
 
 
-def _table(lines: list[list[str]]) -> Table:
-    """Numbers are on the right."""
+def table_of(lines: list[list[str]], justify: JustifyMethod = "right") -> Table:
+    """Lines of cells under a line of titles. `justify`: of all columns but the first."""
     table = Table(*lines[0])
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.justify = justify
     for line in lines[1:]:
         table.add_row(*map(Text, line))
     return table
@@ -51,7 +58,7 @@ def _table(lines: list[list[str]]) -> Table:
 
 def show_planned(stages: list[Planned], console: Console | None = None) -> None:
     """Print a plan. Numbers are those of the reused result, or of the latest earlier one (marked ~)."""
-    console = console or Console()
+    console = console or as_wide_as_needed()
     lines = [["stage", "plan", "rows", "tokens", "time", "memory", "disk"]]
     for planned in stages:
         last, about = planned.last, "" if planned.reused else "~"
@@ -67,7 +74,7 @@ def show_planned(stages: list[Planned], console: Console | None = None) -> None:
                 f"{about}{sum(file.size for file in last.files.values()) / 2**20:.1f} MiB" if last else "",
             ]
         )
-    console.print(_table(lines))
+    console.print(table_of(lines))
     for planned in stages:
         if planned.why:
             console.print(Text(visible(f"{planned.stage} will run: {planned.why}")), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def write_prompts(
     source = pq.ParquetFile(rows).metadata
     units = 2 * source.num_row_groups
     count = 0
+    apart = config.style == "chat" and "transformers" not in sys.modules  # a child does without torch
     with (
-        contextlib.closing(spread("tasks.formatting.rows", job, units, log)) as results,
+        contextlib.closing(spread("tasks.formatting.rows", job, units, log, apart)) as results,
         pq.ParquetWriter(folder / PROMPTS, PROMPT_SCHEMA, compression="zstd", use_dictionary=["split"]) as writer,
     ):
         for result in counted(results, units, source.num_rows, "format", log):

@@ -37,8 +37,10 @@ class Result(NamedTuple):
 Work = Callable[[dict[str, Any], Iterable[int]], Iterator[Result]]
 
 
-def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], None]) -> Generator[Result, None, None]:
-    """Yield the result of every unit in order. Few units are computed in this process.
+def spread(
+    module: str, job: dict[str, Any], units: int, log: Callable[[str], None], apart: bool = False
+) -> Generator[Result, None, None]:
+    """Yield the result of every unit in order. Few units are computed in this process, unless they shall be `apart`.
 
     Outside the main thread they are always computed in another process: the timer that ends a unit that takes too long
     works in main threads only. Close the generator (`contextlib.closing`), so that an interruption ends all processes.
@@ -47,12 +49,13 @@ def spread(module: str, job: dict[str, Any], units: int, log: Callable[[str], No
         module: has `work`.
         job: JSON-able arguments of `work`.
         log: receives every line that a process prints.
+        apart: the work loads what would stay in this process's memory for the rest of the run.
     Raises:
         UserError: a mistake in configuration or data.
         ChildFailed: a process failed.
     """
     processes = max(1, min(cores(), units // UNITS_A_PROCESS))
-    if processes < 2 and threading.current_thread() is threading.main_thread():
+    if not apart and processes < 2 and threading.current_thread() is threading.main_thread():
         yield from importlib.import_module(module).work(job, range(units))
         return
     with contextlib.ExitStack() as stack:

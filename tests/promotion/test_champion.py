@@ -80,6 +80,23 @@ def test_a_version_of_an_earlier_format_is_named_and_in_nobodys_way(capsys: pyte
     assert "another version of qlora-flow wrote it" in shown
 
 
+@pytest.mark.parametrize("columns", ["80", ""])
+def test_versions_and_decisions_can_be_read_at_80_columns_and_when_piped(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
+    reason = "it reads better than all of the others, says everybody who has seen it: " + 3 * "word " + "end"
+    publish("a")
+    with champion.held(folder(), "a test") as history:
+        history.move("v0001", reason)
+    for command in (["adapters", "list"], ["adapters", "show", "adapter", "--store", os.environ["QLORA_FLOW_STORE"]]):
+        assert main(command) == 0
+        said = capsys.readouterr().out.splitlines()
+        table = [line for line in said if line[0] in "┏┃┡│└"]
+        assert len(table) == 5 and max(map(len, table)) <= 80 and "…" not in "".join(table)
+        assert any(reason in line for line in said)
+
+
 def test_a_first_run_is_compared_with_the_base_also_when_it_is_repeated() -> None:
     assert opponent("a") is None
     publish("a")  # and is killed here
