@@ -58,6 +58,10 @@ def silence() -> None:
     # Threads that wait do not spin: spinning gains a tenth on an idle machine and halves the speed beside another busy
     # process (benchmarks/NOTES.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # torch and oneDNN each keep code and memory of the last 1,024 matrix products, by shape: a MiB each on a CPU. Every
+    # micro-batch of packed rows has shapes of its own, about thirty, so this would grow to more than a GiB in a run.
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "64")
     warnings.filterwarnings("ignore")
     logging.basicConfig(level=logging.ERROR)
     for name in ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch"):
