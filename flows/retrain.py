@@ -34,6 +34,7 @@ from tasks.download.task import ask_hub, compare_rows, download
 from tasks.errors import UserError
 from tasks.evaluation.task import check_scorable, evaluate
 from tasks.formatting.task import format_prompts
+from tasks.process.child import ends_children_ahead, start_ahead
 from tasks.promotion.champion import begin, opponent
 from tasks.promotion.task import promote, this_run
 from tasks.publishing.identity import registry_folder
@@ -43,6 +44,7 @@ from tasks.store.artifact import ArtifactRef, in_use, intact
 from tasks.store.caching import VerifiedJSONSerializer
 from tasks.store.manifest import DamagedArtifact
 from tasks.tokenization.task import tokenize
+from tasks.training.distributed.nodes import gpus
 from tasks.training.task import fetch_start, train
 
 readable_logs()
@@ -111,6 +113,8 @@ def retrain(
         start = unless_trained(start, registry, tokens, base, training)
         if not BY_NAME["train"].computed(stages, base, groups, start):  # before hours of training
             check_scorable(tokens, prompts, base, evaluation)
+            if gpus():  # elsewhere the imports would take processors from training
+                start_ahead("tasks.evaluation.worker", "tasks.promotion.clean_room")
         compute_elsewhere("train", stages, base, groups | {"model": now[1]})
         stages["train"] = adapter = limited(train, execution)(tokens, base, training, execution, start)
         compared = opponent(registry, adapter.part("adapter"))
@@ -129,7 +133,7 @@ def retrain(
             raise UserError(decision.sentence)
         return summary
 
-    with in_use():
+    with in_use(), ends_children_ahead():
         if by_a_worker():
             from flows.checks import check  # imports pyarrow
 

@@ -99,6 +99,13 @@ def evaluate(work: dict[str, Any]) -> None:
     (job.output / FACTS).write_text(facts.model_dump_json())
 
 
+def prepare() -> None:
+    """Import what answering and scoring import."""
+    silence()
+    from tasks.evaluation.answers import generate  # noqa: F401
+    from tasks.evaluation.metrics.rouge import rouge  # noqa: F401
+
+
 class _Loaded:
     """The base with one adapter at a time; it is loaded when it is first needed."""
 
@@ -172,4 +179,4 @@ def _ask(loaded: _Loaded, who: str, rows: list[dict[str, Any]], job: EvaluationJ
 
 
 if __name__ == "__main__":
-    main(evaluate)
+    main(evaluate, prepare=prepare)

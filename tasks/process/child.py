@@ -61,45 +61,87 @@ def started(
     Args:
         pass_fds: open file descriptors that the child inherits under the same numbers.
     """
-    with contextlib.ExitStack() as stack:
-        job_file, sentence = (os.memfd_create("qlora-flow") for _ in range(2))  # in memory: no kill leaves them behind
-        stack.callback(os.close, job_file)
-        stack.callback(os.close, sentence)
-        os.write(job_file, to_json(job))
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, f"/proc/self/fd/{job_file}", str(os.getpid()), f"/proc/self/fd/{sentence}"],
-            stdin=subprocess.DEVNULL,  # or a library's question would be answered by what is piped into the command
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, **IMPORT_NOTHING_HERE, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
-            pass_fds=(job_file, sentence, *pass_fds),
-            start_new_session=True,  # so that its whole group can be ended, and Ctrl-C reaches only the parent
-        )
-        child = Child(module, process, sentence, log)
-        try:
-            yield child
-        except BaseException:
-            _end(process)
-            raise
-        finally:
-            child.reader.join(timeout=5)
+    child = _ahead.pop(module, None)
+    if child and child.process.poll() is not None:
+        child.discard()
+        child = None
+    child = child or Child(module, pass_fds)
+    child.log, child.latest = log, time.monotonic()
+    try:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(child.job, "wb") as pipe:  # broken: it has ended
+            pipe.write(to_json(job))
+        yield child
+    except BaseException:
+        _end(child.process)
+        raise
+    finally:
+        child.close()
+
+
+_ahead: dict[str, "Child"] = {}
+
+
+@contextlib.contextmanager
+def ends_children_ahead() -> Iterator[None]:
+    """At the end of the body, ends the children that `start_ahead` has started and that got no job."""
+    try:
+        yield
+    finally:
+        while _ahead:
+            _ahead.popitem()[1].discard()
+
+
+def start_ahead(*modules: str) -> None:
+    """Start children that import their libraries now, while other work runs, and get their jobs later in `run_child`.
+
+    On a GPU machine imports take 15 s, often more than evaluation computes. A child that waits takes no GPU memory.
+    """
+    for module in modules:
+        if module not in _ahead:
+            _ahead[module] = Child(module, ahead=True)
 
 
 class Child:
     """A running child. A thread logs its lines, and keeps the last ones and the time of the latest.
 
     Args:
-        sentence: descriptor of the file into which it writes about a user's mistake.
+        ahead: whether it prepares for a job that it gets later.
     """
 
-    def __init__(self, module: str, process: subprocess.Popen[str], sentence: int, log: Callable[[str], None]) -> None:
-        self.module, self.process, self.sentence, self.log = module, process, sentence, log
+    def __init__(self, module: str, pass_fds: tuple[int, ...] = (), ahead: bool = False) -> None:
+        self.module, self.log = module, lambda line: None
         self.lines: list[str] = []
         self.latest = time.monotonic()
+        job, self.job = os.pipe()
+        self.sentence = os.memfd_create("qlora-flow")  # in memory: no kill leaves it behind
+        files = [f"/proc/self/fd/{job}", str(os.getpid()), f"/proc/self/fd/{self.sentence}"]
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, *files, *(["ahead"] if ahead else [])],
+                stdin=subprocess.DEVNULL,  # or a library's question would be answered by what is piped into the command
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env={**os.environ, **IMPORT_NOTHING_HERE, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"},
+                pass_fds=(job, self.sentence, *pass_fds),
+                start_new_session=True,  # so that its whole group can be ended, and Ctrl-C reaches only the parent
+            )
+        finally:
+            os.close(job)
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
+
+    def discard(self) -> None:
+        """End it before it has got a job."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self.job)
+        self.close()
+
+    def close(self) -> None:
+        self.reader.join(timeout=5)
+        os.close(self.sentence)
 
     def finish(self, hang_minutes: float | None = None) -> None:
         """Wait for its end; raises as `run_child` does."""
@@ -145,17 +187,23 @@ def follow_parent(parent: int) -> None:
         sys.exit(STOPPED_EXIT)
 
 
-def main(work: Callable[[Any], None], kind: type[BaseModel] | None = None) -> None:
+def main(
+    work: Callable[[Any], None], kind: type[BaseModel] | None = None, prepare: Callable[[], None] | None = None
+) -> None:
     """Entry point of a child: read the job, do it, report a UserError as its sentence. It ends when its parent ends.
 
-    Command line: JOB (a JSON file), the parent's process id, and the file for the sentence (else standard error).
+    Command line: JOB (a JSON file), the parent's process id, the file for the sentence (else standard error), and
+    `ahead` if the job comes later.
 
     Args:
         kind: model of the job; without it `work` gets the parsed JSON.
+        prepare: what a child does that is started ahead, while it has no job.
     """
-    job, parent, sentence = Path(sys.argv[1]), int(sys.argv[2]), Path(*sys.argv[3:] or ["/dev/stderr"])
+    job, parent, sentence = Path(sys.argv[1]), int(sys.argv[2]), Path([*sys.argv[3:], "/dev/stderr"][0])
     follow_parent(parent)
     try:
+        if prepare and sys.argv[4:]:
+            prepare()
         given = job.read_bytes()
         work(kind.model_validate_json(given) if kind else json.loads(given))
     except UserError as error:

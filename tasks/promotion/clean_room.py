@@ -119,6 +119,13 @@ def check(work: dict[str, Any]) -> None:
     print(f"{name} loads on its base with plain PEFT; {len(job.probes.rows)} stored answers have the loss they had")
 
 
+def prepare() -> None:
+    """Import what `check` imports."""
+    silence()
+    import peft  # noqa: F401
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+
 def loss(model: Any, row: Probe) -> float:
     """Mean negative log-likelihood of a row's target tokens, in nats, from the model's own forward pass."""
     import torch
@@ -131,4 +138,4 @@ def loss(model: Any, row: Probe) -> float:
 
 
 if __name__ == "__main__":
-    main(check)
+    main(check, prepare=prepare)

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from tasks.errors import UserError
-from tasks.process.child import ChildFailed, run_child
+from tasks.process.child import ends_children_ahead, run_child, start_ahead
+from tasks.process.failures import ChildFailed
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,3 +119,35 @@ def test_a_killed_parent_takes_the_child_with_it(child, tmp_path: Path) -> None:
     id = int(parent.stdout.readline())
     parent.kill()
     assert gone(id)
+
+
+def test_a_child_that_is_started_ahead_prepares_and_gets_its_job_later(child, tmp_path: Path) -> None:
+    module, marks, said = child("print(os.getpid(), len(job['long']))"), tmp_path / "marks", list[str]()
+    file = tmp_path / f"{module}.py"
+    ready = f"lambda: print(os.getpid(), file=open({str(marks)!r}, 'w'), flush=True)"
+    file.write_text(file.read_text().replace("main(work)", f"main(work, prepare={ready})"))
+    job = {"long": "x" * 300_000}  # more than a pipe holds
+
+    def waits() -> int:
+        while not (marks.exists() and marks.read_text().endswith("\n")):
+            time.sleep(0.05)
+        id = int(marks.read_text())
+        marks.unlink()
+        return id
+
+    with ends_children_ahead():
+        start_ahead(module)
+        start_ahead(module)  # once is enough
+        first = waits()
+        run_child(module, job, said.append)
+        run_child(module, job, said.append)  # another one, which does not prepare
+        assert said[0] == f"{first} 300000" and said[1].endswith(" 300000") and said[1] != said[0]
+        assert not marks.exists()
+        start_ahead(module)
+        os.kill(killed := waits(), signal.SIGKILL)
+        assert gone(killed)
+        run_child(module, job, said.append)  # a new one, since the one that waited is dead
+        assert said[2].endswith(" 300000")
+        start_ahead(module)
+        last = waits()
+    assert gone(last)
