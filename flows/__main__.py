@@ -9,7 +9,7 @@ import sys
 
 from flows.commands import adapters, clean, deploy, doctor, init, plan, preview, retrain_all, run, serve, try_
 from flows.commands.arguments import add_store
-from flows.commands.environment import check_store
+from flows.commands.environment import check_store, name_a_home
 from flows.config_file import no_such_field, no_such_flag
 from tasks.config import SECTIONS
 from tasks.errors import UserError
@@ -26,15 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
     0: done. 1: the run failed. 2: the configuration is wrong, nothing ran.
     """
     _read_and_write_utf8()
-    parser = _parser()
-    options, unknown = parser.parse_known_args(arguments)
-    if options.store:
-        os.environ["QLORA_FLOW_STORE"] = str(options.store)
     try:
+        parser = _parser()
+        options, unknown = parser.parse_known_args(arguments)
+        if options.store:
+            os.environ["QLORA_FLOW_STORE"] = str(options.store)
         _check_fields(unknown)
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         check_store()
+        name_a_home()
         status: int = options.main(options)
         print(end="", flush=True)  # what goes wrong with the output is said here, not by Python's end
         return status

@@ -13,6 +13,13 @@ def check_store() -> None:
         raise UserError(f"The store {store_root()} cannot be used: {there} is a file, and a store is a folder.")
 
 
+def name_a_home() -> None:
+    """Prefect cannot be imported without the name of a home directory; the directory itself need not be usable."""
+    # HOME is not set, and the user id has no name, as in some containers
+    if os.path.expanduser("~") == "~":  # noqa: PTH111
+        os.environ["HOME"] = "/"
+
+
 def homes_in_store() -> None:
     """Without a writable home, libraries keep their files in the store."""
     for name, usual in (("PREFECT_HOME", "~/.prefect"), ("HF_HOME", "~/.cache/huggingface")):
@@ -38,6 +45,6 @@ def _can_write(folder: Path) -> bool:
     try:
         folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home directory
+    except OSError:
         return False
     return os.access(folder, os.W_OK) or (folder / "hub").is_dir()  # read-only, but with models

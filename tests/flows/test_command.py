@@ -140,6 +140,19 @@ def test_the_stores_variable_may_be_empty_or_begin_at_home(
     assert os.environ.get("PREFECT_HOME") is None
 
 
+def test_a_user_without_a_name_and_a_home_can_give_commands(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setenv("HOME", "is restored")
+    monkeypatch.delenv("HOME")
+    assert main(["adapters", "list"]) == 0
+    assert Path.home() == Path("/")
+
+
 @pytest.mark.parametrize("command", [["clean", "--keep-days", "9" * 30], ["preview", "a.yaml", "--rows", "-1"]])
 def test_a_number_of_things_is_one_from_1(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
