@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -227,3 +228,17 @@ def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
     assert len(units) == 2
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     assert (done.returncode, [line for line in done.stderr.splitlines() if "qlora-flow" in line]) == (0, [])
+
+
+def test_the_servers_unit_deploys_when_the_server_answers(tmp_path: Path) -> None:
+    """systemd runs ExecStartPost at once, and a server takes seconds to start."""
+    unit = (FOLDER / "systemd" / "qlora-flow-server.service").read_text()
+    (line,) = re.findall("^ExecStartPost=(.*)", unit, re.M)
+    answers_at_the_second_call = (
+        f"#!/bin/sh\nmkdir {tmp_path}/once 2> /dev/null && exit 2 || touch {tmp_path}/deployed\n"
+    )
+    (command := tmp_path / "qlora-flow").write_text(answers_at_the_second_call)
+    command.chmod(0o755)
+    program, *arguments = shlex.split(line.replace("/srv/qlora-flow/.venv/bin/qlora-flow", str(command)))
+    assert subprocess.run([program, *arguments], timeout=60).returncode == 0
+    assert (tmp_path / "deployed").exists()
