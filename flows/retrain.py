@@ -105,6 +105,8 @@ def retrain(
                 return skipped(why, began, changes)
         new = f" (+{changes['added']:,})" if changes else ""
         describe(f"{publishing.name} · {source.rows.rows:,} rows{new} · lr {training.learning_rate:g}", tags)
+        if gpus() == 1 and not BY_NAME["format"].computed(stages, base, groups):
+            start_ahead("tasks.training.worker")
         stages["format"] = prompts = limited(format_prompts, execution)(source.rows, base, formatting)
         stages["tokenize"] = tokens = limited(tokenize, execution)(prompts, base, tokenization)
         check_losses([source.rows, prompts, tokens], data.max_lost_share)
@@ -113,7 +115,7 @@ def retrain(
         start = unless_trained(start, registry, tokens, base, training)
         if not BY_NAME["train"].computed(stages, base, groups, start):  # before hours of training
             check_scorable(tokens, prompts, base, evaluation)
-            if gpus():  # elsewhere the imports would take processors from training
+            if gpus():  # without them, imports would take processors from training
                 start_ahead("tasks.evaluation.worker", "tasks.promotion.clean_room")
         compute_elsewhere("train", stages, base, groups | {"model": now[1]})
         stages["train"] = adapter = limited(train, execution)(tokens, base, training, execution, start)

@@ -24,7 +24,20 @@ if TYPE_CHECKING:
 
 
 def train_in_one_process(job: TrainingJob) -> None:
-    """Run one job in this process, on at most one GPU.
+    """Run one job in this process, on at most one GPU."""
+    _use_one_gpu()
+    train(job)
+
+
+def prepare() -> None:
+    """Import what training imports."""
+    _use_one_gpu()
+    silence()
+    import tasks.training.trl_adapter  # noqa: F401
+
+
+def _use_one_gpu() -> None:
+    """To be called before torch is imported.
 
     Without these settings transformers would divide the batches of a single process among all visible GPUs
     (nn.DataParallel), and obey the variables of a launcher that started the flow, such as a cluster's operator.
@@ -32,7 +45,6 @@ def train_in_one_process(job: TrainingJob) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
-    train(job)
 
 
 def train(job: TrainingJob) -> None:
@@ -119,4 +131,4 @@ def write(trainer: "PackedTrainer", job: TrainingJob, validation_ids: list[str])
 
 
 if __name__ == "__main__":
-    main(train_in_one_process, TrainingJob)
+    main(train_in_one_process, TrainingJob, prepare)
