@@ -18,7 +18,7 @@ from tasks.store.manifest import read_manifest
 from tasks.store.model import BaseModelRef
 from tasks.tokenization.facts import TokenFacts
 
-VERSION, ANSWERS_VERSION, WATCH_VERSION = 7, 2, 1
+VERSION, ANSWERS_VERSION, WATCH_VERSION = 8, 3, 1
 """Of the stage, of a model's kept answers, of a watch set; raised when the same inputs can give another result
 (docs/caching.md)."""
 

@@ -12,7 +12,17 @@ from transformers import CohereConfig, GraniteConfig
 
 from tasks.evaluation.answers import engine, generate, loss
 from tasks.training.packing import Row
-from tests.evaluation.test_engine import BASES, FLOAT32, SHAPE, STOP, made, nothing, plain, prompts  # noqa: F401
+from tests.evaluation.test_engine import (  # noqa: F401
+    BASES,
+    FLOAT32,
+    SHAPE,
+    STOP,
+    made,
+    nothing,
+    plain,
+    plain_answers,
+    prompts,
+)
 
 BASES["cohere"] = lambda: CohereConfig(**SHAPE, logit_scale=0.3)
 BASES["granite"] = lambda: GraniteConfig(**SHAPE, logits_scaling=3.0)
@@ -52,3 +62,35 @@ def test_losses_are_those_of_each_row_alone(made, monkeypatch, base: str, adapte
         alone = generate.losses(ours, rows, nothing, nothing)
         assert alone == pytest.approx(plain_losses(theirs, rows), rel=1e-4)
     assert alone != pytest.approx(tuned, rel=1e-2)
+
+
+def test_what_prompts_begin_with_is_read_once(made, monkeypatch) -> None:  # noqa: F811
+    """Up to the first token whose hidden state is needed; `saved`: tokens that are not read again."""
+    monkeypatch.setitem(engine._PREFILL_TOKENS, "cpu", 40)
+    read: list[int] = []
+    usual = engine.Passes.hidden
+    monkeypatch.setattr(engine.Passes, "hidden", lambda *given: (read.append(len(given[1])), usual(*given))[1])
+    one, other = prompts([20, 9])
+    two_groups = [one + prompts([3])[0], other, [*one, 5], [7, 8], [*other, 6, 7]]
+    for base in ("llama", "mistral"):
+        folders = made(base)
+        ours, theirs = generate.load(*folders, FLOAT32), plain(*folders)
+        for asked, learnt, saved in (
+            ([one + ids for ids in prompts([5, 1, 30])], None, 3 * 20 - 20),
+            ([one, [*one, 7]], None, 19 + 20 - 20),
+            ([one + ids for ids in prompts([5, 9])], 11, 10 + 10 - 20),  # a part of what they share is learnt
+            ([one[:6] + ids for ids in prompts([5, 1])], None, 0),
+            (two_groups, None, 20 + 20 - 20 + 8 + 9 - 9),
+        ):
+            want = [generate.until(ids, STOP) for ids in plain_answers(theirs, asked, 9)]
+            rows = [torch.tensor([*ids, 8, 9, 10]) for ids in asked]
+            labels = [torch.where(torch.arange(len(ids)) < len(ids) - 3, -100, ids) for ids in rows]
+            for each, ids in zip(labels, rows, strict=True):
+                if learnt:
+                    each[learnt : learnt + 2] = ids[learnt : learnt + 2]
+            whole, found = [Row(*pair) for pair in zip(rows, labels, strict=True)], {}
+            assert generate.answer(ours, asked, STOP, 9, 0, nothing) == want
+            read.clear()
+            assert generate.answer(ours, asked, STOP, 9, 0, nothing, whole, found) == want
+            assert found == pytest.approx(dict(enumerate(plain_losses(theirs, whole))), rel=1e-4)
+            assert sum(n for n in read if n > len(asked)) == 9 + sum(map(len, rows)) - saved  # 9: the engine's trial

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tasks.evaluation.answers.cached import NAME, Cache, Decode, Prefill, Unsupported
+from tasks.evaluation.answers.cached import NAME, Cache, Decode, Places, Prefill, Shared, Unsupported
 from tasks.evaluation.answers.loss import mean_losses
 from tasks.tokenization.schema import IGNORE_INDEX
 from tasks.training.packing import Row, flatten
 
 MOST_SLOTS = {"cpu": 64, "cuda": 512}  # rows at once; more are hardly faster
 _LOOK_EVERY = {"cpu": 1, "cuda": 8}  # passes between two checks which rows have ended
+HEADS_FIRST = {"cpu": True, "cuda": False}  # layout of the cache
+_FULL = 0.75  # least share of a slot that its first row fills, where neighbouring slots have one size
+_FEWEST_SHARED = 8  # tokens with which prompts begin alike; fewer are not worth reading apart
 _FEWEST_CAPTURED = 16  # rows of the smallest graph
 
 
@@ -51,7 +54,7 @@ class Passes:
         finally:
             self.base.set_attn_implementation(usual)
 
-    def hidden(self, ids: Tensor, positions: Tensor, cached: Prefill | Decode) -> Tensor:
+    def hidden(self, ids: Tensor, positions: Tensor, cached: Shared | Prefill | Decode) -> Tensor:
         """Last hidden states `[tokens, width]` of ids and positions (int64, `[tokens]`)."""
         positions = positions.clamp(max=self.last_position)  # tokens beyond it are cut off afterwards
         output = self.base.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False, cached=cached)
@@ -96,11 +99,15 @@ class Slots:
         self.waiting, self.prefill_tokens = waiting, prefill_tokens
         device = engine.device
         sizes = [len(prompts[i]) + max_new_tokens for i in itertools.islice(waiting, MOST_SLOTS[device.type])]
+        heads_first = HEADS_FIRST[device.type]
+        for i in range(1, len(sizes) if heads_first else 0):  # neighbours of one size attend together
+            sizes[i] = sizes[i - 1] if sizes[i] >= _FULL * sizes[i - 1] else sizes[i]
         ends = list(itertools.accumulate(sizes))
         self.count = max(1, sum(end <= places for end in ends))
         self.places, self.longest = ends[self.count - 1], sizes[0]
-        self.cache = Cache(self.places + 1)  # tokens that no row needs are written to the last place
+        self.cache = Cache(self.places + 1, heads_first)  # tokens that no row needs are written to the last place
         self.starts = torch.tensor([0, *ends[: self.count - 1], self.places], device=device)
+        self.sizes = torch.tensor([*sizes[: self.count], 1], device=device)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(self.count + 1, *shape, dtype=dtype, device=device)
@@ -115,11 +122,14 @@ class Slots:
         self.lanes = zeros()  # the slots of a pass; a captured one reads them here
         self.captured: dict[int, Any] = {}
         self.look_every = _LOOK_EVERY[device.type]
+        self.shared: Shared | None = None
+        self.begun: dict[int, tuple[int, int]] = {}  # prompt → where its first tokens are in `shared`, and how many
 
     def run(self, answers: list[list[int] | None], progress: Callable[[float, int], None]) -> None:
         """Answer all waiting prompts; each answer is put into `answers` as soon as it is finished."""
         weights = [len(prompt) + self.max_new_tokens for prompt in self.prompts]
         made: dict[int, int] = {}
+        self._read_shared()
         while self.waiting or self.rows:
             self.fill()
             steps = min(self.look_every, self.max_new_tokens - 1 - min(made.get(slot, 0) for slot in self.rows))
@@ -133,6 +143,31 @@ class Slots:
             finished = sum(w for w, answer in zip(weights, answers, strict=True) if answer is not None)
             live = sum(len(self.prompts[row]) + counts[slot] for slot, row in self.rows.items())
             progress((finished + live) / sum(weights), sum(answer is not None for answer in answers))
+
+    def _read_shared(self) -> None:
+        """On a CPU read once what several prompts begin with; those that save most, as many as a pass may have."""
+        groups = defaultdict[tuple[int, ...], list[int]](list)
+        for number in self.waiting if self.cache.heads_first else ():
+            groups[tuple(self.prompts[number][:_FEWEST_SHARED])].append(number)
+        found, rows = list[tuple[list[int], list[int]]](), list[Row]()
+        for numbers in groups.values():
+            first, last = (choose(self.prompts[number] for number in numbers) for choose in (min, max))
+            differing = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+            found.append((numbers, first[: next(differing, len(first))]))
+        for numbers, ids in sorted(found, key=lambda each: -len(each[1]) * (len(each[0]) - 1)):
+            offset = sum(len(row.input_ids) for row in rows)
+            if len(numbers) > 1 and len(ids) >= _FEWEST_SHARED and offset + len(ids) <= self.prefill_tokens:
+                rows.append(Row(torch.tensor(ids), torch.full((len(ids),), IGNORE_INDEX)))
+                self.begun |= {number: (offset, min(len(ids), self._first_needed(number))) for number in numbers}
+        if rows:
+            flat = flatten(rows, self.engine.device)
+            self.shared = Shared(self.cache, flat.boundaries, flat.longest)
+            self.engine.hidden(flat.input_ids[0], flat.position_ids[0], self.shared)
+
+    def _first_needed(self, number: int) -> int:
+        """Position of the first token of a row whose hidden state is needed."""
+        learnt = (self._read(number).labels[1:] != IGNORE_INDEX).nonzero().flatten().tolist()
+        return min([len(self.prompts[number]) - 1, *learnt[:1]])
 
     def fill(self) -> None:
         """Read waiting prompts into free slots."""
@@ -154,12 +189,23 @@ class Slots:
         lengths = torch.tensor([len(self.prompts[number]) for _, number in batch], device=device)
         sizes = torch.tensor([len(row.input_ids) for row in rows], device=device)
         ids, positions = flat.input_ids[0], flat.position_ids[0]
-        starts, ends = (t.repeat_interleave(sizes, output_size=len(ids)) for t in (self.starts[slots], lengths))
-        places = torch.where(positions < ends, starts + positions, self.places)  # targets are not kept
-        hidden = self.engine.hidden(ids, positions, Prefill(self.cache, places, flat.boundaries, flat.longest))
+        slot, ends = (t.repeat_interleave(sizes, output_size=len(ids)) for t in (slots, lengths))
+        slot = slot.where(positions < ends, self.count)  # targets are not kept
+        places = Places(self.starts[slot], positions.where(positions < ends, 0), self.sizes[slot])
+        passed = Prefill(self.cache, places, flat.boundaries, flat.longest, self.shared)
+        if self.shared:
+            begun = torch.tensor([self.begun.get(number, (0, 0)) for _, number in batch])
+            offsets, read = begun.repeat_interleave(sizes, 0).unbind(1)
+            mine = positions >= read
+            passed.own = mine.nonzero().squeeze(1)
+            passed.whole = torch.where(mine, self.shared.tokens + mine.cumsum(0) - 1, offsets + positions)
+            found = self.engine.hidden(ids[passed.own], positions[passed.own], passed)
+            hidden = found.new_zeros(len(ids), found.shape[1]).index_copy_(0, passed.own, found)
+        else:
+            hidden = self.engine.hidden(ids, positions, passed)
         if self.losses is not None:
-            found = mean_losses(self.engine.base, hidden, flat, rows)
-            self.losses |= {number: loss for (_, number), loss in zip(batch, found, strict=True)}
+            means = mean_losses(self.engine.base, hidden, flat, rows)
+            self.losses |= {number: loss for (_, number), loss in zip(batch, means, strict=True)}
         self.lengths[slots] = lengths
         self.made[slots] = 0
         self.done[slots] = False
@@ -219,7 +265,7 @@ class Slots:
     def next_hidden(self, lanes: Tensor) -> Tensor:
         """Hidden states `[rows, width]` of each slot's last token; its key and value are added to the cache."""
         lengths = self.lengths[lanes]
-        cached = Decode(self.cache, self.starts[lanes], lengths + 1, self.longest)
+        cached = Decode(self.cache, self.starts[lanes], self.sizes[lanes], lengths + 1, self.longest)
         return self.engine.hidden(self.ids[lanes], lengths, cached)
 
     def _keep(self, lanes: Tensor, hidden: Tensor, cached: int = 0) -> None:
