@@ -320,9 +320,10 @@ def intact(folder: Path, version: str) -> ArtifactRef:
         return reference(folder / version, check_folder(folder / version))
     except DamagedArtifact as error:
         others = [path.name for path in versions(folder) if path.name != version]
+        another = f"put another in use: qlora-flow adapters promote {folder.name}@{others[-1]}." if others else ""
         raise UserError(
-            f"{version} of {folder.name} is missing or damaged ({error}). Restore its folder"
-            + (f", or put another in use: qlora-flow adapters promote {folder.name}@{others[-1]}." if others else ".")
+            f"{version} of {folder.name} is missing or damaged ({error}). Restore its folder, or "
+            + (another or f"remove {folder} with its history to begin anew.")
         ) from error
 
 

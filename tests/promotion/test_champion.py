@@ -209,6 +209,9 @@ def test_a_champion_that_is_damaged_or_gone_is_a_sentence_that_names_another() -
     shutil.rmtree(folder() / "v0002")
     with pytest.raises(UserError, match=r"v0002 of adapter is missing or damaged .*adapters promote adapter@v0001"):
         opponent("c")
+    shutil.rmtree(folder() / "v0001")
+    with pytest.raises(UserError, match=r"or remove .*adapter with its history to begin anew\.$"):
+        opponent("c")
 
 
 def put_another_in_its_place() -> None:
