@@ -77,9 +77,15 @@ def _published() -> Iterator[tuple[Path, Manifest]]:
     """Every version in every registry, with its manifest.
 
     Raises:
-        UserError: a manifest is damaged, so that the results it was made from are unknown.
+        UserError: a registry is gone or a manifest damaged, so that what versions were made from is unknown.
     """
-    for registry in registries():
+    own, *others = registries()
+    if gone := [registry for registry in others if not registry.exists()]:
+        raise UserError(
+            f"Nothing was removed, because what the versions in {gone[0]} were made from is unknown: the folder is "
+            "gone. Is its disk mounted? If nothing in it is needed any more, make an empty folder there."
+        )
+    for registry in (own, *others):
         for version in (version for folder in registry.glob("*") for version in versions(folder)):
             try:
                 yield version, read_manifest(version)

@@ -160,6 +160,10 @@ def test_clean_removes_nothing_when_it_cannot_know_what_versions_were_made_from(
             clean(keep_last=1)
         assert origin.path.exists()
         file.write_bytes(whole)
+    (tmp_path / "elsewhere").rename(tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"elsewhere were made from is unknown: the folder is gone"):
+        clean(keep_last=1)
+    (tmp_path / "unmounted").rename(tmp_path / "elsewhere")
     clean(keep_last=1)
     assert origin.path.exists()
 
