@@ -164,9 +164,11 @@ class Engine(Passes):
         return cast(list[list[int]], answers)
 
 
-def too_long(prompt: int, max_new_tokens: int) -> UserError:
-    """The error for a prompt of so many tokens that does not fit in memory with its answer."""
-    return UserError(
-        f"evaluation: memory does not suffice to answer a prompt of {prompt:,} tokens with up to {max_new_tokens:,} "
-        "new ones; lower evaluation.max_new_tokens or tokenization.max_length."
-    )
+def too_long(tokens: int, max_new_tokens: int) -> UserError:
+    """The error for a prompt that does not fit in memory with its answer, or with 0 new tokens, a row for its loss."""
+    if not max_new_tokens:
+        what, fields = f"for the loss of a row of {tokens:,} tokens", ""
+    else:
+        what = f"to answer a prompt of {tokens:,} tokens with up to {max_new_tokens:,} new ones"
+        fields = "evaluation.max_new_tokens or "
+    return UserError(f"evaluation: memory does not suffice {what}; lower {fields}tokenization.max_length.")
