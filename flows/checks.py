@@ -19,7 +19,7 @@ from tasks.model.targets import check_targets
 from tasks.promotion.gate import Guard
 from tasks.publishing.identity import registry_folder
 from tasks.store.root import existing
-from tasks.training.start import NotFetched, adapter_folder
+from tasks.training.start import CHAMPION, NotFetched, adapter_folder
 
 
 def check(groups: dict[str, Any]) -> None:
@@ -110,5 +110,5 @@ def _elsewhere(groups: dict[str, Any]) -> None:
     if groups["execution"].gpu_deployment:
         if not os.environ.get("QLORA_FLOW_REMOTE"):
             raise UserError("execution.gpu_deployment: set QLORA_FLOW_REMOTE, through which machines share results.")
-        if groups["training"].start_from:
-            raise UserError("execution.gpu_deployment: training.start_from is of this machine; leave one of them out.")
+        if groups["training"].start_from not in ("", CHAMPION):
+            raise UserError("execution.gpu_deployment: training.start_from takes only champion there.")

@@ -51,7 +51,7 @@ def clean(keep_last: int, keep_days: int = 30, dry_run: bool = False) -> tuple[l
             for path in everything:
                 _remove(path)
             for log in store_root().glob("*.log"):
-                _shorten(log)
+                shorten(log)
             if remote := Remote.configured():
                 remote.expire(REMOTE_DAYS, {folder.name for folder in results()})
         return sorted(str(path).removeprefix(f"{store_root()}/") for path in gone), freed
@@ -156,7 +156,7 @@ def _useless_files(gone: set[Path]) -> Iterator[Path]:
             yield record
 
 
-def _shorten(log: Path) -> None:
+def shorten(log: Path) -> None:
     """Keep the end of a log; who writes it appends, and goes on behind that."""
     if (size := log.stat().st_size) > LONGEST_LOG:
         with log.open("r+b") as file:

@@ -40,7 +40,7 @@ def load(path: Path, overrides: dict[str, dict[str, Any]]) -> dict[str, Section]
         try:
             groups[name] = model.model_validate(given | _typed(model, overrides.get(name, {})), context=TRUSTED)
         except ValidationError as error:
-            mistakes += [_sentence(name, model, e) for e in error.errors()]
+            mistakes += [sentence_of(name, model, e) for e in error.errors()]
     if mistakes:
         raise UserError(*mistakes)
     return groups
@@ -143,7 +143,8 @@ def _did_you_mean(name: Any, names: Iterable[str]) -> str:
     return f" (did you mean {last[close[0]]}?)" if close else ""
 
 
-def _sentence(group: str, model: type[Section], error: Any) -> str:
+def sentence_of(group: str, model: type[Section], error: Any) -> str:
+    """A mistake that pydantic reports in a group, for the person who wrote it."""
     field, *inside = error["loc"] or [""]
     if len(inside) > 1:  # a field of an object in a list
         number, name = inside[0] + 1, inside[1]

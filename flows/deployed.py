@@ -12,7 +12,7 @@ from pydantic import Field, WithJsonSchema
 from flows.checks import check
 from flows.config_file import files_of, load
 from flows.flow_run import describe, unattended
-from flows.promote import base_named, find
+from flows.promote import base_named, find, named_version
 from flows.retrain import retrain
 from flows.run.data import check_losses
 from flows.run.summary import artifact_key
@@ -46,7 +46,7 @@ def _few(group: str, *fields: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "object", "additionalProperties": False, "properties": shown})
 
 
-@flow(name="retrain-file", persist_result=False, result_serializer=VerifiedJSONSerializer())
+@flow(name="retrain-file", persist_result=False, validate_parameters=False, result_serializer=VerifiedJSONSerializer())
 @unattended
 def retrain_file(
     configuration: str,
@@ -76,7 +76,7 @@ def retrain_file(
     return retrain.fn(**groups)
 
 
-@flow(name="evaluate-only", persist_result=False, result_serializer=VerifiedJSONSerializer())
+@flow(name="evaluate-only", persist_result=False, validate_parameters=False, result_serializer=VerifiedJSONSerializer())
 @unattended
 def evaluate_only(
     name: str,
@@ -103,7 +103,7 @@ def evaluate_only(
     from tasks.tokenization.schema import TOKENS
 
     folder = find(name, registry)
-    chosen = champion.intact(folder, version or versions(folder)[-1].name)
+    chosen = named_version(folder, version or versions(folder)[-1].name)
     describe(title := f"{name} {chosen.path.name}", [name])
     with in_use():
         manifests = results()
@@ -140,7 +140,7 @@ def evaluate_only(
     return Completed(message=said, data=facts.scores)
 
 
-@flow(name="retrain-all", persist_result=False)
+@flow(name="retrain-all", persist_result=False, validate_parameters=False)
 @unattended
 def retrain_all(folder: str) -> Any:
     """Retrain every configuration of a folder, one after another. Results that several share are computed once.
@@ -179,7 +179,7 @@ def retrain_all(folder: str) -> Any:
     return Completed(message=f"{len(files)} configurations: {'; '.join(dict.fromkeys(said.values()))}", data=said)
 
 
-@flow(name="clean", persist_result=False)
+@flow(name="clean", persist_result=False, validate_parameters=False)
 @unattended
 def clean(keep_last: Annotated[int, Field(ge=1)] = 3, keep_days: Annotated[int, Field(ge=0)] = 30) -> Any:
     """Remove what neither the latest runs nor versions that are or were in use need.

@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow
@@ -34,6 +35,7 @@ from tasks.store.model import BaseModelRef
 from tasks.store.origins import results
 from tasks.store.remote import Remote
 from tasks.store.root import store_root
+from tasks.training.start import WEIGHTS, Start
 from tasks.training.task import train
 
 POLL_SECONDS = 5.0
@@ -47,26 +49,28 @@ def compute_elsewhere(
     made: Mapping[str, ArtifactRef],
     base: BaseModelRef,
     groups: Mapping[str, Any],
-    champion: ArtifactRef | None = None,
+    earlier: ArtifactRef | Start | None = None,
 ) -> None:
     """Have the deployment of `execution.gpu_deployment` compute a stage, unless its result exists.
 
     Args:
         made: results of the stages before it.
         groups: the flow's parameters, with the base model at a commit.
-        champion: for evaluation.
+        earlier: the version that training begins from, or the champion for evaluation.
     Raises:
         UserError: there is no such deployment, its run failed, or its result did not arrive.
     """
     if not (name := groups["execution"].gpu_deployment):
         return
     remote: Any = Remote.configured()  # flows/checks.py has seen it
-    key = BY_NAME[stage].identity(made, base, groups, champion).key
+    key = BY_NAME[stage].identity(made, base, groups, earlier).key
     if (store_root() / "artifacts" / key).exists() or remote.manifest(key):
         return
     needed = [*made.values()]
-    if champion:  # evaluation leaves out rows that it was trained on
-        needed += [champion, *(reference(f, read_manifest(f)) for f in origins([champion.manifest], results()))]
+    if isinstance(earlier, Start):
+        needed.append(reference(Path(earlier.folder), read_manifest(Path(earlier.folder))))
+    elif earlier:  # evaluation leaves out rows that it was trained on
+        needed += [earlier, *(reference(f, read_manifest(f)) for f in origins([earlier.manifest], results()))]
     for each in needed:
         remote.push(each.manifest, each.path, replace=True)
     parameters = {"stage": stage, "key": key, "made": [each.manifest.key for each in needed]}
@@ -104,7 +108,7 @@ def _end(run: FlowRun) -> Any:
     return run.state
 
 
-@flow(name="gpu-stage", persist_result=False, result_serializer=VerifiedJSONSerializer())
+@flow(name="gpu-stage", persist_result=False, validate_parameters=False, result_serializer=VerifiedJSONSerializer())
 @unattended
 def gpu_stage(
     stage: Stage,
@@ -120,7 +124,7 @@ def gpu_stage(
     Args:
         stage: Which of the two.
         key: Key of the result for which the run waits.
-        made: Keys of the run's results, then of its champion and of what that was made from.
+        made: Keys of the run's results, then of the version it begins from or is compared with, and its origins.
         model: The base model, at a commit.
         training: Quantization, LoRA and optimization.
         evaluation: How base and tuned model are compared.
@@ -131,14 +135,17 @@ def gpu_stage(
         for each in made:
             there.setdefault(each.partition("-")[0], _bring(each))
         base, row = fetch_model(model, get_run_logger().info), BY_NAME[stage]
-        config, champion = (training, None) if stage == "train" else (evaluation, there.get("publish"))
-        if row.identity(there, base, {row.group: config}, champion).key != key:
+        config: Any = training if stage == "train" else evaluation
+        version = there.get("publish")
+        begun = version and Start(folder=str(version.path), digest=version.manifest.files[WEIGHTS].sha256)
+        earlier = begun if stage == "train" else version
+        if row.identity(there, base, {row.group: config}, earlier).key != key:
             raise UserError(
                 "This machine would compute another result than the run waits for: the base model, or the version of "
                 "qlora-flow or of a library, differs. Install the same on both."
             )
         task: Any = train if stage == "train" else evaluate
-        limited(task, execution)(*(there[each] for each in row.inputs.values()), base, config, execution, champion)
+        limited(task, execution)(*(there[each] for each in row.inputs.values()), base, config, execution, earlier)
     return Completed(message=f"{key} is in the remote store")
 
 

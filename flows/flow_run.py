@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, get_type_hints
 from uuid import UUID
 
 import coolname.data
@@ -19,7 +20,10 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.states import Completed, Failed
+from pydantic import TypeAdapter, ValidationError
 
+from flows.config_file import sentence_of
+from tasks.config import SECTIONS
 from tasks.errors import UserError
 from tasks.process.failures import disk_trouble
 from tasks.store.root import LITTLE_DISK, store_root
@@ -46,8 +50,11 @@ def unattended(function: Callable[P, Any]) -> Callable[P, Any]:
     """A flow that needs nobody to watch it.
 
     A run that is due again is skipped, and one that has crashed twice fails. After a mistake of the user or trouble
-    with a disk, the failed state has a sentence as message, without a stack.
+    with a disk, the failed state has a sentence as message, without a stack. Parameters are validated here, because
+    Prefect's message about a wrong one is no sentence; its flow has `validate_parameters=False`.
     """
+
+    flow: Callable[..., Any] = function
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> Any:
@@ -57,13 +64,28 @@ def unattended(function: Callable[P, Any]) -> Callable[P, Any]:
         if why := _crashed_too_often():
             return Failed(message=why)
         try:
-            return function(*arguments, **named)
+            return flow(**_validated(flow, *arguments, **named))
         except Exception as error:
             if not (said := str(error) if isinstance(error, UserError) else disk_trouble(error)):
                 raise
             return Failed(message=said, data=error)
 
     return run
+
+
+def _validated(function: Callable[..., Any], *arguments: Any, **named: Any) -> dict[str, Any]:
+    """The parameters as the types of the function; raises UserError with a sentence for each mistake."""
+    types, mistakes, validated = get_type_hints(function, include_extras=True), [], {}
+    for name, value in inspect.signature(function).bind(*arguments, **named).arguments.items():
+        try:
+            validated[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            for each in error.errors():
+                known = sentence_of(name, SECTIONS[name], each) if name in SECTIONS else ""
+                mistakes.append(known or f"{name}: {value!r} is wrong: {each['msg'][0].lower()}{each['msg'][1:]}.")
+    if mistakes:
+        raise UserError(*mistakes)
+    return validated
 
 
 def by_a_worker() -> bool:

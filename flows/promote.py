@@ -16,7 +16,8 @@ from tasks.promotion import champion
 from tasks.promotion.clean_room import try_out
 from tasks.promotion.schema import Entry
 from tasks.promotion.task import acting, this_run
-from tasks.publishing.registry import registries, versions
+from tasks.publishing.registry import VERSION, registries, versions
+from tasks.store.artifact import ArtifactRef
 from tasks.store.manifest import Manifest
 from tasks.store.model import BaseModelRef
 from tasks.store.root import at_home
@@ -25,7 +26,7 @@ from tasks.text import visible
 readable_logs()
 
 
-@flow(name="promote", persist_result=False)
+@flow(name="promote", persist_result=False, validate_parameters=False)
 @unattended
 def promote(name: str, version: str, reason: str, registry: str = "") -> Any:
     """Put a version of an adapter in use, whatever the gate decided. This is also how a waiting version is approved.
@@ -41,7 +42,7 @@ def promote(name: str, version: str, reason: str, registry: str = "") -> Any:
     return Completed(message=said, data=said)
 
 
-@flow(name="rollback", persist_result=False)
+@flow(name="rollback", persist_result=False, validate_parameters=False)
 @unattended
 def rollback(name: str, reason: str, version: str = "", registry: str = "") -> Any:
     """Go back to the version that was in use before.
@@ -65,7 +66,7 @@ def promote_version(name: str, version: str, reason: str, registry: str = "") ->
     """
     folder, reason = find(name, registry), _reason(reason)
     with acting(folder, moved_by_hand=True) as history:
-        ref = champion.intact(folder, version)
+        ref = named_version(folder, version)
         adapter = champion.weights(folder, version)
         if _is_in_use(history, version, adapter):
             return f"{version} of {name} is in use already."
@@ -90,7 +91,7 @@ def roll_back(name: str, reason: str, version: str = "", registry: str = "") -> 
             raise UserError(
                 f"No version of {name} was in use before {before or 'now'}, so there is none to go back to."
             )
-        champion.intact(folder, target)
+        named_version(folder, target)
         adapter = champion.weights(folder, target)
         if _is_in_use(history, target, adapter):
             return f"{target} of {name} is in use already."
@@ -135,9 +136,21 @@ def find(name: str, registry: str = "") -> Path:
         names = sorted({folder.name for place in places for folder in place.glob("*") if versions(folder)})
         raise UserError(
             f"There is no adapter {visible(name)!r} in {', '.join(map(str, places))}"
-            + (f"; there {'is' if len(names) == 1 else 'are'} {', '.join(names)}." if names else ".")
+            + (f"; there {_are(names)}." if names else ".")
         )
     return found[0]
+
+
+def named_version(folder: Path, version: str) -> ArtifactRef:
+    """A version that a person names; raises UserError if it does not exist or is damaged."""
+    there = [path.name for path in versions(folder)]
+    if VERSION.fullmatch(version) and version not in there:
+        raise UserError(f"There is no version {version} of {folder.name}; there {_are(there)}.")
+    return champion.intact(folder, version)
+
+
+def _are(names: list[str]) -> str:
+    return f"{'is' if len(names) == 1 else 'are'} {', '.join(names)}"
 
 
 def earlier(entries: list[Entry]) -> str:

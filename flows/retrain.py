@@ -50,7 +50,7 @@ from tasks.training.task import fetch_start, train
 readable_logs()
 
 
-@flow(name="retrain", persist_result=False, result_serializer=VerifiedJSONSerializer())
+@flow(name="retrain", persist_result=False, validate_parameters=False, result_serializer=VerifiedJSONSerializer())
 @unattended
 def retrain(
     data: DataConfig,
@@ -117,7 +117,7 @@ def retrain(
             check_scorable(tokens, prompts, base, evaluation)
             if gpus():  # without them, imports would take processors from training
                 start_ahead("tasks.evaluation.worker", "tasks.promotion.clean_room")
-        compute_elsewhere("train", stages, base, groups | {"model": now[1]})
+        compute_elsewhere("train", stages, base, groups | {"model": now[1]}, start)
         stages["train"] = adapter = limited(train, execution)(tokens, base, training, execution, start)
         compared = opponent(registry, adapter.part("adapter"))
         compute_elsewhere("evaluate", stages, base, groups | {"model": now[1]}, compared)

@@ -1,4 +1,4 @@
-"""A Prefect server for one local run. It ends with the run, also when the run is killed.
+"""Prefect's server: for one local run, with which it ends, also when the run is killed, and for `qlora-flow serve`.
 
 The server that Prefect starts by itself survives a killed run, and obeys every user of the machine: whoever changes the
 state of a run decides what it reads back. This server asks for a secret, which only the environment of the
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import AsyncIterator
 from typing import Any
 
 from tasks.errors import UserError
@@ -137,6 +138,25 @@ class _Server(threading.Thread):
             end(self.process, GRACE_SECONDS)
 
 
+def write_in_turn() -> None:
+    """Let automations wait for their turn to write to SQLite.
+
+    Prefect's server reads and then writes in one deferred transaction for every event. If another connection writes
+    in between, SQLite refuses at once ("database is locked"), whatever its timeout, and the event is evaluated again:
+    people are told twice, or never. No setting changes this. An immediate transaction waits first.
+    """
+    import prefect.server.events.triggers as triggers
+    from prefect.server.database.dependencies import provide_database_interface
+
+    @contextlib.asynccontextmanager
+    async def session(begin_transaction: bool = False) -> AsyncIterator[Any]:
+        context = provide_database_interface().session_context
+        async with context(begin_transaction=begin_transaction, with_for_update=begin_transaction) as given:
+            yield given
+
+    vars(triggers)["automations_session"] = session  # its own name for it
+
+
 def main(descriptor: int, parent: int) -> None:
     """Be the server, on a socket that listens already, as long as the parent lives."""
     follow_parent(parent)
@@ -161,4 +181,11 @@ def main(descriptor: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[1] == "start":  # with Prefect's options, as `prefect server start` takes them
+        from prefect.cli import app
+
+        write_in_turn()
+        sys.argv.insert(1, "server")
+        app()
+    else:
+        main(int(sys.argv[1]), int(sys.argv[2]))

@@ -73,14 +73,15 @@ def _show_one(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from tasks.promotion.champion import champion_of, intact, read
+    from flows.promote import named_version
+    from tasks.promotion.champion import champion_of, read
 
     folder, version = named(options)
     other = options.other or champion_of(read(folder))
     if not version or not other:
         raise UserError(f"Compare two versions: qlora-flow adapters compare {folder.name}@v0002 v0001.")
     ours, theirs = (
-        {s["metric"]: s for s in intact(folder, name).facts(VersionFacts).scores} for name in (version, other)
+        {s["metric"]: s for s in named_version(folder, name).facts(VersionFacts).scores} for name in (version, other)
     )
     rows = [
         {

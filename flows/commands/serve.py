@@ -7,10 +7,12 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.clean import shorten
 from flows.commands.arguments import a_path
 from flows.commands.deploy import FILE, check_file, deploy, prefect
 from flows.commands.environment import homes_in_store, local_settings
@@ -51,13 +53,14 @@ def main(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell lets background jobs ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     try:
-        with _started("server", "server", "start") as server:
+        with _started("server", [sys.executable, "-P", "-m", "flows.server", "start"]) as server:
             wait_until_up(url, server, f"Its output is in {_log('server')}.")
             print(*deploy(options.file), sep="\n", flush=True)
-            with _started("worker", "worker", "start", "--pool", pool) as worker:
+            with _started("worker", prefect("worker", "start", "--pool", pool)) as worker:
                 print(f"\nPrefect UI: {url}\nIts password is in {file}. Ctrl-C ends server and worker.", flush=True)
                 while True:
                     for name, process in (("server", server), ("worker", worker)):
+                        shorten(_log(name))
                         if process.poll() is not None:
                             how = ended_by(process.returncode)
                             raise UserError(f"The {name} has ended ({how}); its output is in {_log(name)}.")
@@ -89,7 +92,7 @@ def _log(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _started(name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+def _started(name: str, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run Prefect's server or worker while the body runs. At the end, its runs have time to save their work."""
     own = os.getpid()
 
@@ -99,7 +102,7 @@ def _started(name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
 
     with _log(name).open("ab") as log:
         process = subprocess.Popen(
-            prefect(*command),
+            command,
             env={**os.environ, **IMPORT_NOTHING_HERE},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -28,17 +28,17 @@ def main(options: argparse.Namespace) -> int:
     folder, version = named(options)
     if options.prompt is not None and options.file:
         raise UserError("Give a prompt or --file, one of the two.")
-    from flows.promote import base_of
+    from flows.promote import base_of, named_version
     from tasks.config import FormattingConfig
     from tasks.formatting.prompts import prompt_of
     from tasks.process import quiet
-    from tasks.promotion.champion import champion_of, intact, read
+    from tasks.promotion.champion import champion_of, read
     from tasks.promotion.clean_room import check_base, probes_of
 
     quiet.silence()  # the answer alone is printed
     if not (version := version or champion_of(read(folder))):
         raise UserError(f"No version of {folder.name} is in use; name one: {folder.name}@v0001.")
-    published = intact(folder, version)
+    published = named_version(folder, version)
     decided_by = published.manifest.identity.config
     formatting = {name[11:]: value for name, value in decided_by.items() if name.startswith("formatting.")}
     if not formatting:

@@ -1,5 +1,6 @@
 """Prefect and the server it runs on: settings, loggers and environment variables that are known by name."""
 
+import asyncio
 import inspect
 import json
 import logging
@@ -15,16 +16,21 @@ from typing import Any
 from uuid import uuid4
 
 import prefect
+import prefect.server.events.triggers as triggers
 import pytest
+import sqlalchemy
 import uvicorn
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.logging.loggers import flow_run_logger, task_run_logger
 from prefect.serializers import Serializer, UnknownSerializer
+from prefect.server.database.dependencies import provide_database_interface
+from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 from prefect.utilities.dispatch import get_registry_for_type
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.testclient import TestClient
 
 from flows.flow_run import typed
+from flows.server import write_in_turn
 from tasks.store.caching import cached
 from tasks.store.identity import Identity
 
@@ -203,3 +209,30 @@ def test_placeholders_of_deployments_are_as_the_command_deploy_reads_them() -> N
     ):
         emptied = any(found.type is PlaceholderType.STANDARD for found in find_placeholders(text))
         assert bool(FILLED_IN.search(text)) == emptied, text
+
+
+def test_automations_wait_for_their_turn_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triggers, "automations_session", triggers.automations_session)  # as it was, afterwards
+    write_in_turn()
+
+    async def work() -> int:
+        database = provide_database_interface()
+        run = database.session_context
+
+        async def write() -> None:
+            async with run(begin_transaction=True) as session:
+                await session.execute(sqlalchemy.text("insert into t values (1)"))
+
+        async with run(begin_transaction=True) as session:
+            await session.execute(sqlalchemy.text("create table t (n)"))
+        async with triggers.automations_session(begin_transaction=True) as session:
+            await session.execute(sqlalchemy.text("select * from t"))
+            other = asyncio.create_task(write())
+            await asyncio.wait([other], timeout=0.5)
+            await session.execute(sqlalchemy.text("insert into t values (2)"))  # without waiting: database is locked
+        await other
+        async with run() as session:
+            return len((await session.execute(sqlalchemy.text("select * from t"))).all())
+
+    with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{tmp_path}/own.db"}):
+        assert asyncio.run(work()) == 2

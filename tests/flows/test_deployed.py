@@ -1,6 +1,7 @@
 """The flows that deployments run beside a single retrain."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -8,6 +9,7 @@ from prefect.client.schemas.filters import ArtifactFilter
 
 from flows.__main__ import main
 from flows.deployed import evaluate_only
+from flows.retrain import retrain
 from tasks.config import DataConfig, EvaluationConfig
 from tests.tiny import make_rows, write_jsonl
 
@@ -49,7 +51,25 @@ def test_configurations_share_stages_and_fail_alone(
     assert "ROUGE-L" in artifact("evaluate-a")
     assert [path.name for path in store.glob("registry/a/v*")] == ["v0001"]  # nothing is trained or published
     missing = evaluate_only("a", data, version="v0009", return_state=True)
-    assert missing.is_failed() and missing.message.startswith("v0009 of a is missing")
+    assert missing.is_failed() and missing.message == "There is no version v0009 of a; there is v0001."
+
+
+def test_wrong_parameters_are_sentences(prefect_server: None) -> None:
+    wrong: dict[str, Any] = {
+        "data": {"path": "x", "hub_id": "a/b"},
+        "training": {"lora_r": 0},
+        "promotion": {"guards": ["no"]},
+    }
+    state = retrain(**wrong, return_state=True)
+    assert state.is_failed()
+    said = [
+        "give either data.path (files) or data.hub_id (a Hub data set), one of the two, or several in data.mix.",
+        "training.lora_r: 0 is wrong: input should be greater than or equal to 1. It takes: Rank of the LoRA matrices.",
+        "promotion.guards: [\"no\"] is wrong: 'no' is no guard:",
+    ]
+    assert [line.startswith(wanted) for line, wanted in zip(state.message.splitlines(), said, strict=True)] == 3 * [
+        True
+    ]
 
 
 def test_a_folder_without_configurations_is_one_sentence(

@@ -71,6 +71,10 @@ def test_the_champion_is_compared_there_and_nothing_else_is_computed(
     for stage in ("train", "evaluate"):
         results = [{path.name for path in place.glob(f"artifacts/{stage}-*")} for place in (store, there)]
         assert len(results[0]) == 2 and results[0] == results[1]
+    start = {"start_from": "champion", "learning_rate": 2e-3}
+    groups["training"] = groups["training"].model_copy(update=start)
+    continued = read_manifest(Path(retrain(**groups)["stages"]["train"]["path"]))
+    assert (there / "artifacts" / continued.key).exists() and continued.identity.inputs["start"]
     facts = read_manifest(Path(summary["stages"]["evaluate"]["path"])).facts(EvaluationFacts)
     assert facts.champion and not facts.champion_left_out and not facts.unknown
     assert not [*store.glob("work/*"), *there.glob("registry")]
@@ -102,4 +106,4 @@ def test_a_key_that_no_result_has_is_refused(groups: dict[str, Any], key: str) -
     parameters = {"stage": "train", "key": "train-" + 32 * "0", "made": [key], "model": {"base": "x"}}
     rest = {group: groups[group] for group in ("training", "evaluation", "execution")}
     state = elsewhere.gpu_stage(**parameters, **rest, return_state=True)
-    assert state.is_failed() and "String should match pattern" in state.message
+    assert state.is_failed() and "is wrong: string should match pattern" in state.message

@@ -102,7 +102,7 @@ def test_a_prompt_a_file_and_a_loop_are_answered_as_in_evaluation(
     [
         (["adapter", "x"], "No version of adapter is in use; name one: adapter@v0001."),
         (["adapter@../x", "x"], "'../x' names no version"),
-        (["adapter@v0009", "x"], "v0009 of adapter is missing or damaged"),
+        (["adapter@v0009", "x"], "There is no version v0009 of adapter; there are v0001, v0002"),
         (["adapter@v0001", "x", "--file", "y"], "Give a prompt or --file, one of the two."),
         (["adapter@v0001", "--file", "nothing.txt"], "--file: nothing.txt cannot be read"),
         (["adapter@v0001", "--file", "rows.jsonl"], "--file: rows.jsonl, line 3: The row is no JSON object"),
