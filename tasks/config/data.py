@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Name, Section, Where
+from tasks.config.section import MOST, Name, Section, Where
 
 
 class MixedSource(Section):
@@ -21,7 +21,7 @@ class MixedSource(Section):
     test_split: str = Field("test", description="As data.test_split.", min_length=1)
     share: float = Field(1.0, description="Share of its rows that is used; a hash of the id decides.", gt=0, le=1)
     max_rows: int = Field(
-        0, description="Use at most this many of its rows, those with the lowest hashes (0: all).", ge=0
+        0, description="Use at most this many of its rows, those with the lowest hashes (0: all).", ge=0, le=MOST
     )
     repeat: int = Field(1, description="How often each of its training rows is used in an epoch.", ge=1, le=100)
 
@@ -60,7 +60,7 @@ class DataConfig(Section):
         gt=0,
         lt=1,
     )
-    max_train_rows: int = Field(0, description="Use at most this many training rows (0: all).", ge=0)
+    max_train_rows: int = Field(0, description="Use at most this many training rows (0: all).", ge=0, le=MOST)
     mix: list[MixedSource] = Field(
         [],
         description="Several sources instead of `path` or `hub_id`: each has a name, a path or hub_id of its own, and "

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from tasks.config.formatting import FormattingConfig
 from tasks.config.metrics import METRICS, MetricName
-from tasks.config.section import Name, Section
+from tasks.config.section import MOST, Name, Section
 
 
 class WatchSet(Section):
@@ -23,7 +23,7 @@ class EvaluationConfig(Section):
     """How base and tuned model are compared on the held-out rows."""
 
     max_rows: int = Field(
-        0, description="Score at most this many held-out rows, chosen by hash of their id (0: all).", ge=0
+        0, description="Score at most this many held-out rows, chosen by hash of their id (0: all).", ge=0, le=MOST
     )
     max_new_tokens: int = Field(128, description="Longest generated answer in tokens.", ge=1, le=8192)
     batch_tokens: int = Field(

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Section
+from tasks.config.section import MOST, TEN_YEARS, Section
 
 
 class ExecutionConfig(Section):
@@ -24,13 +24,17 @@ class ExecutionConfig(Section):
         le=3600,
     )
     hang_minutes: float = Field(
-        30, description="A training or evaluation process that reports nothing for this many minutes is ended.", gt=0
+        30,
+        description="A training or evaluation process that reports nothing for this many minutes is ended.",
+        gt=0,
+        le=TEN_YEARS,
     )
     checkpoint_steps: int = Field(
         0,
         description="Optimizer steps between two checkpoints; 0: by time alone. One is saved every 5 minutes in any "
         "case. The last two are kept.",
         ge=0,
+        le=MOST,
     )
     gpu_deployment: str = Field(
         "",
@@ -38,12 +42,14 @@ class ExecutionConfig(Section):
         "`gpu-stage/gpu`. Both machines share results through QLORA_FLOW_REMOTE. Empty: this machine does.",
     )
     prepare_timeout_minutes: float = Field(
-        240, description="Longest time for each of download, format and tokenize in minutes.", gt=0
+        240, description="Longest time for each of download, format and tokenize in minutes.", gt=0, le=TEN_YEARS
     )
-    train_timeout_minutes: float = Field(2880, description="Longest time for training in minutes.", gt=0)
-    evaluate_timeout_minutes: float = Field(720, description="Longest time for evaluation in minutes.", gt=0)
+    train_timeout_minutes: float = Field(2880, description="Longest time for training in minutes.", gt=0, le=TEN_YEARS)
+    evaluate_timeout_minutes: float = Field(
+        720, description="Longest time for evaluation in minutes.", gt=0, le=TEN_YEARS
+    )
     publish_timeout_minutes: float = Field(
-        60, description="Longest time for each of publishing and promotion in minutes.", gt=0
+        60, description="Longest time for each of publishing and promotion in minutes.", gt=0, le=TEN_YEARS
     )
 
 
@@ -55,11 +61,13 @@ class ScheduleConfig(Section):
         description="Skip the run while fewer rows than this were added or changed since the adapter's last version, "
         "and nothing else changed (0: never skip).",
         ge=0,
+        le=MOST,
     )
     max_age_days: float = Field(
         0,
         description="With fewer new rows, train all the same when the last version is this old, in days (0: never).",
         ge=0,
+        le=36_500,
     )
 
     @model_validator(mode="after")

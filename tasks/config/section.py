@@ -11,6 +11,10 @@ from tasks.text import SECRET
 SEVERAL_LINES: Any = {"format": "json-string"}
 """Gives a text a box of several lines in the form of the Prefect UI, which checks nothing else by it."""
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
+MOST = 1_000_000_000
+"""Of rows or steps; larger numbers overflow in one library or another."""
+TEN_YEARS = 5_256_000
+"""In minutes; the system's timers do not take much more."""
 _WRITTEN = {"dora": "DoRA", "hub": "Hub", "id": "ID", "lora": "LoRA", "neftune": "NEFTune", "rslora": "rsLoRA"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import Name, Section
+from tasks.config.section import MOST, Name, Section
 
 
 class TrainingConfig(Section):
@@ -65,7 +65,7 @@ class TrainingConfig(Section):
         le=65_536,
     )
     epochs: float = Field(1.0, description="Passes over the training rows if max_steps is 0.", gt=0, le=1000)
-    max_steps: int = Field(0, description="Optimizer steps; 0: as many as `epochs` needs.", ge=0)
+    max_steps: int = Field(0, description="Optimizer steps; 0: as many as `epochs` needs.", ge=0, le=MOST)
     validation_share: float = Field(
         0.0,
         description="Share of the training rows held back (a fraction of 1; 0: none); the adapter with the lowest loss "
@@ -75,10 +75,13 @@ class TrainingConfig(Section):
         le=0.5,
     )
     validation_steps: int = Field(
-        0, description="Optimizer steps between two validations; 0: four validations an epoch.", ge=0
+        0, description="Optimizer steps between two validations; 0: four validations an epoch.", ge=0, le=MOST
     )
     patience: int = Field(
-        0, description="Training ends after this many validations in a row without a lower loss; 0: never.", ge=0
+        0,
+        description="Training ends after this many validations in a row without a lower loss; 0: never.",
+        ge=0,
+        le=MOST,
     )
     micro_batch_tokens: int = Field(
         0,

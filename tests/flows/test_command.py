@@ -68,6 +68,8 @@ from tests.tiny import write_jsonl
         (f"data: {{path: a}}\ntraining: {{seed: {'9' * 5000}}}", ["is not YAML", "4300 digits"]),
         ('data: {path: "a\\0b"}', ["data.path: 'a\\x00b' is wrong: it holds NUL"]),
         ('data: {path: a}\nformatting: {references: ["\\ud800"]}', ["formatting.references", "half a character"]),
+        ("data: {path: a}\nexecution: {train_timeout_minutes: 1e9}", ["less than or equal to 5256000"]),
+        ("data: {path: a}\nschedule: {min_new_rows: 1, max_age_days: 1e10}", ["less than or equal to 36500"]),
         ("data: {path: a}\nevaluation: {slices: [topic, topic]}", ["evaluation.slices", "topic is given twice"]),
     ],
 )
