@@ -57,7 +57,7 @@ class Kept:
         known = {digest: value for digest, value in rows if value is not None}
         digests = [_digest(ids) for ids in asked]
         missing = list({digest: n for n, digest in enumerate(digests) if digest not in known}.values())
-        self.report(f"{len(digests) - len(missing):,} of {len(digests):,} {_PLURAL[column]} were kept")
+        self.report(f"{_PLURAL[column]} kept before: {len(digests) - len(missing):,} of {len(digests):,}")
         if missing:
             new = {digests[n]: value for n, value in zip(missing, compute(missing), strict=True)}
             known |= new
