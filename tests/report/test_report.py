@@ -257,8 +257,7 @@ def test_second_call_finds_the_page(store: Path) -> None:
     file.write_text("kept")
     assert write_report(stages) == file
     assert file.read_text() == "kept"
-    decided = text_of(write_report(stages, "Kept v0006: v0007 is no better. (p = 2.4e-37)").read_text())
-    assert "(p = 2.4e\u201137)" in decided  # with a hyphen at which no line ends
+    decided = text_of(write_report(stages, "Kept v0006: v0007 is no better.").read_text())
     assert decided.index("Kept v0006: v0007 is no better.") < decided.index("Held-out loss")
     assert "Worse than the base:" not in decided  # the decision is the verdict
     shutil.rmtree(store.parent / "base")
