@@ -1,9 +1,12 @@
 """Scores are what the rows say, and the held-out rows are read as training read them."""
 
+import importlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -218,3 +221,9 @@ def test_a_prompt_with_another_answer_counts_unless_both_were_trained_on_it(tmp_
 def test_no_held_out_row_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no held-out row is left"):
         held_out(*tables(tmp_path, "train"), max_rows=0)
+
+
+@pytest.mark.parametrize("module", ["tasks.training.worker", "tasks.evaluation.worker", "tasks.promotion.clean_room"])
+def test_a_child_that_waits_for_its_job_imports_what_exists(module: str) -> None:
+    with mock.patch.dict(os.environ):
+        importlib.import_module(module).prepare()

@@ -47,7 +47,11 @@ def outcomes(summary: dict) -> list[str]:
 def test_a_run_leaves_every_artifact_and_a_second_run_reuses_it(
     config: Path, store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ahead: list[str] = []
+    monkeypatch.setattr("flows.retrain.gpus", lambda: 1)
+    monkeypatch.setattr("flows.retrain.start_ahead", lambda *modules: ahead.extend(modules))
     first = run(config)
+    assert ahead == ["tasks.training.worker", "tasks.evaluation.worker", "tasks.promotion.clean_room"]
     shown = capsys.readouterr().out
     assert first["verdict"] in shown and "the base" in first["verdict"]
     assert re.search(r"^Training loss \d\.\d+ → \d\.\d+ in 3 steps", shown, re.MULTILINE)
@@ -79,6 +83,7 @@ def test_a_run_leaves_every_artifact_and_a_second_run_reuses_it(
     again = run(config)
     assert outcomes(again) == ["reused"] * 6
     assert again["published"] == first["published"]
+    assert len(ahead) == 3  # nothing is started for results that exist
     assert again["promotion"]["sentence"].startswith("Kept v0001: it is the version in use since ")
 
     changed = run(config, "--training.learning_rate", "2e-2")
