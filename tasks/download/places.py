@@ -4,19 +4,18 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tasks.config import DataConfig, MixedSource
 from tasks.errors import UserError
 from tasks.process.failures import TRANSIENT_STATUS, causes, http_status, is_network_error
 from tasks.store.checked import content_digest
-from tasks.store.root import at_home
+from tasks.store.root import at_home, expanded
 from tasks.text import hide_secrets, public_url, visible
 
 TEXT = (".jsonl", ".json", ".csv")
@@ -177,7 +176,7 @@ def _is_data(where: str, pattern: str) -> bool:
     """Whether a file below a folder is data, and not a file that editors, notebooks or interrupted writers left."""
     name = where.lower()
     ending = max((e for e in ENDINGS if name.endswith(e)), key=len, default="")
-    asked = PurePath(os.path.expanduser(public_url(pattern))).parts  # noqa: PTH111
+    asked = expanded(public_url(pattern)).parts
     open_parts = [part for part in asked if re.search(r"[*?\[]", part)]
     below = [part for part in Path(where).parts if part not in asked]
     return (

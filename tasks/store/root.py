@@ -15,12 +15,17 @@ def at_home(path: str | Path, field: str) -> Path:
     """A path that may begin with ~. Raises UserError, which names the field, if no file can have this path."""
     if why := impossible(path):
         raise UserError(f"{field}: {str(path)[:100]!r} is no path: {why}.")
-    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises instead
+    return expanded(path)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that may begin with ~. That of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises for an unknown user
 
 
 def impossible(path: str | Path) -> str:
     """Why no file or folder of this machine can have a path; empty if one can."""
-    whole = os.path.expanduser(path)  # noqa: PTH111
+    whole = os.path.expanduser(path)  # noqa: PTH111  # as text, because Path makes "." of an empty one
     size = [len(part.encode("utf-8", "surrogatepass")) for part in (whole, *whole.split("/"))]
     if not whole.strip():
         return "it is empty"

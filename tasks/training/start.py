@@ -5,7 +5,6 @@ Only safetensors is read. The optimizer and the learning rate begin anew.
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tasks.store.artifact import check_folder
 from tasks.store.checked import content_digest
 from tasks.store.manifest import MANIFEST, DamagedArtifact
 from tasks.store.model import BaseModelRef
-from tasks.store.root import at_home
+from tasks.store.root import at_home, expanded
 
 CHAMPION = "champion"
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -154,7 +153,7 @@ def _other_base(settings: dict[str, Any], trained_on: str, model: BaseModelRef) 
     if trained_on:
         return "" if trained_on == model.digest else "its weights, configuration or tokenizer have another content"
     theirs, revision = str(settings.get("base_model_name_or_path") or ""), settings.get("revision") or ""
-    folders = [Path(os.path.expanduser(name)).absolute() for name in (theirs, model.source)]  # noqa: PTH111
+    folders = [expanded(name).absolute() for name in (theirs, model.source)]
     if theirs.lower() != model.source.lower() and (not theirs or folders[0] != folders[1]):
         return f"{theirs or 'it names none'}, not {model.source} (base_model_name_or_path in {SETTINGS})"
     if revision and model.revision and revision != model.revision:
